@@ -1,0 +1,280 @@
+"""What a bridge is told: frozen values, read from TOML or built in Python.
+
+A wrong file is refused whole: every fault is named at once, each with its place, the reason and the fix. Unknown keys
+are faults, because a misspelt limit is no limit. Secrets are given by reference (a file), never by value in the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import attrs
+import platformdirs
+
+from armorclaw.errors import ArmorclawError
+from armorclaw.structure import Fault, FaultError, Secret, Size, converter, structure
+
+RuntimeName = Literal["auto", "docker", "podman", "sandbox", "process"]
+
+MIB = 1024 * 1024
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` may name an agent, an account or a subscription; such names become file names."""
+    return _NAME.fullmatch(text) is not None
+
+
+def _check_name(text: str, what: str) -> None:
+    if not is_name(text):
+        raise FaultError(
+            f"{what} {text!r} is not a name",
+            "use 1 to 32 characters of a-z, 0-9, - and _, beginning with a letter or digit",
+        )
+
+
+def _positive(instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    if not value > 0:
+        raise FaultError(f"{value!r} is not above zero", f"give a positive {attribute.name}, or leave the key out")
+
+
+def _homeserver(instance: object, attribute: attrs.Attribute[Any], value: str) -> None:
+    try:
+        parts = urlsplit(value)
+        port_ok = parts.port is None or parts.port > 0
+    except ValueError:
+        raise FaultError(f"{value!r} is not a URL", 'write it as "https://matrix.example.org"') from None
+    plain = not (parts.query or parts.fragment or parts.username or parts.path.strip("/"))
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_ok or not plain:
+        raise FaultError(f"{value!r} is not the URL of a homeserver", 'write it as "https://matrix.example.org"')
+    if "example" in parts.hostname.split(".")[-2:]:
+        raise FaultError(f"{value!r} is the placeholder of the example", "write the URL of your own homeserver")
+
+
+def _rooms(instance: object, attribute: attrs.Attribute[Any], value: Sequence[str]) -> None:
+    for room in value:
+        if not re.fullmatch(r"[!#][^\s\x00-\x1f\x7f/?%]{1,254}", room):
+            raise FaultError(
+                f"{room!r} is neither a room id nor an alias",
+                'write "!opaque:server" (room settings, advanced) or "#alias:server"',
+            )
+
+
+def _env(instance: object, attribute: attrs.Attribute[Any], value: Mapping[str, str]) -> None:
+    for name in value:
+        if not _ENV_NAME.fullmatch(name):
+            raise FaultError(f"{name!r} is not the name of a variable", "use letters, digits and _")
+        if name.startswith("ARMORCLAW_"):
+            raise FaultError(f"{name} is the bridge's to set", "remove it")
+
+
+def _names(instance: object, attribute: attrs.Attribute[Any], value: Sequence[str]) -> None:
+    for text in value:
+        if not 0 < len(text) <= 128 or not text.isprintable():
+            raise FaultError(f"{text!r} is not the id of a key", "use 1 to 128 printable characters")
+
+
+def _default_state_dir() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/armorclaw")
+    return Path(platformdirs.user_state_dir("armorclaw"))
+
+
+def _default_runtime_dir() -> Path:
+    if os.geteuid() == 0:
+        return Path("/run/armorclaw")
+    return Path(platformdirs.user_runtime_dir("armorclaw"))
+
+
+@attrs.frozen
+class BridgeSection:
+    """Where the bridge keeps things, and what is true of all its agents.
+
+    `state_dir` holds the database and its key and must be the bridge's own; `runtime_dir` holds sockets. `socket` is
+    by default `<runtime_dir>/bridge.sock`. `uid_base` is the uid of the first agent, where the bridge may choose one.
+    """
+
+    state_dir: Path = attrs.field(factory=_default_state_dir)
+    runtime_dir: Path = attrs.field(factory=_default_runtime_dir)
+    socket: Path = attrs.field(default=attrs.Factory(lambda self: self.runtime_dir / "bridge.sock", takes_self=True))
+    key_file: Path = attrs.field(
+        default=attrs.Factory(lambda self: self.state_dir / "armorclaw.key", takes_self=True)
+    )
+    engine_socket: Path | None = None
+    uid_base: int = attrs.field(default=10001, validator=_positive)
+
+    @property
+    def database(self) -> Path:
+        return self.state_dir / "armorclaw.db"
+
+
+@attrs.frozen
+class Account:
+    """A Matrix account: where it lives and how to log in, by password or by token.
+
+    `user` may be `name`, `@name` or `@name:server`. In TOML the secrets are given by `password_file` and
+    `access_token_file`; a program may give a Secret. What a login brings is kept in the encrypted store, so
+    neither is needed again.
+    """
+
+    homeserver: str = attrs.field(validator=_homeserver)
+    user: str = attrs.field()
+    password: Secret | None = None
+    access_token: Secret | None = None
+    password_file: Path | None = None
+    access_token_file: Path | None = None
+    device_id: str | None = None
+    name: str = "main"
+
+    @user.validator
+    def _check_user(self, attribute: attrs.Attribute[str], value: str) -> None:
+        if not re.fullmatch(r"@?[^\s@:/]{1,255}(:[^\s@/]{1,255})?", value):
+            raise FaultError(f"{value!r} is not a Matrix user", 'write "name" or "@name:server"')
+
+    def find_password(self) -> Secret | None:
+        """The password given, or what its file holds. Raises config_invalid when the file cannot be read."""
+        return self.password or _secret_from(self.password_file, f"accounts.{self.name}.password_file")
+
+    def find_access_token(self) -> Secret | None:
+        """The access token given, or what its file holds. Raises config_invalid when the file cannot be read."""
+        return self.access_token or _secret_from(self.access_token_file, f"accounts.{self.name}.access_token_file")
+
+
+def _secret_from(path: Path | None, place: str) -> Secret | None:
+    if path is None:
+        return None
+    try:
+        return Secret(path.read_text(encoding="utf-8").strip())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ArmorclawError(
+            "config_invalid", f"{place}: cannot read {path}", why=reason or "", hint=f"chmod 0400 {path} and own it"
+        ) from error
+
+
+@attrs.frozen
+class AgentLimits:
+    """What one container may use at most: bytes of memory and of /tmp, cores, processes, open files."""
+
+    memory: Size = attrs.field(default=Size(512 * MIB), validator=_positive)
+    cpus: float = attrs.field(default=1.0, validator=_positive)
+    pids: int = attrs.field(default=128, validator=_positive)
+    files: int = attrs.field(default=1024, validator=_positive)
+    tmp: Size = attrs.field(default=Size(64 * MIB), validator=_positive)
+
+
+@attrs.frozen
+class Agent:
+    """One agent: what to run, where, and what it is granted.
+
+    `code` is a file or folder of the host, copied and mounted read-only at /agent; with it the default command is
+    `python3 /agent/main.py` (or the one file). `rooms` are the only rooms it hears and may write to; `keys` the only
+    secrets it is given. `ready_timeout` is how many seconds it has to say it is ready; 0 never demands it.
+    """
+
+    image: str | None = None
+    runtime: RuntimeName = "auto"
+    command: tuple[str, ...] = ()
+    code: Path | None = None
+    rooms: tuple[str, ...] = attrs.field(default=(), validator=_rooms)
+    keys: tuple[str, ...] = attrs.field(default=(), validator=_names)
+    account: str = "main"
+    env: Mapping[str, str] = attrs.field(factory=dict, validator=_env)
+    limits: AgentLimits = attrs.field(factory=AgentLimits)
+    uid: int | None = None
+    ready_timeout: float = 30.0
+    name: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        if not (self.command or self.code or self.image):
+            raise FaultError("there is nothing to run", "give an image, a command or code")
+        if self.runtime in ("docker", "podman") and self.image is None:
+            raise FaultError(
+                f'runtime "{self.runtime}" needs an image', 'add image = "…", or use runtime = "sandbox"'
+            )
+        if self.runtime in ("sandbox", "process") and self.image is not None:
+            raise FaultError(f'runtime "{self.runtime}" has no images', 'remove image, or use runtime = "docker"')
+
+
+@attrs.frozen
+class Config:
+    """Everything a bridge is told."""
+
+    bridge: BridgeSection = attrs.field(factory=BridgeSection)
+    accounts: Mapping[str, Account] = attrs.field(factory=dict)
+    agents: Mapping[str, Agent] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        # each entry carries its own name, so that it can travel alone
+        object.__setattr__(self, "accounts", _named(self.accounts))
+        object.__setattr__(self, "agents", _named(self.agents))
+
+    @classmethod
+    def load(cls, path: Path) -> Config:
+        """Read a TOML file; relative paths in it are relative to its folder.
+
+        Raises config_invalid with one line per fault.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            hint = "name an existing file: armorclaw run --config FILE"
+            raise ArmorclawError("config_invalid", f"cannot read {path}", why=reason or "", hint=hint) from error
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            hint = "mend the line; https://toml.io shows the syntax"
+            raise ArmorclawError("config_invalid", f"{path} is not TOML", why=str(error), hint=hint) from None
+        return cls.parse(data, source=str(path), folder=path.resolve().parent)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], *, source: str = "configuration", folder: Path | None = None) -> Config:
+        """Structure what TOML gave. Raises config_invalid naming every fault: place, reason, fix."""
+        faults: list[Fault] = []
+        config = structure(converter(folder or Path.cwd()), cls, data, "", faults)
+        faults += _faults_between(data)
+        if faults or config is None:
+            lines = [str(fault) for fault in faults]
+            raise ArmorclawError(
+                "config_invalid",
+                f"{source}: {len(lines)} fault{'s' if len(lines) > 1 else ''}",
+                why="\n  ".join(["", *lines]),
+                hint=f"mend {source} and try again",
+                faults=lines,
+            )
+        return config
+
+
+def _named(entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: attrs.evolve(entry, name=name) for name, entry in entries.items()}
+
+
+def _faults_between(data: Mapping[str, Any]) -> list[Fault]:
+    """What no single value can know: names of entries, and references from one to another."""
+    faults = []
+    tables = {section: data.get(section) for section in ("accounts", "agents")}
+    entries = {section: table if isinstance(table, Mapping) else {} for section, table in tables.items()}
+    for section, table in entries.items():
+        for name in table:
+            try:
+                _check_name(name, section[:-1])
+            except FaultError as fault:
+                faults.append(Fault(f"{section}.{name}", fault.why, fault.fix))
+    accounts = entries["accounts"]
+    for name, agent in entries["agents"].items():
+        if not isinstance(agent, Mapping) or not ("account" in agent or agent.get("rooms")):
+            continue
+        wanted = agent.get("account", "main")
+        if wanted not in accounts:
+            fix = f"add [accounts.{wanted}], or name one of: {', '.join(accounts) or 'none yet'}"
+            faults.append(Fault(f"agents.{name}.account", f"there is no account {wanted!r}", fix))
+    return faults

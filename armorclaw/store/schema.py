@@ -1,0 +1,104 @@
+"""The tables of the one database, as numbered migrations.
+
+Each migration runs once, in one transaction, in order. A migration that has been released is never edited: add the
+next number. Times are milliseconds since the epoch; JSON is ASCII text without spaces.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+
+@attrs.frozen
+class Migration:
+    """One step: `number` counts from 1 without gaps."""
+
+    number: int
+    title: str
+    sql: str
+
+
+_FIRST = """
+CREATE TABLE audit (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    hash BLOB NOT NULL,              -- SHA-256(previous hash ‖ body)
+    body BLOB NOT NULL               -- canonical JSON: {at_ms, kind, …}
+);
+CREATE TABLE keys (
+    id TEXT PRIMARY KEY,
+    provider TEXT NOT NULL,
+    token TEXT NOT NULL,
+    display_name TEXT NOT NULL,
+    created_at INTEGER NOT NULL,     -- seconds since the epoch, as its clients read it
+    expires_at INTEGER NOT NULL,     -- seconds since the epoch; 0 is never
+    tags TEXT                        -- JSON array, or NULL
+);
+CREATE TABLE agents (
+    name TEXT PRIMARY KEY,
+    number INTEGER NOT NULL UNIQUE,  -- its uid is the installation's base plus this
+    stopped INTEGER NOT NULL DEFAULT 0   -- 1: stopped by hand, and stays so
+);
+CREATE TABLE accounts (
+    name TEXT PRIMARY KEY,
+    homeserver TEXT NOT NULL,
+    user_id TEXT NOT NULL,
+    device_id TEXT NOT NULL,
+    access_token TEXT NOT NULL,
+    next_batch TEXT                  -- NULL until the first sync is journalled
+);
+CREATE TABLE rooms (
+    account TEXT NOT NULL,
+    room_id TEXT NOT NULL,
+    membership TEXT NOT NULL,        -- join, invite, leave
+    encrypted INTEGER NOT NULL,
+    PRIMARY KEY (account, room_id)
+) WITHOUT ROWID;
+CREATE TABLE journal (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,         -- ours, stable for dedupe
+    type TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    account TEXT,
+    agent TEXT,
+    room_id TEXT,
+    sender TEXT,
+    event_id TEXT,
+    content BLOB NOT NULL            -- JSON
+);
+CREATE UNIQUE INDEX journal_matrix ON journal (account, event_id) WHERE event_id IS NOT NULL;
+CREATE TABLE subscriptions (
+    owner TEXT NOT NULL,             -- an agent's name, or '' for the operator
+    name TEXT NOT NULL,
+    filter TEXT NOT NULL,            -- JSON
+    floor INTEGER NOT NULL,          -- everything up to here is acknowledged
+    PRIMARY KEY (owner, name)
+) WITHOUT ROWID;
+CREATE TABLE acks (
+    owner TEXT NOT NULL,
+    name TEXT NOT NULL,
+    seq INTEGER NOT NULL,            -- acknowledged, above the floor
+    PRIMARY KEY (owner, name, seq),
+    FOREIGN KEY (owner, name) REFERENCES subscriptions (owner, name) ON DELETE CASCADE
+) WITHOUT ROWID;
+CREATE TABLE outbox (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    delivery_id TEXT NOT NULL UNIQUE,
+    txn_id TEXT NOT NULL UNIQUE,     -- the Matrix transaction id of every attempt
+    account TEXT NOT NULL,
+    agent TEXT NOT NULL,             -- '' for the operator
+    idempotency_key TEXT,
+    room_id TEXT NOT NULL,
+    type TEXT NOT NULL,
+    content BLOB NOT NULL,           -- JSON
+    state TEXT NOT NULL,             -- queued, sent, failed
+    event_id TEXT,
+    reason TEXT,
+    created_ms INTEGER NOT NULL,
+    settled_ms INTEGER,
+    attempts INTEGER NOT NULL DEFAULT 0
+);
+CREATE UNIQUE INDEX outbox_idempotent ON outbox (agent, idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE INDEX outbox_waiting ON outbox (account, seq) WHERE state = 'queued';
+"""
+
+MIGRATIONS = (Migration(1, "the first schema", _FIRST),)

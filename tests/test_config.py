@@ -1,0 +1,176 @@
+"""Wrong configuration is refused whole, with place, reason and fix for every fault."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from armorclaw.config import Account, Agent, Config, is_name
+from armorclaw.errors import ArmorclawError
+from armorclaw.structure import Secret
+
+ACCOUNT = {"homeserver": "http://127.0.0.1:8008", "user": "@bot:localhost"}
+AGENT = {"command": ["python3", "-m", "agent"]}
+
+
+def faults(data: dict[str, Any]) -> list[str]:
+    with pytest.raises(ArmorclawError) as caught:
+        Config.parse(data)
+    assert caught.value.name == "config_invalid"
+    assert caught.value.kind.exit_status == 11
+    found: list[str] = caught.value.data["faults"]
+    assert all(" → " in fault for fault in found), "each fault says how to mend it"
+    return found
+
+
+def test_a_whole_file(tmp_path: Path) -> None:
+    file = tmp_path / "armorclaw.toml"
+    file.write_text(
+        """
+        [bridge]
+        state_dir = "state"
+        [accounts.main]
+        homeserver = "https://matrix.here.org"
+        user = "bot"
+        password_file = "password"
+        [agents.echo]
+        code = "echo"
+        rooms = ["!a:here.org", "#lobby:here.org"]
+        keys = ["openai-default"]
+        limits = { memory = "1g", cpus = 0.5 }
+        """
+    )
+    (tmp_path / "password").write_text("hush\n")
+    config = Config.load(file)
+    assert config.bridge.state_dir == tmp_path / "state"
+    assert config.bridge.key_file == tmp_path / "state" / "armorclaw.key"
+    agent = config.agents["echo"]
+    assert (agent.name, agent.code, agent.limits.memory) == ("echo", tmp_path / "echo", 1024**3)
+    assert config.accounts["main"].find_password() == Secret("hush")
+    assert config.accounts["main"].find_access_token() is None
+
+
+def test_every_fault_is_named_at_once() -> None:
+    found = faults(
+        {
+            "colour": "red",
+            "bridge": {"uid_base": "low"},
+            "accounts": {"main": {"homeserver": "ftp://x", "password": "hunter2"}, "Two!": ACCOUNT},
+            "agents": {
+                "a": {"runtime": "vm", "command": "x", "rooms": ["lobby"], "limits": {"memory": "lots", "pids": 0}},
+                "b": {},
+                "c": {**AGENT, "account": "other", "env": {"ARMORCLAW_SOCKET": "/x", "OK": "1"}},
+                "d": "text",
+            },
+        }
+    )
+    places = sorted(fault.split(":")[0] for fault in found)
+    assert places == sorted(
+        [
+            "colour",
+            "bridge.uid_base",
+            "accounts.main.homeserver",
+            "accounts.main.user",
+            "accounts.main.password",
+            "accounts.Two!",
+            "agents.a.runtime",
+            "agents.a.command",
+            "agents.a.rooms",
+            "agents.a.limits.memory",
+            "agents.a.limits.pids",
+            "agents.b",
+            "agents.c.account",
+            "agents.c.env",
+            "agents.d",
+        ]
+    )
+    assert "hunter2" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("agent", "word"),
+    [
+        ({"runtime": "docker", "command": ["x"]}, "image"),
+        ({"runtime": "sandbox", "image": "python:3", "command": ["x"]}, "images"),
+        ({"command": ["x\x00"]}, "NUL"),
+        ({"command": ["x"], "limits": {"cpus": True}}, "number"),
+        ({"command": ["x"], "limits": {"memory": -5}}, "above zero"),
+        ({"command": ["x"], "rooms": ["!a:b/../../login"]}, "room"),
+        ({"command": ["x"], "ready_timeout": "soon"}, "number"),
+    ],
+)
+def test_faults_of_an_agent(agent: dict[str, Any], word: str) -> None:
+    (fault,) = faults({"accounts": {"main": ACCOUNT}, "agents": {"a": agent}})
+    assert word in fault
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "matrix.org",
+        "ftp://a",
+        "http://",
+        "https://u:p@h",
+        "https://h/?q",
+        "https://h:99999",
+        "https://matrix.example",
+    ],
+)
+def test_a_homeserver_is_a_plain_url(url: str) -> None:
+    (fault,) = faults({"accounts": {"main": {**ACCOUNT, "homeserver": url}}})
+    assert fault.startswith("accounts.main.homeserver")
+
+
+@pytest.mark.parametrize("text", ["not toml =", "a = 1\na = 2", "\ufeff[bridge"])
+def test_what_is_not_toml(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    with pytest.raises(ArmorclawError) as caught:
+        Config.load(file)
+    assert len(caught.value.lines()) == 3
+
+
+def test_a_missing_file_and_a_missing_secret(tmp_path: Path) -> None:
+    with pytest.raises(ArmorclawError, match="cannot read"):
+        Config.load(tmp_path / "none.toml")
+    account = Account(**ACCOUNT, password_file=tmp_path / "none")
+    with pytest.raises(ArmorclawError, match="password_file"):
+        account.find_password()
+
+
+def test_secrets_do_not_show_themselves() -> None:
+    account = Account(**ACCOUNT, password=Secret("canary"))
+    assert "canary" not in f"{account!r} {account.password} {attrs.asdict(account)}"
+
+
+@pytest.mark.parametrize("name", ["", "A", "../x", "x/y", "a" * 33, "-a", "a b", "a\n", "ä"])
+def test_names_that_are_none(name: str) -> None:
+    assert not is_name(name)
+    assert any(fault.startswith("agents.") for fault in faults({"agents": {name: AGENT}}))
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["bridge", "accounts", "agents", "main", "homeserver", "command", "limits", "env", "x"]
+                ),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_no_data_makes_it_stumble(data: object) -> None:
+    if not isinstance(data, dict):
+        data = {"agents": data}
+    with contextlib.suppress(ArmorclawError):
+        assert all(isinstance(agent, Agent) for agent in Config.parse(data).agents.values())

@@ -1,0 +1,35 @@
+"""The one table of errors."""
+
+import pytest
+
+from armorclaw.errors import ERRORS, ArmorclawError
+
+
+def test_codes_are_unique() -> None:
+    codes = [kind.code for kind in ERRORS.values()]
+    assert len(set(codes)) == len(codes)
+
+
+def test_exit_statuses_are_those_of_the_table() -> None:
+    assert {kind.exit_status for kind in ERRORS.values()} <= {1, 2, 3, 4, 5, 6, 7, 8, 11, 14, 18, 70, 75}
+
+
+def test_what_a_person_reads() -> None:
+    error = ArmorclawError(
+        "image_missing", "no image python:3", why="the engine has none", hint="docker pull python:3"
+    )
+    assert error.lines() == ["no image python:3", "why: the engine has none", "hint: docker pull python:3"]
+    assert ArmorclawError("not_found", "no agent a").lines() == ["no agent a"]
+
+
+def test_what_a_client_reads() -> None:
+    error = ArmorclawError("queue_full", "the outbox of a is full", limit=10)
+    payload = error.payload()
+    assert payload["code"] == -32030
+    assert payload["message"] == "the outbox of a is full"
+    assert payload["data"] == {"name": "queue_full", "hint": "try again in a moment", "retryable": True, "limit": 10}
+
+
+def test_an_unknown_name_is_a_slip_of_ours() -> None:
+    with pytest.raises(KeyError):
+        ArmorclawError("no_such_error", "x")
