@@ -1,4 +1,4 @@
-"""The one encrypted SQLite database: what the bridge remembers, safe against kill -9, power loss and theft of the disk."""
+"""The one encrypted SQLite database: what the bridge remembers, safe from kill -9, power cuts and a stolen disk."""
 
 from armorclaw.store.connection import Connection, IntegrityError
 from armorclaw.store.database import Database

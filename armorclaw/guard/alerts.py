@@ -1,0 +1,56 @@
+"""Alerts: what a person should hear about. Each is a log line, an event and an audit record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+import structlog
+
+from armorclaw.errors import ArmorclawError
+from armorclaw.guard.audit import AuditLog
+from armorclaw.store import Connection
+
+log = structlog.get_logger(__name__)
+
+Severity = Literal["info", "warning", "error"]
+
+
+class EventSink(Protocol):
+    """Where events go: records one durably, runs `also` in the same transaction, then publishes it."""
+
+    async def __call__(
+        self,
+        type: str,  # noqa: A002 - the word of the wire
+        content: Mapping[str, Any],
+        *,
+        agent: str | None,
+        also: Callable[[Connection], object],
+    ) -> object: ...
+
+
+class Alerts:
+    """Raises alerts as events of type `alert`; whoever subscribes to them decides who is told, and how."""
+
+    def __init__(self, sink: EventSink, audit: AuditLog) -> None:
+        self._sink = sink
+        self._audit = audit
+
+    async def raise_alert(
+        self, name: str, severity: Severity, text: str, *, agent: str | None = None, **fields: Any
+    ) -> None:
+        """Tells of `name` (a stable word for programs) with `text` (a sentence for people) about `agent`.
+
+        The log line is written first and in any case. When the store cannot take the event, that is logged and not
+        raised: an alert about a full disk must not fail for the full disk. `fields` are JSON values without secrets.
+        """
+        getattr(log, severity)("alert", name=name, text=text, agent=agent, fields=fields)
+        content = {**fields, "name": name, "severity": severity, "text": text}
+
+        def record(db: Connection) -> None:
+            self._audit.append(db, "alert", agent=agent, **content)
+
+        try:
+            await self._sink("alert", content, agent=agent, also=record)
+        except ArmorclawError as error:
+            log.error("an alert reached the log only", name=name, why=str(error))
