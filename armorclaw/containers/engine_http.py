@@ -1,0 +1,337 @@
+"""The few calls of the Docker Engine API that we make, over the engine's Unix socket; Podman speaks the same API.
+
+Reference: https://docs.docker.com/reference/api/engine/ and, for Podman's half of it, its "compat" API. Only the
+verbs written here can be sent: no exec, no volumes, no networks, no pull. What the engine refuses is raised as
+`EngineFault`, to be named by who knows what was wanted; an engine that cannot be talked to is `engine_unreachable`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any, Self
+from urllib.parse import quote
+
+import attrs
+import httpx
+
+from armorclaw.errors import ArmorclawError
+
+OLDEST_API = "1.41"  # Docker 20.10 (Debian 12), Podman 4
+NEWEST_API = "1.47"
+CONNECT_SECONDS = 5.0
+CALL_SECONDS = 30.0  # an engine that takes longer to answer a plain call is not well
+START_SECONDS = 60.0  # start runs the container runtime: seconds on a busy machine
+IMPORT_SECONDS = 120.0
+STOP_EXTRA_SECONDS = 15.0  # past the grace, for the engine to kill and reap
+
+_CONTAINER = re.compile(r"[0-9a-zA-Z][0-9a-zA-Z_.-]{0,254}\Z")
+_IMAGE = re.compile(r"[0-9a-zA-Z][0-9a-zA-Z_.:/@-]{0,511}\Z")
+
+
+@attrs.frozen
+class EngineFault(Exception):  # noqa: N818 - it is the engine's refusal, mapped to an error by the caller
+    """The engine answered with an HTTP error.
+
+    Podman answers 500 where Docker has 409 or 400: look at the state of things after a fault, not at `status`.
+    """
+
+    status: int
+    message: str
+    method: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}: {self.status} {self.message}"
+
+
+@attrs.frozen
+class Version:
+    """What the engine says of itself, and the API version agreed on."""
+
+    kind: str  # "docker" or "podman"
+    engine: str
+    api: str
+
+
+class Engine:
+    """A client of one engine's socket. It holds no state of the engine: it serves on after the engine came back."""
+
+    def __init__(self, socket_path: str, client: httpx.AsyncClient, version: Version | None = None) -> None:
+        self.socket_path = socket_path
+        self._client = client
+        self._version = version
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, socket_path: str) -> AsyncIterator[Self]:
+        """Agree on an API version with the engine at `socket_path`, and hang up on leaving.
+
+        Raises `engine_unreachable`: no socket, no permission, no answer, or no API version in common.
+        """
+        # Each wait, log and event stream holds a connection for the life of a container: no ceiling for those.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=8)
+        transport = httpx.AsyncHTTPTransport(uds=socket_path, limits=limits, trust_env=False)
+        timeout = httpx.Timeout(CALL_SECONDS, connect=CONNECT_SECONDS)
+        async with httpx.AsyncClient(
+            transport=transport,
+            base_url="http://engine",
+            trust_env=False,
+            timeout=timeout,
+            headers={"Accept-Encoding": "identity"},
+        ) as client:
+            engine = cls(socket_path, client)
+            engine._version = _agree(await engine._json("GET", "/version"), socket_path)
+            yield engine
+
+    @property
+    def version(self) -> Version:
+        assert self._version is not None, "Engine.open() has not finished"
+        return self._version
+
+    # -- the engine
+
+    async def info(self) -> dict[str, Any]:
+        """GET /info: what this engine can do (security options, cgroup version, warnings)."""
+        return dict(await self._json("GET", "/info"))
+
+    # -- images
+
+    async def image(self, reference: str) -> dict[str, Any]:
+        """Inspect an image by name or id. EngineFault 404: there is none."""
+        return dict(await self._json("GET", _image_path(reference, "json")))
+
+    async def import_image(
+        self, tar: AsyncIterator[bytes], *, repository: str, tag: str, changes: Iterable[str] = ()
+    ) -> str:
+        """Make an image of a root file system, as `docker import` does; its id. `changes` are Dockerfile lines."""
+        params = [("fromSrc", "-"), ("repo", repository), ("tag", tag), *(("changes", line) for line in changes)]
+        path, headers = "/images/create", {"Content-Type": "application/x-tar"}
+        body = await self._call(
+            "POST", path, params=params, content=tar, headers=headers, timeout=_within(IMPORT_SECONDS)
+        )
+        said = [json.loads(line) for line in body.splitlines() if line.strip()]
+        for line in said:
+            if "error" in line:  # the status was 200 long before it failed
+                raise EngineFault(500, str(line["error"]), "POST", path)
+        ids = [line["status"] for line in said if str(line.get("status", "")).startswith("sha256:")]
+        return str(ids[-1] if ids else (await self.image(f"{repository}:{tag}"))["Id"])
+
+    async def remove_image(self, reference: str) -> None:
+        """Remove an image nothing uses."""
+        await self._call("DELETE", f"/images/{quote(reference, safe='/:@')}")
+
+    # -- containers
+
+    async def create(self, name: str, config: Mapping[str, Any]) -> tuple[str, list[str]]:
+        """POST /containers/create: the id, and what the engine warns that it left out."""
+        answer = dict(await self._json("POST", "/containers/create", params={"name": name}, json=config))
+        return str(answer["Id"]), [str(warning) for warning in answer.get("Warnings") or ()]
+
+    async def start(self, container: str) -> None:
+        """Start; started already is fine."""
+        await self._call("POST", _path(container, "start"), timeout=_within(START_SECONDS))
+
+    async def stop(self, container: str, grace: int) -> None:
+        """SIGTERM, after `grace` seconds SIGKILL; answers when it has ended. Ended already is fine."""
+        timeout = _within(grace + STOP_EXTRA_SECONDS)
+        await self._call("POST", _path(container, "stop"), params={"t": grace}, timeout=timeout)
+
+    async def kill(self, container: str, signal: str = "SIGKILL") -> None:
+        """Send a signal. A fault when it does not run (409 from Docker, 500 from Podman)."""
+        await self._call("POST", _path(container, "kill"), params={"signal": signal})
+
+    async def remove(self, container: str) -> None:
+        """Kill it if it runs, and remove it with its anonymous volumes."""
+        await self._call("DELETE", _path(container), params={"force": "true", "v": "true"})
+
+    async def inspect(self, container: str) -> dict[str, Any]:
+        """By id or name. EngineFault 404: there is none."""
+        return dict(await self._json("GET", _path(container, "json")))
+
+    async def containers(self, *labels: str) -> list[dict[str, Any]]:
+        """All containers, running or not, that carry every one of `labels` ("key=value")."""
+        params = {"all": "true", "filters": json.dumps({"label": labels})}
+        return list(await self._json("GET", "/containers/json", params=params))
+
+    @asynccontextmanager
+    async def waiting(self, container: str, condition: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+        """Inside the block the wait is registered with the engine; awaiting the value gives the exit status.
+
+        `condition` is "next-exit" for one that is not started yet ("not-running" would answer 0 at once) and
+        "not-running" for one that may have ended already. Open it outside the nursery of the task that reads it.
+        """
+        path = _path(container, "wait")
+        async with self._stream("POST", path, params={"condition": condition}) as response:
+
+            async def result() -> int:
+                body = await self._body(response, f"POST {path}")
+                try:
+                    return int(json.loads(body)["StatusCode"])
+                except (ValueError, KeyError, TypeError) as broken:
+                    # An engine that is shut down may end the stream after the head.
+                    raise self._unreachable(f"POST {path}", "it hung up without an exit status") from broken
+
+            yield result
+
+    async def logs(self, container: str, *, tail: int) -> list[tuple[int, bytes]]:
+        """The last `tail` lines it wrote so far, in pieces of (1 for stdout, 2 for stderr; bytes)."""
+        params: dict[str, str | int] = {"stdout": "1", "stderr": "1", "tail": tail}
+        return list(LogFrames().feed(await self._call("GET", _path(container, "logs"), params=params)))
+
+    # -- HTTP
+
+    async def _json(self, method: str, path: str, **request: Any) -> Any:
+        body = await self._call(method, path, **request)
+        try:
+            return json.loads(body)
+        except ValueError as broken:
+            why = "its answer is not JSON; is this a container engine?"
+            raise self._unreachable(f"{method} {path}", why) from broken
+
+    async def _call(self, method: str, path: str, **request: Any) -> bytes:
+        async with self._response(method, path, **request) as response:
+            return await self._body(response, f"{method} {path}")
+
+    @asynccontextmanager
+    async def _stream(self, method: str, path: str, **request: Any) -> AsyncIterator[httpx.Response]:
+        # Quiet is not dead: no read timeout, a cancel scope ends it.
+        timeout = httpx.Timeout(CALL_SECONDS, connect=CONNECT_SECONDS, read=None)
+        async with self._response(method, path, timeout=timeout, **request) as response:
+            yield response
+
+    @asynccontextmanager
+    async def _response(self, method: str, path: str, **request: Any) -> AsyncIterator[httpx.Response]:
+        """The answer once its head has come. Errors of the caller's block pass through as they are."""
+        call = f"{method} {path}"
+        async with AsyncExitStack() as stack:
+            with self._mapped(call):
+                asked = self._client.stream(method, self._url(path), **request)
+                response = await stack.enter_async_context(asked)
+            if response.status_code >= 400:
+                body = await self._body(response, call)
+                raise EngineFault(response.status_code, _message(body), method, path)
+            yield response
+
+    async def _body(self, response: httpx.Response, call: str) -> bytes:
+        with self._mapped(call):
+            return await response.aread()
+
+    def _url(self, path: str) -> str:
+        return f"/v{self._version.api}{path}" if self._version else path
+
+    @contextmanager
+    def _mapped(self, call: str) -> Iterator[None]:
+        """Name the transport's errors; every read of a stream is inside one, as reads happen in others' blocks."""
+        try:
+            yield
+        except httpx.TimeoutException as slow:
+            raise self._unreachable(call, "no answer in time") from slow
+        except httpx.TransportError as broken:
+            why, hint = _reason(broken)
+            raise self._unreachable(call, why, hint) from broken
+
+    def _unreachable(self, call: str, why: str, hint: str = "") -> ArmorclawError:
+        what = f"the container engine at {self.socket_path} does not serve {call}"
+        return ArmorclawError("engine_unreachable", what, why=why, hint=hint)
+
+
+class LogFrames:
+    """Takes apart the log stream of a container without a terminal, without I/O.
+
+    Each frame is [stream, 0, 0, 0][length, 4 bytes big-endian][bytes]; chunks may end anywhere in one. What has
+    come of a frame is given at once, so nothing is held back but an incomplete head.
+    """
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._stream = 0
+        self._left = 0
+
+    def feed(self, chunk: bytes) -> Iterator[tuple[int, bytes]]:
+        """The pieces (stream, bytes) that `chunk` completes or continues."""
+        at = 0
+        while at < len(chunk):
+            if self._left:
+                piece = chunk[at : at + self._left]
+                at += len(piece)
+                self._left -= len(piece)
+                yield self._stream, piece
+                continue
+            need = 8 - len(self._head)
+            self._head += chunk[at : at + need]
+            at += need
+            if len(self._head) == 8:
+                self._stream, self._left = self._head[0], int.from_bytes(self._head[4:], "big")
+                self._head = b""
+
+
+def _path(container: str, verb: str = "") -> str:
+    if not _CONTAINER.match(container):
+        raise ValueError(f"not a container's id or name: {container[:80]!r}")
+    return f"/containers/{container}/{verb}" if verb else f"/containers/{container}"
+
+
+def _image_path(reference: str, verb: str = "") -> str:
+    if not _IMAGE.match(reference) or ".." in reference:
+        raise EngineFault(404, f"not an image's name: {reference[:80]!r}", "", "/images")
+    return f"/images/{quote(reference, safe='/:@')}" + (f"/{verb}" if verb else "")
+
+
+def _within(seconds: float) -> httpx.Timeout:
+    return httpx.Timeout(CALL_SECONDS, connect=CONNECT_SECONDS, read=seconds)
+
+
+def _message(body: bytes) -> str:
+    try:
+        said = json.loads(body)
+        return str(said.get("message") or said["cause"])
+    except (ValueError, KeyError, AttributeError):
+        return body[:500].decode(errors="replace").strip() or "no reason given"
+
+
+def _reason(broken: BaseException) -> tuple[str, str]:
+    """Why, and what to do, from the OSError at the root of a transport error."""
+    number = None
+    cause: BaseException | None = broken
+    while cause is not None:
+        if isinstance(cause, OSError):
+            number = cause.errno
+        cause = cause.__cause__ or cause.__context__
+    if number == errno.ENOENT:
+        return "there is no such socket", ""
+    if number == errno.ECONNREFUSED:
+        return "nobody listens on that socket", ""
+    if number in (errno.EACCES, errno.EPERM):
+        return (
+            "this user may not connect to it",
+            "join the group that owns the socket (Docker: sudo usermod -aG docker $USER; it is as good as root)",
+        )
+    return str(broken) or "the connection broke", ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def _agree(answer: Any, socket_path: str) -> Version:
+    try:
+        newest, oldest = str(answer["ApiVersion"]), str(answer.get("MinAPIVersion") or "1.12")
+        agreed = min(newest, NEWEST_API, key=_numbers)
+        fits = _numbers(agreed) >= max(_numbers(OLDEST_API), _numbers(oldest))
+        engine = str(answer["Version"])
+        parts = [str(part.get("Name", "")).lower() for part in answer.get("Components") or ()]
+    except (KeyError, TypeError, ValueError, AttributeError) as broken:
+        what = f"what listens at {socket_path} is no container engine"
+        raise ArmorclawError("engine_unreachable", what, why="its /version is not understood") from broken
+    if not fits:
+        raise ArmorclawError(
+            "engine_unreachable",
+            f"the container engine at {socket_path} is not of an age that is supported",
+            why=f"it speaks API {oldest} to {newest}, armorclaw {OLDEST_API} to {NEWEST_API}",
+            hint="use Docker 20.10 or newer, or Podman 4 or newer",
+        )
+    return Version("podman" if any("podman" in part for part in parts) else "docker", engine, agreed)

@@ -1,0 +1,100 @@
+"""What the bridge asks of anything that can run an agent; engine, sandbox and process each implement it.
+
+One generation of an agent is one `launch` (or `adopt`)::
+
+    async with runtime.launch(spec) as running:      # created; its end cannot be missed from here on
+        await running.start()
+        end = await running.wait()
+                                                     # removed, however the block was left
+
+The caller opens its nursery inside the block, so that whatever waits on `running` ends before it is removed.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from armorclaw.containers.spec import ContainerSpec, Exit, Found
+
+
+class Peer(Protocol):
+    """Who is at the other end of a Unix socket, as the kernel told at connect (`rpc.unix.PeerCredentials` is one)."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def uid(self) -> int: ...
+
+
+class Running(Protocol):
+    """One container, from its creation to its removal."""
+
+    @property
+    def id(self) -> str:
+        """Of this generation alone: never used again for another."""
+        ...
+
+    async def start(self) -> None:
+        """Let it run. Of an adopted one nothing is asked. Raises `start_failed`, `engine_unreachable`."""
+        ...
+
+    async def wait(self) -> Exit:
+        """Until its main process has ended; any number of tasks may, and again after it ended or after a cancel.
+
+        Raises `engine_unreachable` when the engine is lost: that is no word about the agent, which may live on.
+        """
+        ...
+
+    def owns(self, peer: Peer) -> bool:
+        """Whether that process runs inside, under the agent's uid. Never blocks; in doubt False."""
+        ...
+
+    async def stop(self, grace: float) -> None:
+        """Ask it to end (SIGTERM), after `grace` seconds make it (SIGKILL); returns when it has.
+
+        Harmless if it has already.
+        """
+        ...
+
+
+class Runtime(Protocol):
+    """A way to run agents. Errors are ArmorclawError, by the names given at each call."""
+
+    @property
+    def kind(self) -> str:
+        """ "docker", "podman", "sandbox" or "process"."""
+        ...
+
+    @property
+    def survives(self) -> bool:
+        """Whether containers outlive a bridge that was killed."""
+        ...
+
+    async def check(self) -> str:
+        """One line of facts for people; raises `engine_unreachable` or `runtime_missing`, with the reason."""
+        ...
+
+    async def check_image(self, image: str) -> str:
+        """The image's id. Raises `image_missing` with the command that gets it; nothing is ever pulled from here."""
+        ...
+
+    def launch(self, spec: ContainerSpec) -> AbstractAsyncContextManager[Running]:
+        """Create it, not yet running; leaving removes it, also under cancellation, within 10 s.
+
+        Raises `image_missing`, `conflict` (the name is taken by something not ours), `engine_refused`,
+        `engine_unreachable`, `runtime_missing`.
+        """
+        ...
+
+    def adopt(self, found: Found) -> AbstractAsyncContextManager[Running]:
+        """Take over a survivor as it is; leaving removes it. Raises `container_not_found` when it is gone."""
+        ...
+
+    async def survivors(self, instance: str) -> list[Found]:
+        """What an earlier life of this installation's bridge left, running or not; [] where nothing survives."""
+        ...
+
+    async def discard(self, found: Found) -> None:
+        """Kill and remove a survivor; gone already is fine."""
+        ...
