@@ -6,7 +6,8 @@ whether trying again can help, and what to do next. Adapters map foreign errors 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -58,6 +59,7 @@ _ROWS = (
     ErrorKind("runtime_missing", -32023, 1, False, "install bubblewrap, Docker or Podman"),
     ErrorKind("start_failed", -32024, 1, True, ""),
     ErrorKind("queue_full", -32030, 75, True, "try again in a moment"),
+    ErrorKind("remote_failed", -32031, 1, False, ""),
     # at start, before there is a socket
     ErrorKind("daemon_unreachable", -32040, 3, True, "start it with: armorclaw run"),
     ErrorKind("socket_denied", -32041, 5, False, "run as the user that owns the bridge"),
@@ -106,3 +108,17 @@ class ArmorclawError(Exception):
         """The `error` member of a JSON-RPC reply."""
         data = {"name": self.name, "hint": self.hint, "retryable": self.kind.retryable, **self.data}
         return {"code": self.kind.code, "message": str(self), "data": data}
+
+
+@contextmanager
+def one_error() -> Iterator[None]:
+    """Put this around a nursery that is an implementation detail: a single error comes out as itself, ungrouped."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if isinstance(error, BaseExceptionGroup):
+            raise
+        raise error from error.__cause__

@@ -26,6 +26,7 @@ CONNECT_SECONDS = 5.0
 CALL_SECONDS = 30.0  # an engine that takes longer to answer a plain call is not well
 START_SECONDS = 60.0  # start runs the container runtime: seconds on a busy machine
 IMPORT_SECONDS = 120.0
+PULL_SECONDS = 600.0
 STOP_EXTRA_SECONDS = 15.0  # past the grace, for the engine to kill and reap
 
 _CONTAINER = re.compile(r"[0-9a-zA-Z][0-9a-zA-Z_.-]{0,254}\Z")
@@ -113,12 +114,15 @@ class Engine:
         body = await self._call(
             "POST", path, params=params, content=tar, headers=headers, timeout=_within(IMPORT_SECONDS)
         )
-        said = [json.loads(line) for line in body.splitlines() if line.strip()]
-        for line in said:
-            if "error" in line:  # the status was 200 long before it failed
-                raise EngineFault(500, str(line["error"]), "POST", path)
+        said = _progress(body, path)
         ids = [line["status"] for line in said if str(line.get("status", "")).startswith("sha256:")]
         return str(ids[-1] if ids else (await self.image(f"{repository}:{tag}"))["Id"])
+
+    async def pull(self, reference: str) -> None:
+        """Fetch an image from its registry; only ever because a person asked for it. EngineFault: it could not."""
+        name, _, tag = reference.rpartition(":")
+        path, params = "/images/create", {"fromImage": name, "tag": tag}
+        _progress(await self._call("POST", path, params=params, timeout=_within(PULL_SECONDS)), path)
 
     async def remove_image(self, reference: str) -> None:
         """Remove an image nothing uses."""
@@ -267,6 +271,15 @@ class LogFrames:
             if len(self._head) == 8:
                 self._stream, self._left = self._head[0], int.from_bytes(self._head[4:], "big")
                 self._head = b""
+
+
+def _progress(body: bytes, path: str) -> list[dict[str, Any]]:
+    """The lines an engine says while it works; EngineFault if one is an error, as the status was 200 long before."""
+    said = [json.loads(line) for line in body.splitlines() if line.strip()]
+    for line in said:
+        if "error" in line:
+            raise EngineFault(500, str(line["error"]), "POST", path)
+    return said
 
 
 def _path(container: str, verb: str = "") -> str:

@@ -1,1 +1,1 @@
-
+"""What leaves the bridge, and what became of it."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import attrs
 
 from armorclaw.guard.keystore import KeyInfo, KeyStore
-from armorclaw.rpc.registry import Call, Registry, Role
+from armorclaw.rpc.peer import Call
+from armorclaw.rpc.registry import Registry, Role
 
 
 @attrs.frozen
@@ -70,7 +71,9 @@ def register(registry: Registry, keystore: KeyStore) -> None:
     """Adds store_key, list_keys and get_key, for the operator only: agents are handed their keys once, sealed."""
     operator = {Role.OPERATOR}
 
-    @registry.method("store_key", params=StoreKey, result=KeyStored, roles=operator, doc="Store a key, or replace it.")
+    @registry.method(
+        "store_key", params=StoreKey, result=KeyStored, roles=operator, doc="Store a key, or replace it."
+    )
     async def store_key(call: Call, params: StoreKey) -> KeyStored:
         info = await keystore.store(
             id=params.id,

@@ -1,1 +1,139 @@
-"""The pytest plugin: real parts as fixtures. Nothing heavy is imported until a fixture is used."""
+"""The pytest plugin: real parts as fixtures. Nothing heavy is imported until a fixture is used.
+
+| fixture       | what it is                                                                                    |
+|---------------|-----------------------------------------------------------------------------------------------|
+| `homeserver`  | a real Synapse, one per test run, also under pytest-xdist                                       |
+| `matrix_user` | factory: `matrix_user("alice")` registers and logs in a person of that name and a fresh suffix  |
+| `bridge`      | a bridge logged in to it: in a Trio test the `Bridge` itself, else a handle on a daemon         |
+| `agent`       | factory: `agent(function or script, rooms=[…])` starts one and returns when it is ready         |
+
+In a Trio test (pytest-trio) `await agent(…)` takes an `async def` function and runs it in the test's own process;
+elsewhere the function, or the script, runs in a sandbox.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from armorclaw.testing.handles import AgentFactory, BridgeProcess
+    from armorclaw.testing.homeserver import Homeserver
+    from armorclaw.testing.person import Person
+
+
+def missing(what: str, command: str) -> None:
+    """A part that this machine lacks: a skip with the command that installs it, or a failure where all is required."""
+    text = f"{what} is missing here; install it with: {command}"
+    if os.environ.get("ARMORCLAW_REQUIRE_ALL") == "1":
+        pytest.fail(text, pytrace=False)
+    pytest.skip(text)
+
+
+@pytest.fixture(scope="session")
+def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
+    """A real Synapse on loopback, shared by the whole test run and all its processes."""
+    from armorclaw.errors import ArmorclawError
+    from armorclaw.testing.keeper import shared_homeserver
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    try:
+        with shared_homeserver(shared / "armorclaw-homeserver") as running:
+            yield running
+    except ArmorclawError as error:
+        if "no Synapse" not in str(error):
+            raise
+        missing("Synapse", "pip install 'armorclaw[test]'")
+
+
+@pytest.fixture
+def matrix_user(homeserver: Homeserver) -> Iterator[Callable[[str], Person]]:
+    """Factory: a registered, logged-in person; the same name gives somebody new each time."""
+    from armorclaw.testing.handles import new_person
+
+    people: list[Person] = []
+
+    def make(name: str = "alice") -> Person:
+        people.append(new_person(homeserver, name))
+        return people[-1]
+
+    yield make
+    for person in people:
+        person.close()
+
+
+@pytest.fixture
+def armorclaw_folder() -> Iterator[Path]:
+    """A short path that agents of other uids may pass through, which pytest's own tmp_path is not."""
+    import shutil
+
+    folder = Path(tempfile.mkdtemp(prefix="armorclaw-", dir="/tmp"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def bridge(request: pytest.FixtureRequest) -> Any:
+    """A bridge with one Matrix account: a `Bridge` in a Trio test, a `BridgeProcess` in any other."""
+    return request.getfixturevalue("armorclaw_trio_bridge" if _on_trio(request) else "armorclaw_bridge_process")
+
+
+@pytest.fixture
+def agent(request: pytest.FixtureRequest) -> Any:
+    """Factory of agents of `bridge`; to be awaited in a Trio test."""
+    return request.getfixturevalue("armorclaw_trio_agent" if _on_trio(request) else "armorclaw_agent_factory")
+
+
+def _on_trio(request: pytest.FixtureRequest) -> bool:
+    return inspect.iscoroutinefunction(getattr(request, "function", None))
+
+
+@pytest.fixture
+def armorclaw_bridge_process(homeserver: Homeserver, armorclaw_folder: Path) -> Iterator[BridgeProcess]:
+    """The daemon in a process of its own, with synchronous calls."""
+    from armorclaw.testing.handles import BridgeProcess
+
+    with BridgeProcess.for_homeserver(homeserver, armorclaw_folder) as running:
+        yield running
+
+
+@pytest.fixture
+def armorclaw_agent_factory(armorclaw_bridge_process: BridgeProcess) -> AgentFactory:
+    """Starts agents of the daemon, in a sandbox unless told otherwise."""
+    from armorclaw.testing.handles import AgentFactory
+
+    return AgentFactory(armorclaw_bridge_process, missing)
+
+
+@pytest.fixture
+async def armorclaw_trio_bridge(homeserver: Homeserver, armorclaw_folder: Path) -> AsyncIterator[Any]:
+    """The bridge in the test's own Trio loop."""
+    from armorclaw.bridge import open_bridge
+    from armorclaw.testing.handles import config_for
+
+    async with open_bridge(config_for(homeserver, armorclaw_folder)) as running:
+        await running.until_connected()
+        yield running
+
+
+@pytest.fixture
+async def armorclaw_trio_agent(armorclaw_trio_bridge: Any, nursery: Any) -> Any:
+    """Attaches `async def` functions as agents of the bridge."""
+
+    async def attach(function: Any, *, rooms: list[str], name: str = "") -> Any:
+        attached = armorclaw_trio_bridge.attach(name or function.__name__.replace("_", "-"), rooms=rooms)
+        attached.on_message(function)
+        await nursery.start(attached.run)
+        return attached
+
+    return attach

@@ -1,0 +1,5 @@
+"""`python -m armorclaw` is the command line."""
+
+from armorclaw.cli import main
+
+main()

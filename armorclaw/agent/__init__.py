@@ -1,0 +1,49 @@
+"""What an agent is written with: standard library only, Python 3.9 or newer.
+
+Ten lines make an agent:
+
+    from armorclaw.agent import Agent
+
+    agent = Agent()
+
+    @agent.on_message
+    def reply(msg):
+        msg.reply("echo: " + msg.body)
+
+    agent.run()
+
+`AsyncAgent` is the same for asyncio. The bridge mounts this package into any image that has a Python; what it sets
+up there, and the wire for agents in other languages, is in docs/agent.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from armorclaw.agent.agent import Agent
+from armorclaw.agent.errors import AgentError
+from armorclaw.agent.messages import AsyncMessage, Delivery, Event, Message
+from armorclaw.agent.secrets import Secret, Secrets
+
+if TYPE_CHECKING:
+    from armorclaw.agent.aio import AsyncAgent
+
+__all__ = [
+    "Agent",
+    "AgentError",
+    "AsyncAgent",
+    "AsyncMessage",
+    "Delivery",
+    "Event",
+    "Message",
+    "Secret",
+    "Secrets",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "AsyncAgent":  # asyncio doubles the time and memory a small agent takes to start
+        from armorclaw.agent.aio import AsyncAgent
+
+        return AsyncAgent
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

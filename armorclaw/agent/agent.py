@@ -1,0 +1,189 @@
+"""The blocking agent: plain functions, called from a few threads.
+
+Ten lines make one:
+
+    from armorclaw.agent import Agent
+
+    agent = Agent()
+
+    @agent.on_message
+    def reply(msg):
+        msg.reply("echo: " + msg.body)
+
+    agent.run()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Optional
+
+from armorclaw.agent.base import STOP_GRACE, BaseAgent, retry_ms, say, send_params, socket_from_environment
+from armorclaw.agent.errors import AgentError
+from armorclaw.agent.lanes import Lanes
+from armorclaw.agent.link import Link
+from armorclaw.agent.messages import Delivery, Message
+from armorclaw.agent.secrets import harden_process
+from armorclaw.agent.session import Session
+
+
+class Agent(BaseAgent):
+    """An agent whose handlers are plain functions.
+
+    Messages of one room are handled in order, those of different rooms at the same time, by at most `workers`
+    threads. `socket` is the bridge's socket; left out, it is what ARMORCLAW_SOCKET names.
+    """
+
+    def __init__(self, socket: Optional[str] = None, *, workers: int = 8) -> None:
+        super().__init__(socket)
+        if workers < 1:
+            raise ValueError("an agent needs at least one worker")
+        self._max_workers = workers
+        self._link: Optional[Link] = None
+        self._changed = threading.Condition()  # over the four below
+        self._lanes: Lanes[Message] = Lanes()
+        self._workers: list[threading.Thread] = []
+        self._idle = 0
+        self._closed = False
+        self._stop_asked = False
+
+    def run(self) -> None:
+        """Serve until the bridge, SIGTERM, SIGINT or `stop` asks for the end; then return.
+
+        Handlers that run at that moment get 4 seconds to finish. In the main thread of a program the bridge started
+        (no `socket` given), the process is first sealed off: no core files, no debugger. Raises AgentError when the
+        bridge refuses this agent for good; a bridge that is away is waited for. Ends the program with status 3 when
+        there is no bridge to talk to.
+        """
+        path = self._socket or socket_from_environment()
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and self._socket is None:
+            harden_process()
+        self._session = Session(say=say)
+        with Link(path, self._session) as link:
+            self._link = link
+            with stop_signals(self.stop, link) if in_main else contextlib.nullcontext():
+                try:
+                    self._serve(link)
+                finally:
+                    self._dismiss()
+
+    def stop(self) -> None:
+        """Ask `run` to end. From any thread, a handler or a signal handler."""
+        self._stop_asked = True
+        if self._link is not None:
+            self._link.wake()
+
+    def send(
+        self,
+        room_id: str,
+        text: str,
+        msgtype: str = "m.text",
+        *,
+        content: Optional[dict[str, Any]] = None,
+        idempotency_key: Optional[str] = None,
+    ) -> Delivery:
+        """Write to a room. Two calls with the same `idempotency_key` make one message; without it, each makes one.
+
+        `content` adds members to the content of the Matrix event. Raises AgentError when the bridge refuses.
+        """
+        return self.send_params(send_params(room_id, text, msgtype, content, idempotency_key))
+
+    def send_params(self, params: dict[str, Any]) -> Delivery:
+        """As matrix.send has them. With an idempotency key it is sent again when the bridge went away meanwhile."""
+        result = self._running().call("matrix.send", params, resend="idempotency_key" in params)
+        return Delivery.from_result(result)
+
+    def call(self, method: str, /, **params: Any) -> Any:
+        """Any method of the bridge (docs/protocol.md). Returns its result; raises AgentError for an error."""
+        return self._running().call(method, params)
+
+    def _running(self) -> Link:
+        if self._link is None:
+            raise AgentError(-32002, "unavailable", "the agent does not run yet", "call agent.run() first")
+        return self._link
+
+    # the thread of run()
+
+    def _serve(self, link: Link) -> None:
+        while not (self._stop_asked or link.session.stopping):
+            for wire in link.turn():
+                self._accept(Message(wire, self))
+        until = time.monotonic() + STOP_GRACE
+        with self._changed:
+            self._lanes.clear()  # not begun: the bridge has them still
+        while self._lanes.out or not link.quiet():
+            left = until - time.monotonic()
+            if left <= 0:
+                say(f"{self._lanes.out} handlers did not finish within {STOP_GRACE:g} s")
+                return
+            link.turn(left)
+
+    def _accept(self, message: Message) -> None:
+        with self._changed:
+            self._lanes.put(message.room_id, message)
+            if self._idle:
+                self._idle -= 1  # counted here, not when it wakes: the next message must not rely on it as well
+                self._changed.notify()
+            elif len(self._workers) < self._max_workers:
+                # a handler that never ends must not keep the process from ending, hence daemon
+                worker = threading.Thread(target=self._work, name="armorclaw-worker", daemon=True)
+                self._workers.append(worker)
+                worker.start()
+
+    def _dismiss(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    # the threads of the handlers
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                message = self._lanes.take()
+                while message is None:
+                    if self._closed:
+                        return
+                    self._idle += 1
+                    self._changed.wait()
+                    message = self._lanes.take()
+            self._handle(message)
+
+    def _handle(self, message: Message) -> None:
+        link = self._running()
+        handler = self._handlers.get(message.type)
+        retry: Optional[int] = None
+        try:
+            if handler is not None:
+                handler(message)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the bridge must learn of it
+            self._failed(message, error)
+            retry = retry_ms(message.redelivered)
+        link.finished(message.key, retry_ms=retry)
+        with self._changed:
+            self._lanes.done(message.room_id)
+        if self._stop_asked or link.session.stopping:
+            link.wake()
+
+
+@contextlib.contextmanager
+def stop_signals(stop: Callable[[], object], link: Link) -> Iterator[None]:
+    """SIGTERM and SIGINT call `stop` for the time of the block.
+
+    A second one changes nothing: the end is bounded anyway, and a wrapper and a terminal often both send one.
+    """
+    before: dict[int, Any] = {}
+    old_wakeup = signal.set_wakeup_fd(link.wake_fd, warn_on_full_buffer=False)
+    for term in (signal.SIGTERM, signal.SIGINT):
+        before[term] = signal.signal(term, lambda number, frame: stop())
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+        signal.set_wakeup_fd(old_wakeup)

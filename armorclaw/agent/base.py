@@ -1,0 +1,104 @@
+"""What the blocking and the asyncio agent have in common: handlers, names, secrets."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Optional, TypeVar
+
+from armorclaw.agent.errors import AgentError
+from armorclaw.agent.secrets import Secret, Secrets
+from armorclaw.agent.session import Session
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+STOP_GRACE = 4.0  # seconds for handlers that run when we are asked to stop; the bridge allows 5
+MAX_RETRY_MS = 60_000
+
+
+class BaseAgent:
+    """The handlers of an agent, and what the environment and the bridge told it."""
+
+    def __init__(self, socket: Optional[str] = None) -> None:
+        self._socket = socket
+        self._handlers: dict[str, Callable[[Any], Any]] = {}
+        self._session: Optional[Session] = None
+
+    @property
+    def name(self) -> str:
+        """What the bridge calls this agent."""
+        return os.environ.get("ARMORCLAW_AGENT", "")
+
+    @property
+    def room(self) -> str:
+        """The first room this agent is granted; empty when it is granted none."""
+        return os.environ.get("ARMORCLAW_MATRIX_ROOM", "")
+
+    @property
+    def secrets(self) -> Secrets:
+        """The keys given to this agent, by id. There once the agent runs; raises AgentError before."""
+        if self._session is None or self._session.secrets is None:
+            raise AgentError(-32002, "unavailable", "secrets come when the agent runs", "use them in a handler")
+        return self._session.secrets
+
+    def secret(self, key_id: str) -> Secret:
+        """One key. Raises KeyError, naming those there are, when it was not given."""
+        return self.secrets[key_id]
+
+    def on_message(self, handler: Handler) -> Handler:
+        """Decorator: call the function with each message of the rooms granted (`m.room.message`).
+
+        Returning acknowledges the message; raising prints the traceback and has the message come again, later.
+        """
+        return self.on_event("m.room.message")(handler)
+
+    def on_event(self, event_type: str) -> Callable[[Handler], Handler]:
+        """Decorator: call the function with each event of a type. What has no handler is acknowledged."""
+
+        def register(handler: Handler) -> Handler:
+            if event_type in self._handlers:
+                raise ValueError(f"{event_type} has a handler already: {self._handlers[event_type]!r}")
+            self._handlers[event_type] = handler
+            return handler
+
+        return register
+
+    def _failed(self, event: Any, error: BaseException) -> None:
+        """Tell whoever reads the log of the container why an event was not handled."""
+        import traceback  # it costs some milliseconds of every start, and mostly is not needed
+
+        say(f"the handler of {event!r} failed; it will come again")
+        traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
+
+
+def retry_ms(redelivered: int) -> int:
+    """Milliseconds until an event whose handler failed should come again: 1 s, doubled each time, at most 60 s."""
+    return min(MAX_RETRY_MS, 1000 << min(redelivered, 10))
+
+
+def send_params(
+    room_id: str, text: str, msgtype: str, content: Optional[dict[str, Any]], idempotency_key: Optional[str]
+) -> dict[str, Any]:
+    """The parameters of matrix.send; what is not given is left out."""
+    params: dict[str, Any] = {"room_id": room_id, "message": text, "msgtype": msgtype}
+    if content:
+        params["content"] = content
+    if idempotency_key is not None:
+        params["idempotency_key"] = idempotency_key
+    return params
+
+
+def socket_from_environment() -> str:
+    """The path of the bridge's socket, or a word to the user and exit status 3."""
+    path = os.environ.get("ARMORCLAW_SOCKET")
+    if path:
+        return path
+    print("armorclaw: ARMORCLAW_SOCKET is not set, so there is no bridge to talk to", file=sys.stderr)
+    print("hint: a bridge starts agents; declare this one in its configuration, then: armorclaw run", file=sys.stderr)
+    raise SystemExit(3)
+
+
+def say(text: str) -> None:
+    """A line for whoever reads the log of the container."""
+    print(f"armorclaw: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,186 @@
+"""`python -m armorclaw.agent exec`: any program becomes an agent.
+
+The wrapper talks to the bridge in the program's stead: takes the secrets and hands them on in a sealed file in
+memory, says that the agent is ready, answers pings, passes signals on, reaps orphans, and ends with the program's
+status. With --per-message it also receives: the program is run once for each message, reads it from standard input,
+and what it prints is the answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Optional
+
+from armorclaw.agent.agent import Agent
+from armorclaw.agent.base import say, socket_from_environment
+from armorclaw.agent.children import Child, Children
+from armorclaw.agent.errors import AgentError
+from armorclaw.agent.link import Link
+from armorclaw.agent.messages import Message
+from armorclaw.agent.secrets import Secrets, harden_process, sealed_memfd, secrets_file
+from armorclaw.agent.session import Session
+
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_MAX_ANSWER = 65_536  # bytes of standard output that become a message: what a Matrix event may have
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """The exit status: the program's; 126 or 127 when it cannot be started; 3 without a bridge; 1 when refused."""
+    options = _parse(arguments)
+    path = socket_from_environment()
+    harden_process()
+    try:
+        if options.per_message:
+            return _PerMessage(path, options.command, options.env_keys).serve()
+        return _run_once(path, options.command, options.env_keys)
+    except AgentError as error:
+        say(str(error))
+        return 1
+    except FileNotFoundError:
+        say(f"{options.command[0]}: no such program")
+        return 127
+    except PermissionError:
+        say(f"{options.command[0]}: may not be run")
+        return 126
+
+
+def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m armorclaw.agent", description="Run a program as an agent.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="exec")
+    verb = verbs.add_parser("exec", help="run a program as an agent", description=__doc__)
+    verb.add_argument("--per-message", action="store_true", help="run it once per message: stdin to stdout")
+    verb.add_argument("--env-keys", action="store_true", help="also set PROVIDER_API_KEY in its environment")
+    verb.add_argument("command", nargs="+", metavar="CMD", help="the program and its arguments, after --")
+    return parser.parse_args(arguments)
+
+
+@contextlib.contextmanager
+def _secrets_for(secrets: Secrets, env_keys: bool) -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
+    """The environment of a child, and the descriptors it inherits, for the time it takes to start it."""
+    env = dict(os.environ)
+    if secrets.payload is None:
+        yield env, ()
+        return
+    # a file for each child: what inherits one descriptor also shares its position
+    fd = sealed_memfd(secrets_file(secrets))
+    try:
+        env["ARMORCLAW_SECRETS_FD"] = str(fd)
+        env["ARMORCLAW_SECRETS_PATH"] = f"/proc/self/fd/{fd}"
+        if env_keys:
+            for key in secrets.values():
+                env.setdefault("ARMORCLAW_PROVIDER", key.provider)
+                env.setdefault(key.env_name, key.token)
+        yield env, (fd,)
+    finally:
+        os.close(fd)
+
+
+# one program for the life of the agent
+
+
+def _run_once(path: str, command: Sequence[str], env_keys: bool) -> int:
+    session = Session(subscribe=False, say=say)
+    pending: list[int] = []  # signals to pass on
+    with Link(path, session) as link, _signals(pending, link):
+        while session.secrets is None:
+            link.turn()
+            if pending:
+                return 128 + pending[0]
+        children = Children(link.wake)
+        with _secrets_for(session.secrets, env_keys) as (env, fds):
+            child = children.spawn(command, env, pass_fds=fds)
+        told = False
+        while child.status is None:
+            link.turn()
+            if session.stopping and not told:
+                told = True
+                pending.append(signal.SIGTERM)
+            while pending:
+                children.signal_all(pending.pop(0))
+        return child.status
+
+
+@contextlib.contextmanager
+def _signals(pending: list[int], link: Link) -> Iterator[None]:
+    """Note signals for the loop instead of obeying them. The process is ours and ends with the block."""
+    signal.set_wakeup_fd(link.wake_fd, warn_on_full_buffer=False)
+    for number in _PASSED_ON:
+        signal.signal(number, lambda number, frame: pending.append(number))
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+
+
+# one program per message
+
+
+class _ProgramError(Exception):
+    """The program did not succeed; its own words are on standard error already."""
+
+
+class _PerMessage(Agent):
+    def __init__(self, path: str, command: Sequence[str], env_keys: bool) -> None:
+        super().__init__()
+        self._path = path
+        self._command = command
+        self._env_keys = env_keys
+        self._children = Children(lambda: None)
+        self.on_message(self._answer)
+
+    def serve(self) -> int:
+        try:
+            self.run()
+        finally:
+            self._children.signal_all(signal.SIGKILL)  # those that did not finish in time
+        return 0
+
+    def _answer(self, message: Message) -> None:
+        status, output = self._converse(message)
+        if status:
+            raise _ProgramError(f"{self._command[0]} ended with status {status}")
+        if len(output) > _MAX_ANSWER:
+            raise _ProgramError(f"{self._command[0]} printed more than {_MAX_ANSWER} bytes")
+        text = output.decode("utf-8", "replace").rstrip("\n")
+        if text:
+            message.reply(text)
+
+    def _converse(self, message: Message) -> tuple[int, bytes]:
+        """Run the program on the body of a message: its status and what it printed."""
+        body = os.memfd_create("message", os.MFD_CLOEXEC)  # a file, not a pipe: nobody has to feed it
+        try:
+            os.pwrite(body, message.body.encode("utf-8", "surrogatepass"), 0)
+            with _secrets_for(self.secrets, self._env_keys) as (env, fds):
+                env.update(_facts(message))
+                child = self._children.spawn(self._command, env, pass_fds=fds, stdin=body, stdout=subprocess.PIPE)
+        finally:
+            os.close(body)
+        return _gather(child)
+
+    def _failed(self, event: Any, error: BaseException) -> None:
+        if isinstance(error, (_ProgramError, OSError, AgentError)):
+            say(f"{error}; {event!r} will come again")
+        else:
+            super()._failed(event, error)
+
+
+def _gather(child: Child) -> tuple[int, bytes]:
+    with child.stdout as stream:
+        output = stream.read(_MAX_ANSWER + 1)
+        while stream.read(_MAX_ANSWER):
+            pass  # read on, or the program would wait for us for ever
+    return child.wait(), output
+
+
+def _facts(message: Message) -> Mapping[str, str]:
+    """What a program may want to know of a message beside its body."""
+    return {
+        "ARMORCLAW_ROOM_ID": message.room_id,
+        "ARMORCLAW_SENDER": message.sender,
+        "ARMORCLAW_EVENT_ID": message.event_id,
+    }

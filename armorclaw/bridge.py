@@ -1,0 +1,296 @@
+"""The composition root: from a configuration to a running tree of children. Only this module knows everybody.
+
+bridge (rest for one: started top to bottom, stopped bottom to top)
+├─ store       the database and its writer thread
+├─ features    (one for one)
+│  ├─ matrix       one session per account
+│  └─ containers   one generation per agent
+└─ listeners   (one for one)
+   └─ socket       bridge.sock, for operators
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import attrs
+import structlog
+import trio
+
+from armorclaw._version import __version__
+from armorclaw.attached import AttachedAgent
+from armorclaw.clock import Surroundings
+from armorclaw.config import Config, is_name
+from armorclaw.containers.fleet import Fleet, Services
+from armorclaw.containers.methods import register as register_containers
+from armorclaw.containers.runtimes import Runtimes
+from armorclaw.delivery.outbox import Outbox
+from armorclaw.errors import ArmorclawError, one_error
+from armorclaw.events import Event, Journal
+from armorclaw.events.methods import hears
+from armorclaw.events.methods import register as register_events
+from armorclaw.events.subscriptions import Subscriptions
+from armorclaw.guard.alerts import Alerts
+from armorclaw.guard.audit import AuditLog
+from armorclaw.guard.grants import Grants
+from armorclaw.guard.keystore import KeyStore
+from armorclaw.guard.methods import register as register_guard
+from armorclaw.matrix.accounts import Accounts
+from armorclaw.matrix.methods import MatrixMethods
+from armorclaw.rpc.local import call_local
+from armorclaw.rpc.registry import Registry, Role
+from armorclaw.rpc.unix import bind_unix, serve_unix
+from armorclaw.store import Connection, Database
+from armorclaw.store.keyfile import load_or_create_key
+from armorclaw.supervision import ChildSpec, ChildStartFailed, RestartLimitExceeded, Strategy, Supervisor, root_of
+
+log = structlog.get_logger(__name__)
+
+FEATURE_GRACE = float("inf")
+"""Supervisors wait for their children, each of which has its own grace."""
+
+
+@attrs.frozen
+class BridgeStatus:
+    """What `status` answers: the members every client reads first, then more."""
+
+    version: str
+    state: str
+    socket: str
+    containers: int
+    container_ids: list[str]
+    uptime_s: int
+    accounts: list[dict[str, Any]]
+    agents: list[dict[str, Any]]
+
+
+@attrs.frozen
+class Health:
+    status: str
+    reasons: list[str]
+
+
+class Bridge:
+    """Everything put together. Open one with `open_bridge`; `run` is for the composition only."""
+
+    def __init__(self, config: Config, around: Surroundings) -> None:
+        self.config = config
+        self.around = around
+        where = config.bridge
+        self.instance = hashlib.sha256(str(where.state_dir.absolute()).encode()).hexdigest()[:12]
+        self.database = Database(where.database, partial(load_or_create_key, where.key_file, where.database))
+        self.audit = AuditLog(around)
+        self.grants = Grants()
+        self.journal = Journal(self.database)
+        self.alerts = Alerts(self._record_alert, self.audit)
+        self.keystore = KeyStore(self.database, self.audit, around)
+        self.subscriptions = Subscriptions(self.database, self.journal, around)
+        self.outbox = Outbox(self.database, self.audit, around)
+        self.registry = Registry()
+        self.accounts = Accounts(
+            config.accounts,
+            db=self.database,
+            journal=self.journal,
+            outbox=self.outbox,
+            grants=self.grants,
+            alerts=self.alerts,
+            around=around,
+        )
+        self.runtimes = Runtimes(where.engine_socket, where.state_dir / "logs")
+        self.fleet = Fleet(
+            self.runtimes,
+            Services(
+                instance=self.instance,
+                state_dir=where.state_dir,
+                runtime_dir=where.runtime_dir,
+                uid_base=where.uid_base,
+                db=self.database,
+                audit=self.audit,
+                keystore=self.keystore,
+                grants=self.grants,
+                cursors=self.subscriptions,
+                note=self._note,
+                registry=self.registry,
+                around=around,
+            ),
+        )
+        self._root = Supervisor("bridge", strategy=Strategy.REST_FOR_ONE, around=around)
+        self._started_at = around.clock.monotonic()
+        self._register_methods()
+
+    def __repr__(self) -> str:
+        return f"<Bridge {self.instance} at {self.config.bridge.socket}>"
+
+    # -- running
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled; then everything stops in reverse order. Raises what the start raised, or gave_up."""
+        self._make_folders()
+        features = Supervisor("features", around=self.around)
+        listeners = Supervisor("listeners", around=self.around)
+        children = (
+            ChildSpec("store", self.database.run),
+            ChildSpec(
+                "features",
+                partial(
+                    features.run,
+                    [
+                        ChildSpec("matrix", self.accounts.run, grace=FEATURE_GRACE),
+                        ChildSpec("containers", partial(self.fleet.run, self.config.agents), grace=FEATURE_GRACE),
+                    ],
+                ),
+                grace=FEATURE_GRACE,
+            ),
+            ChildSpec("listeners", partial(listeners.run, [ChildSpec("socket", self._listen)]), grace=FEATURE_GRACE),
+        )
+        try:
+            await self._root.run(children, task_status=task_status)
+        except ChildStartFailed as error:
+            raise root_of(error) from error
+        except RestartLimitExceeded as error:
+            raise ArmorclawError("gave_up", f"the bridge gave up on {error.child}", why=str(error)) from error
+
+    async def _listen(self, *, task_status: trio.TaskStatus[None]) -> None:
+        path = self.config.bridge.socket
+        try:
+            listener = bind_unix(path)
+        except OSError as error:
+            hint = "choose another [bridge] socket, or make its folder writable to this user"
+            raise ArmorclawError(
+                "storage_failed", f"cannot listen at {path}", why=error.strerror or "", hint=hint
+            ) from error
+        await serve_unix(
+            listener, self.registry, role=Role.OPERATOR, around=self.around, path=path, task_status=task_status
+        )
+
+    def _make_folders(self) -> None:
+        """Only the bridge writes here. Agents of other uids pass through to their own sockets and code, no more."""
+        for folder in (self.config.bridge.state_dir, self.config.bridge.runtime_dir):
+            try:
+                folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+                if folder.stat().st_uid == os.geteuid():
+                    folder.chmod(0o711)
+            except OSError as error:
+                hint = f"make it: install -d -o $(id -u) -m 0711 {folder}, or name another in [bridge]"
+                raise ArmorclawError(
+                    "storage_failed", f"cannot use the folder {folder}", why=error.strerror or "", hint=hint
+                ) from error
+
+    # -- for programs that embed it
+
+    async def call(self, method: str, **params: Any) -> Any:
+        """Call a method of the wire as the operator, without a socket. Raises what the method raises."""
+        return await call_local(self.registry, method, params, role=Role.OPERATOR)
+
+    def attach(self, name: str, *, rooms: Sequence[str], account: str = "main") -> AttachedAgent:
+        """An agent inside this program, with the API it would have in a container; start its `run` in a nursery.
+
+        Raises conflict when an agent of that name is declared.
+        """
+        if name in self.config.agents or not is_name(name):
+            raise ArmorclawError("conflict", f"an attached agent cannot be named {name!r}")
+
+        @asynccontextmanager
+        async def granted() -> AsyncIterator[None]:
+            self.grants.set(name, account, rooms)
+            try:
+                yield
+            finally:
+                self.grants.forget(name)
+
+        return AttachedAgent(
+            name,
+            self.subscriptions,
+            allowed=partial(hears, self.grants, name),
+            granted=granted,
+            call=partial(call_local, self.registry, role=Role.AGENT, agent=name),
+        )
+
+    async def until_connected(self) -> None:
+        """Until every account's session is connected; what is wrong meanwhile is in `status`."""
+        for name in self.config.accounts:
+            status = self.accounts.status(name)
+            assert status is not None, "every account of the configuration has one"
+            await status.until(lambda status=status: status.connected)  # type: ignore[misc]
+
+    # -- its own methods, and the glue between features
+
+    def status(self) -> BridgeStatus:
+        """How everything stands now."""
+        standings = self.fleet.standings()
+        ids = [standing.container_id for standing in standings if standing.container_id]
+        return BridgeStatus(
+            version=__version__,
+            state="running",
+            socket=str(self.config.bridge.socket),
+            containers=len(ids),
+            container_ids=ids,
+            uptime_s=int(self.around.clock.monotonic() - self._started_at),
+            accounts=self.accounts.reports(),
+            agents=[attrs.asdict(standing) for standing in standings],
+        )
+
+    def health(self) -> Health:
+        """ "healthy", or "degraded" with the reasons."""
+        status = self.status()
+        reasons = [f"agent {a['name']} is {a['state']}" for a in status.agents if a["state"] in _SICK]
+        reasons += [f"matrix {a['account']} is {a['state']}" for a in status.accounts if not a["connected"]]
+        return Health("degraded" if reasons else "healthy", reasons)
+
+    def _register_methods(self) -> None:
+        everyone = {Role.OPERATOR, Role.OBSERVER, Role.AGENT}
+
+        @self.registry.method("status", result=BridgeStatus, roles=everyone - {Role.AGENT}, doc="How the bridge is.")
+        def _status(call: Any, params: Any) -> BridgeStatus:
+            return self.status()
+
+        @self.registry.method("health", result=Health, roles=everyone, doc="Whether all is well.")
+        def _health(call: Any, params: Any) -> Health:
+            return self.health()
+
+        register_guard(self.registry, self.keystore)
+        register_events(self.registry, self.subscriptions, self.grants)
+        MatrixMethods(self.accounts, self.outbox, self.subscriptions, self.grants).register(self.registry)
+        register_containers(self.registry, self.fleet)
+
+    async def _record_alert(
+        self,
+        type: str,
+        content: Mapping[str, Any],
+        *,
+        agent: str | None,
+        also: Any,  # noqa: A002
+    ) -> None:
+        event = Event.make(type, content, at_ms=self.around.clock.now_ms(), agent=agent)
+        await self.journal.record([event], also=also, durable=True)
+
+    async def _note(self, type: str, content: Mapping[str, object], *, agent: str | None) -> None:  # noqa: A002
+        event = Event.make(type, content, at_ms=self.around.clock.now_ms(), agent=agent)
+
+        def also(db: Connection) -> None:
+            self.audit.append(db, type, agent=agent, **content)
+
+        await self.journal.record([event], also=also)
+
+
+_SICK = ("failed", "restarting", "suspect", "unknown")
+
+
+@asynccontextmanager
+async def open_bridge(config: Config, *, around: Surroundings | None = None) -> AsyncIterator[Bridge]:
+    """A bridge that runs for the length of a block, in any Trio program; nothing process-wide is changed.
+
+    Leaving the block stops everything in reverse order. Raises what keeps it from starting: config_invalid,
+    already_running, storage_…, and gave_up when a part of it cannot be kept running.
+    """
+    bridge = Bridge(config, around or Surroundings())
+    with one_error():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(bridge.run)
+            yield bridge
+            nursery.cancel_scope.cancel(reason="the bridge is closed")

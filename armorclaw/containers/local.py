@@ -1,0 +1,101 @@
+"""What the runtimes without an engine, sandbox and process, have in common."""
+
+from __future__ import annotations
+
+import os
+import resource
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+from armorclaw.containers.runtime import Running
+from armorclaw.containers.spec import ContainerSpec, Found
+from armorclaw.errors import ArmorclawError
+
+PROGRAMS = "/usr/local/bin:/usr/bin:/bin"
+"""PATH of an agent whose spec has none, and where helper programs are looked for besides the bridge's own PATH."""
+
+ENV = {"PATH": PROGRAMS, "HOME": "/tmp"}  # noqa: S108  # its own /tmp, in the sandbox
+"""What an image would have set; the spec's environment comes on top."""
+
+
+class NothingSurvives:
+    """The part of the Runtime protocol that is empty where agents end with the bridge and come without image."""
+
+    survives = False
+
+    async def check_image(self, image: str) -> str:
+        """There are no images here: the name is answered as it is."""
+        return image
+
+    def adopt(self, found: Found) -> AbstractAsyncContextManager[Running]:
+        """Raises `container_not_found`."""
+        raise ArmorclawError("container_not_found", f"{found.id} ended with the bridge that ran it")
+
+    async def survivors(self, instance: str) -> list[Found]:
+        return []
+
+    async def discard(self, found: Found) -> None:
+        return None
+
+
+def new_id(kind: str, name: str) -> str:
+    """An id for one generation of agent `name`."""
+    return f"{kind}-{name}-{secrets.token_hex(4)}"
+
+
+def find_program(name: str, package: str) -> str:
+    """The absolute path of a helper program. Raises `runtime_missing`, naming the Debian package that has it."""
+    path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), PROGRAMS]))
+    if path is None:
+        raise ArmorclawError(
+            "runtime_missing", f"{name} was not found", why="it is not in PATH", hint=f"apt install {package}"
+        )
+    return os.path.abspath(path)
+
+
+def require_command(spec: ContainerSpec, program: str, host_path: Callable[[Path], Path | None]) -> None:
+    """Raise `start_failed` if `program` cannot be there; `host_path` says where a path inside really lies.
+
+    It is run through others that set its limits, whose failure would look like its own.
+    """
+    places = [program]
+    if "/" not in program:
+        path = {**ENV, **spec.env}["PATH"]
+        places = [os.path.join(folder, program) for folder in path.split(":")]
+    for place in places:
+        found = host_path(Path(os.path.normpath(os.path.join("/", place))))
+        if found is not None and os.path.lexists(found):
+            return
+    raise ArmorclawError(
+        "start_failed",
+        f"agent {spec.name!r} cannot be started",
+        why=f"its program {program} is not there",
+        hint="name a program below /usr, or mount the folder that has it",
+    )
+
+
+def require_plain_words(spec: ContainerSpec) -> None:
+    """Raise `config_invalid` for a spec that has no command, or a NUL, which no process can be given, anywhere."""
+    if not spec.command:
+        raise ArmorclawError(
+            "config_invalid", f"agent {spec.name!r} has no command", why="only an image brings one of its own"
+        )
+    words = [*spec.command, *spec.env.keys(), *spec.env.values()]
+    words += [part for mount in spec.mounts for part in (mount.target, str(mount.source))]
+    if any("\0" in word for word in words) or any("=" in name or not name for name in spec.env):
+        raise ArmorclawError("config_invalid", f"the command or environment of agent {spec.name!r} has a NUL in it")
+
+
+def resource_limits(limits: Mapping[str, int]) -> list[str]:
+    """Words to put in front of a command so that prlimit(1) starts it under `limits`; never above what we have.
+
+    Names are those of prlimit's long options. Core files are always off: they would hold secrets.
+    """
+    words = [find_program("prlimit", "util-linux"), "--core=0"]
+    for name, wanted in limits.items():
+        _, hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))
+        words.append(f"--{name}={wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)}")
+    return [*words, "--"]

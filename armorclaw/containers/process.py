@@ -1,0 +1,148 @@
+"""Agents as plain processes: unsafe, for development only, and never chosen unless asked for by name.
+
+What holds: an agent that crashes hurts nobody, its resource limits (number of processes only if it has a uid of its
+own, memory per process), and its end with the bridge. Nothing else: it sees the host's files, network and processes.
+Run by root, it gets the spec's uid; run by anyone else, it is that user.
+
+Nothing can be mounted here. So that one command and environment do for every runtime, each mount's target is
+replaced by its source wherever it begins a path in a word of the command or a value of the environment: at the start,
+or after one of ``: = ,`` a quote or a space. PYTHONPATH=/opt/armorclaw thus becomes the library's place on the host,
+and ARMORCLAW_SOCKET that of the agent's socket.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import trio
+
+from armorclaw.containers.local import (
+    ENV,
+    NothingSurvives,
+    find_program,
+    new_id,
+    require_command,
+    require_plain_words,
+    resource_limits,
+)
+from armorclaw.containers.output import captured
+from armorclaw.containers.peers import descends_from, session
+from armorclaw.containers.runtime import Peer, Running
+from armorclaw.containers.spawn import Child, Gate, spawned
+from armorclaw.containers.spec import SOCKET_DIR, ContainerSpec, Exit
+from armorclaw.errors import ArmorclawError
+
+START_DEADLINE = 10.0
+"""Seconds for the helper programs to take on uid and limits; it takes some 5 ms."""
+
+
+class ProcessRuntime(NothingSurvives):
+    """The unsafe Runtime. What agents print goes to `log_dir`/NAME.log."""
+
+    kind = "process"
+
+    def __init__(self, log_dir: Path) -> None:
+        self._log_dir = log_dir
+
+    async def check(self) -> str:
+        """Raises `runtime_missing` where setpriv and prlimit are not there or too old."""
+        command = [*_end_with_us(), *resource_limits({}), "/bin/true"]
+        async with captured(None) as output, spawned(command, env={}, output=output.fd) as child:
+            output.handed_over()
+            if await child.wait() != 0:
+                raise ArmorclawError(
+                    "runtime_missing", "plain processes do not work here", why=await output.last_line()
+                )
+        return "process: UNSAFE, sees the files, network and processes of this host"
+
+    @asynccontextmanager
+    async def launch(self, spec: ContainerSpec) -> AsyncIterator[Running]:
+        """As the protocol says. Raises `config_invalid`, `runtime_missing`, `start_failed`."""
+        require_plain_words(spec)
+        spec_words, env = on_host(spec)
+        user = (spec.uid, spec.gid) if os.geteuid() == 0 else None
+        limits = {"as": spec.limits.memory, "nofile": spec.limits.files}
+        if user is not None:  # else all that this user runs would count
+            limits["nproc"] = spec.limits.pids
+        command = [*_end_with_us(), *resource_limits(limits), *Gate.WORDS, *spec_words]
+        async with captured(self._log_dir / f"{spec.name}.log") as output:
+            with closing(Gate()) as gate:
+                async with spawned(command, env=env, user=user, gate=gate, output=output.fd) as child:
+                    output.handed_over()
+                    reached = False
+                    with trio.move_on_after(START_DEADLINE):
+                        reached = await gate.reached()
+                    if not reached:
+                        child.send_signal_to_group(signal.SIGKILL)
+                        raise ArmorclawError(
+                            "start_failed",
+                            f"agent {spec.name!r} cannot be started",
+                            why=await output.last_line(),
+                        )
+                    yield _Plain(spec, child, gate)
+
+
+def on_host(spec: ContainerSpec) -> tuple[list[str], dict[str, str]]:
+    """The spec's command and environment with the targets of its mounts replaced by their sources."""
+    places = {mount.target.rstrip("/"): str(mount.source) for mount in spec.mounts}
+    places[SOCKET_DIR] = str(spec.socket_dir)
+    targets = "|".join(re.escape(target) for target in sorted(places, key=len, reverse=True))
+    beginning = re.compile(rf"(?:^|(?<=[\s:=,'\"]))({targets})(?=$|[/\s:,'\"])")
+
+    def moved(text: str) -> str:
+        return beginning.sub(lambda match: places[match[1]], text)
+
+    env = {name: moved(value) for name, value in {**ENV, **spec.env}.items()}
+    return [moved(word) for word in spec.command], env
+
+
+def _end_with_us() -> list[str]:
+    return [find_program("setpriv", "util-linux"), "--pdeathsig", "KILL", "--no-new-privs", "--"]
+
+
+class _Plain:
+    """One process, with those it started; `id` tells this generation from others."""
+
+    def __init__(self, spec: ContainerSpec, child: Child, gate: Gate) -> None:
+        self.id = new_id("process", spec.name)
+        self._spec = spec
+        self._uid = spec.uid if os.geteuid() == 0 else os.geteuid()
+        self._child = child
+        self._gate = gate
+        self._started = False
+
+    async def start(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._started:
+            return
+        command, _ = on_host(self._spec)
+        require_command(self._spec, command[0], lambda path: path)
+        try:
+            self._gate.open()
+        except BrokenPipeError:
+            raise ArmorclawError(
+                "start_failed", f"agent {self._spec.name!r} cannot be started", why="its process has gone"
+            ) from None
+        self._started = True
+
+    async def wait(self) -> Exit:
+        status = await self._child.wait()
+        return Exit.of(status) if status >= 0 else Exit.killed(-status)
+
+    def owns(self, peer: Peer) -> bool:
+        if peer.uid != self._uid or self._child.returncode is not None:
+            return False
+        return session(peer.pid) == self._child.pid or descends_from(peer.pid, self._child.pid)
+
+    async def stop(self, grace: float) -> None:
+        if self._started:
+            self._child.send_signal(signal.SIGTERM)
+            with trio.move_on_after(grace):
+                await self._child.wait()
+        self._child.send_signal_to_group(signal.SIGKILL)
+        await self._child.wait()

@@ -1,0 +1,63 @@
+"""A message on its way out, and what became of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+
+from armorclaw.errors import ArmorclawError
+
+CONTENT_LIMIT = 64 * 1024
+"""Bytes of content. Matrix allows 65,536 for the whole event, so no larger content can ever be sent."""
+
+KEY_LIMIT = 255
+"""Characters of an idempotency key."""
+
+State = Literal["queued", "sent", "failed"]
+
+
+@attrs.frozen
+class Outgoing:
+    """A message to send. `agent` is "" for the operator; `content` is a JSON object.
+
+    The same (agent, idempotency_key) again is the same message, whatever its body. Raises `too_large` for more than
+    Matrix can carry, `invalid_params` for an odd key.
+    """
+
+    account: str
+    agent: str
+    room_id: str
+    content: bytes = attrs.field(repr=False)
+    type: str = "m.room.message"
+    idempotency_key: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if len(self.content) > CONTENT_LIMIT:
+            why = f"it has {len(self.content)} bytes, Matrix allows {CONTENT_LIMIT}"
+            raise ArmorclawError("too_large", f"message to {self.room_id}", why=why, hint="send it in parts")
+        if self.idempotency_key is not None and not 1 <= len(self.idempotency_key) <= KEY_LIMIT:
+            raise ArmorclawError("invalid_params", "idempotency_key", why=f"it must have 1 to {KEY_LIMIT} characters")
+
+
+@attrs.frozen
+class Delivery:
+    """What became of a message. `reason` says why it failed or, while it is queued, why the last attempt did.
+
+    `txn_id` is the Matrix transaction id of every attempt. Times are milliseconds since the epoch.
+    """
+
+    delivery_id: str
+    txn_id: str
+    account: str
+    agent: str
+    room_id: str
+    type: str
+    state: State
+    created_ms: int
+    event_id: str | None = None
+    reason: str | None = None
+    attempts: int = 0
+    settled_ms: int | None = None
+    seq: int = 0
+    """Its place in the order of acceptance, which is the order of sending within a room."""

@@ -1,0 +1,167 @@
+"""The durable half of a named subscription: what of the journal its owner is done with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import trio
+
+from armorclaw.errors import ArmorclawError
+from armorclaw.events.filter import EventFilter
+from armorclaw.events.journal import head
+from armorclaw.store import Connection, Database
+
+Start = Literal["now"] | int
+"""Where a new subscription begins: behind what there is now, or behind a sequence number."""
+
+CURSORS_LIMIT = 64
+"""Named subscriptions of one owner; each is a row that stays."""
+
+ACKED_LIMIT = 10_000
+"""Acknowledgements kept above the oldest unacknowledged event. Past it, nothing new is given out until that one is
+settled; else an owner that never settles one event would make the table grow with the journal."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+_MAKE = "INSERT INTO subscriptions (owner, name, filter, floor) VALUES (?, ?, ?, ?)"
+_COUNT = "SELECT count(*) FROM subscriptions WHERE owner = ?"
+_LOAD = "SELECT filter, floor FROM subscriptions WHERE owner = ? AND name = ?"
+_ACKS = "SELECT seq FROM acks WHERE owner = ? AND name = ? AND seq > ?"
+_SET_FILTER = "UPDATE subscriptions SET filter = ? WHERE owner = ? AND name = ?"
+_RAISE_FLOOR = "UPDATE subscriptions SET floor = max(floor, ?) WHERE owner = ? AND name = ?"
+_ADD_ACK = "INSERT INTO acks (owner, name, seq) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+_DROP_ACKS = "DELETE FROM acks WHERE owner = ? AND name = ? AND seq <= ?"
+
+
+class Holder(Protocol):
+    """The connection that is served from a cursor now."""
+
+    def settled_floor(self, without: int, *, cumulative: bool) -> int:
+        """Up to where all is settled once `without` (`cumulative`: and all below) is acknowledged."""
+        ...
+
+    def knows(self, seq: int) -> bool:
+        """Whether the holder has come as far as `seq`, so that it exists."""
+        ...
+
+    def settled(self, floor: int, seq: int | None) -> None:
+        """Everything up to `floor`, and `seq`, is acknowledged."""
+        ...
+
+    def give_way(self, sink: object) -> None:
+        """Another connection takes over, or the same one again."""
+        ...
+
+
+class Cursor:
+    """A floor, below which all is settled, and the acknowledgements above it; memory follows the commits.
+
+    There is one object per (owner, name), whatever connections come and go, so `pushes` can tell a second delivery
+    from a first.
+    """
+
+    def __init__(self, db: Database, owner: str, name: str, keep: Callable[[Cursor], object]) -> None:
+        if not _NAME.fullmatch(name):
+            raise ArmorclawError(
+                "invalid_params", f"subscription name {name[:80]!r}", why=f"allowed is {_NAME.pattern}"
+            )
+        self.owner = owner
+        self.name = name
+        self.filter = EventFilter()
+        self.floor = 0
+        self.acked: set[int] = set()
+        self.pushes: dict[int, int] = {}
+        """How often each unsettled event was given out since the bridge started."""
+        self.holder: Holder | None = None
+        self.given: int | None = None
+        """The end of the batch that `take` gave out last; its next call settles it."""
+        self.turn = trio.Lock()
+        """Whoever takes a batch does so alone."""
+        self._loading = trio.Lock()
+        self._loaded = False
+        self._db = db
+        self._keep = keep
+
+    async def load(self, matching: EventFilter | None, start: Start) -> None:
+        """Reads the cursor from the store; makes it, durably, when there is none.
+
+        `matching` replaces the filter kept with it, `start` counts for a new one only. Raises `conflict` for one name
+        too many, and what the store raises.
+        """
+        async with self._loading:
+            if not self._loaded or (matching is not None and matching != self.filter):
+                await self._db.write(lambda conn: self._load(conn, matching, start), durable=True, then=self._set)
+
+    def done(self, seq: int) -> bool:
+        """Whether this event is acknowledged."""
+        return seq <= self.floor or seq in self.acked
+
+    async def ack(self, seq: int, *, cumulative: bool = False) -> None:
+        """Settles one event, or with `cumulative` all up to it. Again is harmless.
+
+        Survives kill -9; after a power cut the event may come once more. Raises `invalid_params` for a number that
+        was never given out, and what the store raises.
+        """
+        if seq <= self.floor or (seq in self.acked and not cumulative):
+            if self.holder is not None:
+                self.holder.settled(self.floor, seq)
+            return
+        known = self.holder is not None and self.holder.knows(seq)
+        floor = max(self.floor, seq) if cumulative else self.floor
+        if self.holder is not None:
+            floor = max(floor, self.holder.settled_floor(seq, cumulative=cumulative))
+
+        def work(conn: Connection) -> None:
+            if not known and (seq < 1 or seq > head(conn)):
+                raise ArmorclawError("invalid_params", f"seq {seq}", why="no event has that number")
+            self._raise_floor(conn, floor)
+            if seq > floor:
+                conn.execute(_ADD_ACK, (self.owner, self.name, seq))
+
+        await self._db.write(work, then=lambda _: self._acked(floor, seq))
+
+    async def advance(self, floor: int) -> None:
+        """Moves the floor over events that were settled or not meant for this owner."""
+        await self._db.write(lambda conn: self._raise_floor(conn, floor), then=lambda _: self._acked(floor, None))
+
+    def _load(self, conn: Connection, matching: EventFilter | None, start: Start) -> tuple[str, int, list[int]]:
+        key = (self.owner, self.name)
+        row = conn.execute(_LOAD, key).fetchone()
+        if row is None:
+            (others,) = conn.execute(_COUNT, (self.owner,)).fetchone()
+            if others >= CURSORS_LIMIT:
+                why = f"an owner has at most {CURSORS_LIMIT} named subscriptions"
+                raise ArmorclawError("conflict", f"subscription {self.name!r}", why=why, hint="reuse a name")
+            now = head(conn)
+            row = ((matching or EventFilter()).to_json(), now if start == "now" else min(max(start, 0), now))
+            conn.execute(_MAKE, (*key, *row))
+        elif matching is not None:
+            row = (matching.to_json(), row[1])
+            conn.execute(_SET_FILTER, (row[0], *key))
+        return row[0], row[1], [seq for (seq,) in conn.execute(_ACKS, (*key, row[1]))]
+
+    def _set(self, loaded: tuple[str, int, list[int]]) -> None:
+        text, self.floor, acked = loaded
+        self.filter = EventFilter.from_json(text)
+        self.acked = set(acked)
+        self._loaded = True
+        self._keep(self)
+
+    def _raise_floor(self, conn: Connection, floor: int) -> None:
+        key = (self.owner, self.name)
+        conn.execute(_RAISE_FLOOR, (floor, *key))
+        conn.execute(_DROP_ACKS, (*key, floor))
+
+    def _acked(self, floor: int, seq: int | None) -> None:
+        """After the commit, in its order: so the floor here is never ahead of the one on disk."""
+        if floor > self.floor:
+            self.floor = floor
+            self.acked = {one for one in self.acked if one > floor}
+            self.pushes = {one: times for one, times in self.pushes.items() if one > floor}
+        if seq is not None and seq > self.floor:
+            self.acked.add(seq)
+            self.pushes.pop(seq, None)
+        if self.holder is not None:
+            self.holder.settled(self.floor, seq)

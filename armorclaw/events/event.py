@@ -1,0 +1,108 @@
+"""One event, and its bytes on the wire."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from json.encoder import encode_basestring_ascii as quote
+from typing import Any
+
+import attrs
+
+CONTENT_LIMIT = 256 * 1024
+"""Bytes of one event's content. A Matrix event has at most 64 KiB, and writing it in ASCII at most triples that."""
+
+
+def ascii_json(value: object) -> bytes:
+    """Compact JSON in ASCII: one line, whatever the strings hold. Raises ValueError for NaN and infinity."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
+
+
+def _check_content(_event: object, _field: object, content: bytes) -> None:
+    """One frame is one line: a stray newline in here would break the framing of everyone who reads lines."""
+    if not content.startswith(b"{") or not content.isascii() or b"\n" in content:
+        raise ValueError("the content of an event must be a JSON object in ASCII, on one line")
+    if len(content) > CONTENT_LIMIT:
+        raise ValueError(f"the content of an event has {len(content)} bytes, at most {CONTENT_LIMIT} are allowed")
+
+
+@attrs.frozen
+class Event:
+    """Something that happened; `seq` is its place in the journal, 0 as long as it has none.
+
+    `id` is ours and the same however often the event is seen; `event_id` is Matrix's. `at_ms` is when it happened, in
+    milliseconds since the epoch. `agent` names the agent it is about, which is not who may read it.
+    """
+
+    type: str
+    content: bytes = attrs.field(repr=False, validator=_check_content)
+    at_ms: int
+    id: str
+    account: str | None = None
+    agent: str | None = None
+    room_id: str | None = None
+    sender: str | None = None
+    event_id: str | None = None
+    seq: int = 0
+    _wire: bytes = attrs.field(init=False, default=b"", eq=False, repr=False)
+
+    @classmethod
+    def make(
+        cls,
+        type: str,  # noqa: A002 - the word of the wire
+        content: Mapping[str, Any],
+        *,
+        at_ms: int,
+        id: str = "",  # noqa: A002
+        account: str | None = None,
+        agent: str | None = None,
+        room_id: str | None = None,
+        sender: str | None = None,
+        event_id: str | None = None,
+    ) -> Event:
+        """An event from content that is not encoded yet; without an `id` it gets a fresh one.
+
+        Raises ValueError for content that JSON cannot hold or that is too large.
+        """
+        encoded = ascii_json(content)
+        return cls(type, encoded, at_ms, id or secrets.token_urlsafe(12), account, agent, room_id, sender, event_id)
+
+    def wire(self) -> bytes:
+        """The members every subscriber gets, from `"seq":` to the content, without the braces around them.
+
+        Encoded at the first call and shared by all subscribers: each splices its own head in front (`frame`).
+        """
+        if not self._wire:
+            object.__setattr__(self, "_wire", self._encode())  # a cache: the value does not change
+        return self._wire
+
+    def _encode(self) -> bytes:
+        members = [f'"seq":{self.seq},"id":{quote(self.id)},"type":{quote(self.type)},"at_ms":{self.at_ms}']
+        for name, value in (
+            ("agent", self.agent),
+            ("room_id", self.room_id),
+            ("sender", self.sender),
+            ("event_id", self.event_id),
+        ):
+            if value is not None:
+                members.append(f'"{name}":{quote(value)}')
+        return b'%b,"content":%b' % (",".join(members).encode("ascii"), self.content)
+
+    def plain(self) -> dict[str, Any]:
+        """The same members as a dict, for replies that carry events."""
+        members: dict[str, Any] = json.loads(b"{%b}" % self.wire())
+        return members
+
+
+def frame_head(subscription: str, redelivered: int) -> bytes:
+    """The start of an `event` notification; `frame` puts the event behind it."""
+    return (
+        '{"jsonrpc":"2.0","method":"event","params":'
+        f'{{"subscription":{quote(subscription)},"redelivered":{redelivered},'
+    ).encode("ascii")
+
+
+def frame(head: bytes, event: Event) -> bytes:
+    """A whole `event` notification, newline included."""
+    return b"%b%b}}\n" % (head, event.wire())

@@ -1,0 +1,103 @@
+"""Which events somebody wants. A filter narrows what policy allows; it never widens it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+
+from armorclaw.errors import ArmorclawError
+from armorclaw.events.event import Event, ascii_json
+
+PATTERNS_LIMIT = 256
+"""Patterns in one field of a filter."""
+PATTERN_LIMIT = 255
+"""Characters of one pattern; as long as a Matrix identifier may be."""
+
+
+@attrs.frozen
+class EventFilter:
+    """An event matches if every field that is not empty has a pattern for it; `*` stands for any characters.
+
+    An event without, say, a room never matches a filter that names rooms.
+    """
+
+    types: tuple[str, ...] = ()
+    rooms: tuple[str, ...] = ()
+    senders: tuple[str, ...] = ()
+    agents: tuple[str, ...] = ()
+    _tests: tuple[tuple[str, _Patterns], ...] = attrs.field(init=False, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        fields = (("type", "types"), ("room_id", "rooms"), ("sender", "senders"), ("agent", "agents"))
+        tests = (
+            (of_event, _Patterns.of(ours, getattr(self, ours))) for of_event, ours in fields if getattr(self, ours)
+        )
+        object.__setattr__(self, "_tests", tuple(tests))
+
+    def matches(self, event: Event) -> bool:
+        """Whether the event passes. Safe to call on any thread."""
+        return all(patterns.match(getattr(event, name)) for name, patterns in self._tests)
+
+    def to_json(self) -> str:
+        """As the store and the wire write it."""
+        return ascii_json({field: list(getattr(self, field)) for field in _FIELDS}).decode("ascii")
+
+    @classmethod
+    def from_json(cls, text: str | bytes | Mapping[str, Any]) -> EventFilter:
+        """The inverse; also takes the object already decoded. Raises `invalid_params` naming the field."""
+        try:
+            given = text if isinstance(text, Mapping) else json.loads(text)
+        except ValueError as error:
+            raise ArmorclawError("invalid_params", "filter", why="it is not JSON") from error
+        if not isinstance(given, Mapping) or not set(given) <= set(_FIELDS):
+            raise ArmorclawError("invalid_params", "filter", why=f"it must be an object of {', '.join(_FIELDS)}")
+        for field, patterns in given.items():
+            if not isinstance(patterns, list | tuple) or not all(isinstance(one, str) for one in patterns):
+                raise ArmorclawError("invalid_params", f"filter.{field}", why="it must be a list of strings")
+        return cls(**{field: tuple(patterns) for field, patterns in given.items()})
+
+
+_FIELDS = ("types", "rooms", "senders", "agents")
+
+
+@attrs.frozen
+class _Patterns:
+    """One field's patterns: names looked up at once, the others tried in turn."""
+
+    names: frozenset[str]
+    wild: tuple[tuple[str, ...], ...]  # each split at its stars
+
+    @classmethod
+    def of(cls, field: str, patterns: Iterable[str]) -> _Patterns:
+        given = tuple(patterns)
+        if len(given) > PATTERNS_LIMIT or any(len(one) > PATTERN_LIMIT for one in given):
+            why = f"at most {PATTERNS_LIMIT} patterns of {PATTERN_LIMIT} characters"
+            raise ArmorclawError("invalid_params", f"filter.{field}", why=why)
+        wild = tuple(tuple(one.split("*")) for one in given if "*" in one)
+        return cls(frozenset(one for one in given if "*" not in one), wild)
+
+    def match(self, value: str | None) -> bool:
+        if value is None:
+            return False
+        return value in self.names or any(_glob(parts, value) for parts in self.wild)
+
+
+def _glob(parts: tuple[str, ...], text: str) -> bool:
+    """Whether `text` is the parts in order with anything between them.
+
+    Taking each part at its first place is enough, so this looks at each character once per part: a pattern from an
+    agent cannot make it slow, as it could a regular expression.
+    """
+    first, *middle, last = parts
+    if len(text) < len(first) + len(last) or not text.startswith(first) or not text.endswith(last):
+        return False
+    at, end = len(first), len(text) - len(last)
+    for part in middle:
+        found = text.find(part, at, end)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return True

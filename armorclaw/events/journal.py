@@ -1,0 +1,178 @@
+"""The journal: every event once, numbered in the order of its commit, and told to the hub in that order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import attrs
+import structlog
+import trio
+
+from armorclaw.events.event import Event
+from armorclaw.events.filter import EventFilter
+from armorclaw.store import Connection, Database
+
+log = structlog.get_logger(__name__)
+
+Listener = Callable[[Sequence[Event]], None]
+
+PAGE_BYTES = 256 * 1024
+"""Content in one page; reached by few large events, so that catching up never holds much in memory."""
+
+SCAN_LIMIT = 4096
+"""Rows looked at for one page; a filter that fits rarely must not hold the reading thread for long."""
+
+# ruff: noqa: S608 - the statements below are put together from constants
+_COLUMNS = "type, content, at_ms, id, account, agent, room_id, sender, event_id"
+_INSERT = f"INSERT INTO journal ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_AFTER = f"SELECT {_COLUMNS}, seq FROM journal WHERE seq > ? ORDER BY seq LIMIT {SCAN_LIMIT}"
+_ONE = f"SELECT {_COLUMNS}, seq FROM journal WHERE seq = ?"
+_HEAD = "SELECT seq FROM sqlite_sequence WHERE name = 'journal'"  # also right when old rows are gone
+
+
+@attrs.frozen
+class Page:
+    """A stretch of the journal: what matched in it, and how far it goes."""
+
+    events: tuple[Event, ...]
+    position: int
+    """Everything up to here was looked at."""
+    complete: bool
+    """Nothing more was there when it was read."""
+
+
+class Journal:
+    """Events go in within a transaction, and out to listeners after its commit.
+
+    Both halves are here so that they cannot be told apart: what a listener hears is on record, in the same order.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._listeners: dict[int, Listener] = {}
+        self._added = 0
+        self._known: int | None = None
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    @property
+    def known(self) -> int | None:
+        """The highest number known to be committed; any event above it will still be published.
+
+        So whoever has looked at everything up to here, and listens, misses nothing. None until the journal was read
+        to its end, or written to, for the first time since the start.
+        """
+        return self._known
+
+    def append(self, conn: Connection, events: Sequence[Event]) -> list[Event]:
+        """Writes events within the caller's transaction and returns those that are new, with their numbers.
+
+        An event whose `id`, or whose Matrix event id on the same account, is there already is left out. The caller
+        passes the result to `publish` as, or in, the `then` of its write: nowhere else is the order certain.
+        """
+        new = []
+        for event in events:
+            row = (event.type, event.content, event.at_ms, event.id, event.account, event.agent)
+            cursor = conn.execute(_INSERT, (*row, event.room_id, event.sender, event.event_id))
+            if cursor.rowcount == 1 and cursor.lastrowid is not None:
+                new.append(attrs.evolve(event, seq=cursor.lastrowid))
+        return new
+
+    async def record(
+        self, events: Sequence[Event], *, also: Callable[[Connection], object] | None = None, durable: bool = False
+    ) -> list[Event]:
+        """Appends events and does `also` in one transaction, then publishes; returns the new events.
+
+        Survives kill -9, and with `durable` a power cut. Not needed where the same transaction holds the token from
+        which the source would send the events again. Raises what the store raises.
+        """
+
+        def work(conn: Connection) -> list[Event]:
+            new = self.append(conn, events)
+            if also is not None:
+                also(conn)
+            return new
+
+        return await self._db.write(work, durable=durable, then=self.publish)
+
+    def publish(self, events: Sequence[Event]) -> None:
+        """Tells every listener about events just committed; for the `then` of a write, which keeps the order."""
+        if not events:
+            return
+        self._raise_known(events[-1].seq)
+        self._waiting.unpark_all()
+        for listener in tuple(self._listeners.values()):
+            try:
+                listener(events)
+            except Exception:  # one listener's bug must not cost the others their events
+                log.exception("a listener to the journal failed", first_seq=events[0].seq)
+
+    def subscribe_hub(self, listener: Listener) -> Callable[[], None]:
+        """Calls `listener` with each batch of new events on the Trio thread, in order; returns what ends that.
+
+        A listener is plain and quick: it runs between a commit and whoever waits for it.
+        """
+        self._added += 1
+        number = self._added
+        self._listeners[number] = listener
+
+        def remove() -> None:
+            self._listeners.pop(number, None)
+
+        return remove
+
+    async def after(self, seq: int, limit: int, matching: EventFilter | None = None) -> Page:
+        """The next events behind `seq`, at most `limit`; `matching` is applied on the reading thread."""
+
+        def work(conn: Connection) -> Page:
+            return _page(conn, seq, limit, matching)
+
+        page = await self._db.read(work)
+        if page.complete:
+            self._raise_known(page.position)
+        return page
+
+    async def find(self, seqs: Sequence[int]) -> list[Event]:
+        """The events of these numbers that are there."""
+
+        def work(conn: Connection) -> list[Event]:
+            rows = (conn.execute(_ONE, (seq,)).fetchone() for seq in seqs)
+            return [Event(*row) for row in rows if row is not None]
+
+        return await self._db.read(work)
+
+    async def head(self) -> int:
+        """The highest number given out so far; 0 for an empty journal."""
+        if self._known is None:
+            self._raise_known(await self._db.read(head))
+        return self._known or 0
+
+    async def beyond(self, seq: int) -> None:
+        """Returns once there is an event behind `seq`, as far as is known here."""
+        while self._known is None or self._known <= seq:
+            await self._waiting.park()
+
+    def _raise_known(self, seq: int) -> None:
+        self._known = seq if self._known is None else max(self._known, seq)
+
+
+def head(conn: Connection) -> int:
+    """As `Journal.head`, within a transaction of the caller."""
+    row = conn.execute(_HEAD).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def _page(conn: Connection, seq: int, limit: int, matching: EventFilter | None) -> Page:
+    events: list[Event] = []
+    position, size, looked_at = seq, 0, 0
+    for row in conn.execute(_AFTER, (seq,)):
+        if len(events) == limit or (events and size + len(row[1]) > PAGE_BYTES):
+            return Page(tuple(events), position, False)
+        event = Event(*row)
+        looked_at += 1
+        position = event.seq
+        if matching is None or matching.matches(event):
+            events.append(event)
+            size += len(event.content)
+    if looked_at == SCAN_LIMIT:
+        return Page(tuple(events), position, False)
+    return Page(tuple(events), max(position, head(conn)), True)  # the last rows may be gone

@@ -1,0 +1,122 @@
+"""Events on the wire: subscriptions, acknowledgements, and the `event` notification."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import attrs
+
+from armorclaw.errors import ArmorclawError
+from armorclaw.events.event import Event
+from armorclaw.events.filter import EventFilter
+from armorclaw.events.subscription import Subscription
+from armorclaw.events.subscriptions import Subscriptions
+from armorclaw.guard.grants import Grants
+from armorclaw.rpc.peer import Call, Peer
+from armorclaw.rpc.registry import Registry, Role
+
+MAX_PER_CONNECTION = 32
+"""Subscriptions of one connection."""
+
+
+@attrs.frozen
+class Subscribe:
+    """With a `name` the subscription outlives the connection and its events want to be acknowledged.
+
+    `from_` is where a new one begins: "now", or the number of the last event already seen.
+    """
+
+    name: str | None = None
+    filter: dict[str, Any] = attrs.field(factory=dict)
+    from_: Literal["now"] | int = "now"
+
+
+@attrs.frozen
+class Subscribed:
+    subscription: str
+    cursor: int
+
+
+@attrs.frozen
+class Unsubscribe:
+    subscription: str
+
+
+@attrs.frozen
+class Ack:
+    """`nack_ms` asks for the event again after so many milliseconds; `cumulative` means all up to `seq`."""
+
+    subscription: str
+    seq: int
+    cumulative: bool = False
+    nack_ms: int | None = None
+
+
+@attrs.frozen
+class Done:
+    ok: bool = True
+
+
+def hears(grants: Grants, agent: str, event: Event) -> bool:
+    """Whether an agent may hear an event: one of a room granted to it, or about itself."""
+    if event.room_id is not None:
+        return event.account == grants.account_of(agent) and grants.may(agent, event.room_id)
+    return event.agent == agent
+
+
+def _everything(event: Event) -> bool:
+    return True
+
+
+def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -> None:
+    """Adds events.subscribe, events.unsubscribe and events.ack for operators and agents."""
+    listeners = {Role.OPERATOR, Role.AGENT}
+    by_peer: WeakKeyDictionary[Peer, dict[str, Subscription]] = WeakKeyDictionary()
+
+    def find(call: Call, name: str) -> Subscription:
+        try:
+            return by_peer[call.peer][name]
+        except KeyError:
+            raise ArmorclawError("not_found", f"this connection has no subscription {name[:80]!r}") from None
+
+    doc = "Have events pushed as `event` notifications."
+
+    @registry.method("events.subscribe", params=Subscribe, result=Subscribed, roles=listeners, doc=doc)
+    async def subscribe(call: Call, params: Subscribe) -> Subscribed:
+        if not isinstance(call.peer, Peer):
+            raise ArmorclawError("invalid_request", "events.subscribe needs a connection to push to")
+        mine = by_peer.setdefault(call.peer, {})
+        if len(mine) >= MAX_PER_CONNECTION:
+            raise ArmorclawError("queue_full", f"this connection has {MAX_PER_CONNECTION} subscriptions")
+        allowed = _everything if call.agent is None else partial(hears, grants, call.agent)
+        wanted = EventFilter.from_json(params.filter)
+        subscription = subscriptions.open(call.agent or "", params.name, wanted, params.from_, allowed, call.peer)
+        await call.peer.nursery.start(_run, subscription, mine)
+        return Subscribed(subscription.id, subscription.position)
+
+    @registry.method(
+        "events.unsubscribe", params=Unsubscribe, result=Done, roles=listeners, doc="End a subscription here."
+    )
+    def unsubscribe(call: Call, params: Unsubscribe) -> Done:
+        find(call, params.subscription).close("unsubscribed")
+        return Done()
+
+    @registry.method("events.ack", params=Ack, result=Done, roles=listeners, doc="Say what became of an event.")
+    async def ack(call: Call, params: Ack) -> Done:
+        subscription = find(call, params.subscription)
+        if params.nack_ms is None:
+            await subscription.ack(params.seq, cumulative=params.cumulative)
+        else:
+            await subscription.nack(params.seq, params.nack_ms)
+        return Done()
+
+
+async def _run(subscription: Subscription, mine: dict[str, Subscription], *, task_status: Any) -> None:
+    mine[subscription.id] = subscription
+    try:
+        await subscription.run(task_status=task_status)
+    finally:
+        if mine.get(subscription.id) is subscription:
+            del mine[subscription.id]

@@ -1,0 +1,210 @@
+"""The feature: every configured Matrix account as a supervised session, and logins while the bridge runs.
+
+mautrix is imported when the first session starts, not before: it costs 300 ms and 15 MiB.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import structlog
+import trio
+
+from armorclaw.clock import Surroundings
+from armorclaw.config import Account
+from armorclaw.delivery.outbox import Outbox
+from armorclaw.errors import ArmorclawError
+from armorclaw.events.journal import Journal
+from armorclaw.guard.grants import Grants
+from armorclaw.matrix.granted import Granted
+from armorclaw.matrix.rooms import Rooms
+from armorclaw.matrix.status import SessionState, SessionStatus
+from armorclaw.store import Database
+from armorclaw.structure import Secret
+from armorclaw.supervision.backoff import Backoff
+from armorclaw.supervision.spec import ChildSpec, Restart
+from armorclaw.supervision.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from armorclaw.matrix.session import Session
+
+log = structlog.get_logger(__name__)
+
+LOGIN_ANSWER = 3.5
+"""Seconds after which matrix.login answers `logging_in`; its clients give up after 5."""
+
+_LOGIN_TIMEOUT = 60.0
+_BACKOFF = Backoff(max_in_row=None, max_per_hour=None)  # a session is never given up; its pauses grow to a minute
+
+
+class AlertPort(Protocol):
+    """Where a session that needs a person says so."""
+
+    async def raise_alert(self, name: str, severity: Any, text: str, *, agent: str | None = None) -> None: ...
+
+
+class _Entry:
+    """One account: its settings, and what outlives a single session."""
+
+    def __init__(self, account: Account, granted: Granted, around: Surroundings) -> None:
+        self.account = account
+        self.granted = granted
+        self.rooms = Rooms(account.name)
+        self.status = SessionStatus(account.name, account.homeserver, around.clock)
+        self.password: Secret | None = None
+        self.logging_in = trio.Lock()
+        self.logged_in = trio.Event()
+
+
+class Accounts:
+    """All accounts. `agents` names those that had grants before this was made; later grants are followed."""
+
+    def __init__(
+        self,
+        accounts: Mapping[str, Account],
+        *,
+        db: Database,
+        journal: Journal,
+        outbox: Outbox,
+        grants: Grants,
+        around: Surroundings,
+        alerts: AlertPort | None = None,
+        agents: Iterable[str] = (),
+    ) -> None:
+        self._db = db
+        self._journal = journal
+        self._outbox = outbox
+        self._around = around
+        self._alerts = alerts
+        known = tuple(agents)
+        self._entries = {
+            name: _Entry(account, Granted(name, grants, known), around) for name, account in accounts.items()
+        }
+        self._supervisor = Supervisor("matrix", dynamic=True, around=around)
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def configured(self) -> bool:
+        return bool(self._entries)
+
+    async def run(self, *, task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run a session per account until cancelled. Ready at once: a homeserver may be away for days."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                specs = [self._spec(entry) for entry in self._entries.values()]
+                await nursery.start(self._supervisor.run, specs)
+                task_status.started(self._supervisor)
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    def status(self, account: str | None = None) -> SessionStatus | None:
+        """The state of one account, or of the one that operators mean when they name none."""
+        entry = self._entries.get(account) if account is not None else self._default()
+        return entry.status if entry is not None else None
+
+    def reports(self) -> list[dict[str, Any]]:
+        """The state of all accounts, as plain values."""
+        return [entry.status.report() for entry in self._entries.values()]
+
+    def encrypted(self, account: str, room_id: str) -> bool | None:
+        """Whether messages in this room must be encrypted, as far as it is known without asking."""
+        return self._entry(account).rooms.encrypted(room_id)
+
+    def account_for(self, room_id: str) -> str:
+        """The account that is in this room, else the default one. Raises matrix_not_configured without any."""
+        for name, entry in self._entries.items():
+            if entry.rooms.joined(room_id):
+                return name
+        return self._entry(None).account.name
+
+    async def login(self, account: str | None, user: str, password: Secret) -> SessionStatus | None:
+        """Log this account in anew and restart its session; the old one goes on if that fails.
+
+        Returns its status, or None if the homeserver takes longer than `LOGIN_ANSWER` seconds: then the login goes on
+        by itself. Raises matrix_not_configured, matrix_login_failed, unavailable.
+        """
+        entry = self._entry(account)
+        if self._nursery is None:
+            raise ArmorclawError("unavailable", "the Matrix sessions are not running")
+        result: list[ArmorclawError] = []
+        done = trio.Event()
+        self._nursery.start_soon(self._login_in_background, entry, user, password, result, done)
+        with trio.move_on_after(LOGIN_ANSWER):
+            await done.wait()
+            if result:
+                raise result[0]
+            return entry.status
+        return None
+
+    async def _login_in_background(
+        self, entry: _Entry, user: str, password: Secret, result: list[ArmorclawError], done: trio.Event
+    ) -> None:
+        try:
+            async with entry.logging_in:
+                with trio.fail_after(_LOGIN_TIMEOUT):
+                    await self._log_in(entry, user, password)
+        except trio.TooSlowError:
+            result.append(ArmorclawError("timed_out", f"login of account {entry.account.name!r}"))
+        except ArmorclawError as error:
+            result.append(error)
+        if result:
+            log.warning("login failed", account=entry.account.name, why=str(result[0]))
+        done.set()
+
+    async def _log_in(self, entry: _Entry, user: str, password: Secret) -> None:
+        from armorclaw.matrix.login import log_in_anew
+
+        fresh = await log_in_anew(self._db, entry.account, user, password, self._around.clock)
+        entry.password = password
+        entry.status.logged_in(fresh.user_id, fresh.device_id)
+        if entry.status.state is SessionState.LOGGED_OUT:
+            entry.logged_in.set()
+        else:
+            await self._supervisor.restart(entry.account.name)
+
+    def _spec(self, entry: _Entry) -> ChildSpec:
+        async def run(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            task_status.started()
+            while True:
+                entry.logged_in = trio.Event()
+                try:
+                    await self._session(entry).run()
+                except ArmorclawError as error:
+                    if error.name != "matrix_login_failed":
+                        raise
+                    await self._call_for_login(entry, error)
+                    await entry.logged_in.wait()
+
+        return ChildSpec(entry.account.name, run, restart=Restart.PERMANENT, backoff=_BACKOFF, start_timeout=math.inf)
+
+    def _session(self, entry: _Entry) -> Session:
+        from armorclaw.matrix.session import Services, Session
+
+        return Session(
+            entry.account,
+            Services(self._db, self._journal, self._outbox, self._around),
+            rooms=entry.rooms,
+            granted=entry.granted,
+            status=entry.status,
+            password=entry.password or entry.account.find_password(),
+            token=entry.account.find_access_token(),
+        )
+
+    async def _call_for_login(self, entry: _Entry, error: ArmorclawError) -> None:
+        entry.status.logged_out(error.why)
+        if self._alerts is not None:
+            await self._alerts.raise_alert("matrix_login_failed", "error", str(error))
+
+    def _entry(self, account: str | None) -> _Entry:
+        entry = self._default() if account is None else self._entries.get(account)
+        if entry is None:
+            what = "no Matrix account is configured" if account is None else f"there is no Matrix account {account!r}"
+            raise ArmorclawError("matrix_not_configured", what)
+        return entry
+
+    def _default(self) -> _Entry | None:
+        return self._entries.get("main") or next(iter(self._entries.values()), None)

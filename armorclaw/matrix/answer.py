@@ -1,0 +1,143 @@
+"""What a homeserver answers to /sync, read without trusting it. Pure: no I/O, no clock.
+
+Specification: Client-Server API, "Syncing". Whatever has not the expected shape is left out, never an exception; the
+one thing that must be there is `next_batch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
+
+import attrs
+
+from armorclaw.events.event import Event, ascii_json
+
+_MAX_ID = 255  # bytes of an identifier, says the specification
+_MAX_TIMESTAMP = 2**53  # milliseconds; what JSON readers everywhere can hold exactly
+
+Raw = Mapping[str, Any]
+
+
+class BadAnswerError(ValueError):
+    """An answer that cannot be used at all."""
+
+
+@attrs.frozen
+class RoomUpdate:
+    """One room's part. `timeline` is in order; `limited` means that events before it are missing."""
+
+    room_id: str
+    membership: str
+    state: Sequence[Raw] = ()
+    timeline: Sequence[Raw] = ()
+    limited: bool = False
+    prev_batch: str | None = None
+
+    @property
+    def turns_encrypted(self) -> bool:
+        """Whether the room's state now says it is encrypted; whatever algorithm is named."""
+        return any(_is_state(raw, "m.room.encryption", "") for part in (self.state, self.timeline) for raw in part)
+
+
+@attrs.frozen
+class Answer:
+    """One answer to /sync."""
+
+    next_batch: str
+    rooms: Sequence[RoomUpdate]
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing happened."""
+        return not any(room.state or room.timeline or room.membership != "join" for room in self.rooms)
+
+
+def read_answer(data: object) -> Answer:
+    """Raises BadAnswerError without a usable `next_batch`."""
+    whole = _table(data)
+    token = whole.get("next_batch")
+    if not isinstance(token, str) or not token:
+        raise BadAnswerError("the answer to /sync has no next_batch")
+    return Answer(token, list(_rooms(_table(whole.get("rooms")))))
+
+
+def _rooms(sections: Raw) -> Iterator[RoomUpdate]:
+    for section in ("join", "leave"):
+        for room_id, value in _table(sections.get(section)).items():
+            if not is_room_id(room_id):
+                continue
+            room = _table(value)
+            timeline = _table(room.get("timeline"))
+            prev_batch = timeline.get("prev_batch")
+            yield RoomUpdate(
+                room_id,
+                section,
+                events_in(_table(room.get("state")).get("events")),
+                events_in(timeline.get("events")),
+                timeline.get("limited") is True,
+                prev_batch if isinstance(prev_batch, str) else None,
+            )
+    for room_id in _table(sections.get("invite")):
+        if is_room_id(room_id):
+            yield RoomUpdate(room_id, "invite")
+
+
+def events_in(value: object) -> list[Raw]:
+    """The objects of a list, in order; what is no object is left out."""
+    return [raw for raw in value if isinstance(raw, dict)] if isinstance(value, list) else []
+
+
+def own_join(raw: Raw, user_id: str) -> bool:
+    """Whether this event is our own joining."""
+    return _is_state(raw, "m.room.member", user_id) and _table(raw.get("content")).get("membership") == "join"
+
+
+def after_own_join(timeline: Sequence[Raw], user_id: str) -> Sequence[Raw] | None:
+    """What happened since we last joined; None if our joining is not in here."""
+    for place in range(len(timeline) - 1, -1, -1):
+        if own_join(timeline[place], user_id):
+            return timeline[place + 1 :]
+    return None
+
+
+def to_event(raw: Raw, room_id: str, account: str, now_ms: int) -> Event | None:
+    """The event as the journal takes it, or None if it is no proper event. `now_ms` stands in for a wrong time."""
+    type_, sender, event_id, content = (raw.get(name) for name in ("type", "sender", "event_id", "content"))
+    if not (_is_id(type_) and _is_id(sender) and _is_id(event_id) and isinstance(content, dict)):
+        return None
+    if type_ == "m.room.redaction" and "redacts" not in content and _is_id(raw.get("redacts")):
+        content = {**content, "redacts": raw["redacts"]}  # where room versions from 11 on have it
+    at_ms = raw.get("origin_server_ts")
+    if type(at_ms) is not int or not 0 <= at_ms < _MAX_TIMESTAMP:
+        at_ms = now_ms
+    try:
+        return Event(
+            type=type_,
+            content=ascii_json(content),
+            at_ms=at_ms,
+            id=f"{account}/{event_id}",
+            account=account,
+            room_id=room_id,
+            sender=sender,
+            event_id=event_id,
+        )
+    except (ValueError, RecursionError):  # infinite numbers, too large, too deep
+        return None
+
+
+def is_room_id(text: object) -> TypeGuard[str]:
+    """Whether `text` may be a room id: an opaque word after a `!`. Newer rooms have no server part."""
+    return _is_id(text) and text.startswith("!") and len(text) > 1 and text.isprintable() and " " not in text
+
+
+def _is_id(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value) <= _MAX_ID
+
+
+def _is_state(raw: Raw, type_: str, state_key: str) -> bool:
+    return raw.get("type") == type_ and raw.get("state_key") == state_key
+
+
+def _table(value: object) -> Raw:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,222 @@
+"""The Matrix methods of the bridge, for operators and agents.
+
+Their shapes are those of the original bridge, with members added; its clients give up after 5 seconds, so each answer
+comes within 4.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from armorclaw.delivery.message import Delivery, Outgoing
+from armorclaw.delivery.outbox import Outbox
+from armorclaw.errors import ArmorclawError
+from armorclaw.events.event import Event, ascii_json
+from armorclaw.events.subscriptions import Subscriptions
+from armorclaw.guard.grants import Grants
+from armorclaw.matrix.accounts import Accounts
+from armorclaw.matrix.status import SessionStatus
+from armorclaw.rpc.registry import Registry, Role
+from armorclaw.structure import Secret
+
+if TYPE_CHECKING:
+    from armorclaw.rpc.peer import Call
+
+SEND_WAIT = 3.5
+"""Seconds that matrix.send waits for the event id before it answers `queued`."""
+
+POLL_LIMIT = 4.0
+"""Seconds that matrix.receive waits at most, whatever is asked for."""
+
+CONTENT_LIMIT = 60_000
+"""Bytes of a message's content; a whole event may have 65,536, says the specification."""
+
+_WRITERS = frozenset({Role.OPERATOR, Role.AGENT})
+_READERS = _WRITERS | {Role.OBSERVER}
+
+
+@attrs.frozen
+class LoginParams:
+    """`account` names one of the configuration; by default the first."""
+
+    username: str
+    password: str = attrs.field(repr=False)
+    account: str | None = None
+
+
+@attrs.frozen
+class SendParams:
+    """`content` adds to, or replaces, {msgtype, body}.
+
+    The same `idempotency_key` again sends nothing, whatever the rest says.
+    """
+
+    room_id: str
+    message: str
+    msgtype: str = "m.text"
+    content: dict[str, Any] | None = None
+    idempotency_key: str | None = None
+    account: str | None = None
+
+
+@attrs.frozen
+class ReceiveParams:
+    """`cursor` is the one of the answer before, or empty; `timeout_ms` is how long to wait for the first event."""
+
+    cursor: str = ""
+    timeout_ms: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    limit: int = attrs.field(default=10, validator=[attrs.validators.ge(1), attrs.validators.le(100)])
+
+
+class MatrixMethods:
+    """The handlers; `register` gives them their names."""
+
+    def __init__(self, accounts: Accounts, outbox: Outbox, subscriptions: Subscriptions, grants: Grants) -> None:
+        self._accounts = accounts
+        self._outbox = outbox
+        self._subscriptions = subscriptions
+        self._grants = grants
+        self._given: dict[str, str] = {}  # owner → the cursor given last
+
+    def register(self, registry: Registry) -> None:
+        """Add them to the table."""
+        method = registry.method
+        method("matrix.login", params=LoginParams, result=dict, roles={Role.OPERATOR})(self.login)
+        method("matrix.status", result=dict, roles=_READERS)(self.status)
+        method("matrix.send", params=SendParams, result=dict, roles=_WRITERS)(self.send)
+        # clients of other versions send what this one does not know
+        method("matrix.receive", params=ReceiveParams, result=dict, roles=_WRITERS, open=True)(self.receive)
+
+    async def login(self, call: Call, params: LoginParams) -> dict[str, Any]:
+        """Log a Matrix account in with a password: {status, user_id}.
+
+        A session that runs goes on if this fails. `status` is `logging_in` if the homeserver takes over 3.5 s.
+        """
+        if not params.username or not params.password:
+            raise ArmorclawError("invalid_params", "username and password must not be empty")
+        status = await self._accounts.login(params.account, params.username, Secret(params.password))
+        if status is None:
+            return {"status": "logging_in", "user_id": None}
+        return {"status": "logged_in", "user_id": status.user_id}
+
+    def status(self, call: Call, params: object) -> dict[str, Any]:
+        """Whether the Matrix account works: {enabled, status, user_id, logged_in}, and for operators each account.
+
+        `connected` means that the last sync was answered, and not long ago.
+        """
+        status = self._accounts.status(self._grants.account_of(call.agent) if call.agent else None)
+        if status is None:
+            return {"enabled": False, "status": "not_configured"}
+        short = _short(status)
+        if call.role is Role.AGENT:
+            return short
+        return {**short, "reason": status.reason, "accounts": self._accounts.reports()}
+
+    async def send(self, call: Call, params: SendParams) -> dict[str, Any]:
+        """Send a message to a room, once as others see it: {event_id, room_id, delivery_id, status}.
+
+        Waits up to 3.5 s for the event id. Then `status` is `queued` and event_id null; the message goes out as soon
+        as the homeserver takes it.
+        """
+        deadline = trio.current_time() + SEND_WAIT
+        account = self._account_for(call, params)
+        if self._accounts.encrypted(account, params.room_id):
+            raise _encrypted(params.room_id)
+        content = ascii_json(
+            {"msgtype": params.msgtype, "body": params.message, **(params.content or {})},
+        )
+        if len(content) > CONTENT_LIMIT:
+            what = f"a message of {len(content)} bytes"
+            raise ArmorclawError("too_large", what, hint=f"at most {CONTENT_LIMIT} bytes fit into one event")
+        out = Outgoing(
+            account=account,
+            agent=call.agent or "",
+            room_id=params.room_id,
+            content=content,
+            idempotency_key=params.idempotency_key,
+        )
+        delivery = await self._outbox.enqueue(out)
+        if delivery.state == "queued":
+            wait = max(deadline - trio.current_time(), 0.0)
+            delivery = await self._outbox.settled(delivery.delivery_id, wait)
+        return _sent(delivery)
+
+    async def receive(self, call: Call, params: ReceiveParams) -> dict[str, Any]:
+        """Poll for events of granted rooms: {events, count, cursor}.
+
+        Each call acknowledges the batch before. Events that are pushed to a connection of the same owner cannot be
+        polled as well.
+        """
+        owner = call.agent or ""
+        if params.cursor and self._given.get(owner) not in (None, params.cursor):
+            self._subscriptions.forget_batch(owner)  # the answer with the other cursor has not arrived
+
+        def allowed(event: Event) -> bool:
+            if event.event_id is None or event.room_id is None:
+                return False
+            return call.agent is None or self._grants.may(call.agent, event.room_id)
+
+        wait = min(params.timeout_ms / 1000, POLL_LIMIT)
+        events = await self._subscriptions.take(owner, params.limit, allowed=allowed, wait=wait)
+        if events:
+            self._given[owner] = str(events[-1].seq)
+        cursor = self._given.get(owner, params.cursor)
+        return {"events": [_received(event) for event in events], "count": len(events), "cursor": cursor}
+
+    def _account_for(self, call: Call, params: SendParams) -> str:
+        if not params.room_id.startswith("!") or not params.room_id.isprintable():
+            hint = "a room id begins with !; see the room's settings, advanced"
+            raise ArmorclawError("invalid_params", f"room_id {params.room_id!r} is no room id", hint=hint)
+        if call.agent is None:
+            return params.account if params.account is not None else self._accounts.account_for(params.room_id)
+        account = self._grants.account_of(call.agent)
+        if account is None or not self._grants.may(call.agent, params.room_id):
+            raise ArmorclawError("room_denied", f"agent {call.agent!r} has no grant for room {params.room_id}")
+        return account
+
+
+def _short(status: SessionStatus) -> dict[str, Any]:
+    return {
+        "enabled": True,
+        "status": "connected" if status.connected else "disconnected",
+        "user_id": status.user_id,
+        "logged_in": status.user_id is not None and status.state != "logged_out",
+    }
+
+
+def _sent(delivery: Delivery) -> dict[str, Any]:
+    if delivery.state == "failed":
+        reason = delivery.reason or ""
+        if reason.startswith("room_encrypted"):
+            raise _encrypted(delivery.room_id)
+        raise ArmorclawError(
+            "matrix_refused", f"room {delivery.room_id}", why=reason, delivery_id=delivery.delivery_id
+        )
+    return {
+        "event_id": delivery.event_id,
+        "room_id": delivery.room_id,
+        "delivery_id": delivery.delivery_id,
+        "status": delivery.state,
+    }
+
+
+def _encrypted(room_id: str) -> ArmorclawError:
+    return ArmorclawError("room_encrypted", f"room {room_id} is encrypted")
+
+
+def _received(event: Event) -> dict[str, Any]:
+    """An event in the original's words. `origin_server` was always empty there; here it is the sender's server."""
+    content: Mapping[str, Any] = json.loads(event.content)
+    return {
+        "type": event.type,
+        "room_id": event.room_id,
+        "sender": event.sender,
+        "content": content,
+        "origin_server": (event.sender or "").partition(":")[2],
+        "event_id": event.event_id,
+    }

@@ -1,0 +1,32 @@
+"""How long to wait before asking a homeserver again."""
+
+from __future__ import annotations
+
+import random
+
+import attrs
+
+
+@attrs.define
+class Pacing:
+    """Growing pauses with jitter: `first` seconds, doubled each time, up to `cap`; each is cut to 50-100 % by chance.
+
+    The cap is low on purpose: a homeserver that comes back is seen within two seconds, and one that answers with
+    an error at once is still asked less than once a second.
+    """
+
+    random: random.Random
+    first: float = 0.25
+    cap: float = 2.0
+    _next: float = 0.0
+
+    def next(self, told: float | None = None) -> float:
+        """Seconds to wait now: what the server told, if it did, but never less than the pause that is due."""
+        base = max(self._next, self.first)
+        self._next = min(base * 2, self.cap)
+        pause = min(base, self.cap) * self.random.uniform(0.5, 1.0)
+        return pause if told is None else max(told, pause)
+
+    def reset(self) -> None:
+        """Things work again."""
+        self._next = 0.0

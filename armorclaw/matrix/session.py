@@ -1,0 +1,161 @@
+"""One Matrix account at work: logged in, syncing, sending, in its granted rooms. All of it in one nursery."""
+
+from __future__ import annotations
+
+import attrs
+import structlog
+import trio
+from mautrix.errors import MatrixError
+
+from armorclaw.clock import Surroundings
+from armorclaw.config import Account
+from armorclaw.delivery.outbox import Outbox
+from armorclaw.delivery.transport import Refused
+from armorclaw.errors import ArmorclawError
+from armorclaw.events.journal import Journal
+from armorclaw.matrix import login
+from armorclaw.matrix.client import MatrixClient
+from armorclaw.matrix.doorman import Doorman
+from armorclaw.matrix.granted import Granted
+from armorclaw.matrix.login import Login
+from armorclaw.matrix.pacing import Pacing
+from armorclaw.matrix.rooms import Rooms
+from armorclaw.matrix.status import SessionStatus
+from armorclaw.matrix.sync import SyncLoop
+from armorclaw.matrix.transport import judge, open_api
+from armorclaw.store import Database
+from armorclaw.structure import Secret
+
+log = structlog.get_logger(__name__)
+
+
+@attrs.frozen
+class Services:
+    """What sessions use of the rest of the bridge."""
+
+    db: Database
+    journal: Journal
+    outbox: Outbox
+    around: Surroundings
+
+
+class Session:
+    """One account's session; `put` makes it the outbox's transport.
+
+    `password` and `token` are what the operator gave; either may be missing as long as a stored login works.
+    """
+
+    def __init__(
+        self,
+        account: Account,
+        services: Services,
+        *,
+        rooms: Rooms,
+        granted: Granted,
+        status: SessionStatus,
+        password: Secret | None,
+        token: Secret | None,
+    ) -> None:
+        self._account = account
+        self._services = services
+        self._rooms = rooms
+        self._granted = granted
+        self._status = status
+        self._password = password
+        self._token = token
+        self._client: MatrixClient | None = None
+
+    async def run(self) -> None:
+        """Work until cancelled; waits for a homeserver that does not answer.
+
+        Raises matrix_login_failed when the homeserver does not let us in and nothing we have can change that.
+        """
+        async with open_api(self._account.homeserver, self._services.around.clock) as api:
+            self._client = MatrixClient(api)
+            known = await self._services.db.read(lambda db: login.load(db, self._account.name))
+            if known is not None and not known.serves(self._account, self._token):
+                known = None
+            while True:
+                self._status.starting()
+                await self._work(known if known is not None else await self._log_in())
+                known = None  # the homeserver has forgotten this login
+
+    async def put(self, room_id: str, type_: str, txn_id: str, content: bytes) -> str:
+        """Send one event and return its id. Raises Delayed or Refused, as the outbox wants it."""
+        assert self._client is not None
+        try:
+            if await self.is_encrypted(room_id):
+                raise Refused("room_encrypted: a message there would be in the clear")
+            return await self._client.put_event(room_id, type_, txn_id, content)
+        except MatrixError as error:
+            raise judge(error).exception() from error
+
+    async def is_encrypted(self, room_id: str) -> bool:
+        """Whether a message in this room must be encrypted; asks the homeserver if nothing is known of the room."""
+        assert self._client is not None
+        known = self._rooms.encrypted(room_id)
+        return await self._client.is_encrypted(room_id) if known is None else known
+
+    async def _log_in(self) -> Login:
+        """Log in with what there is, waiting out a homeserver that does not answer, and store the result."""
+        assert self._client is not None
+        pacing = Pacing(self._services.around.random)
+        stored = await self._services.db.read(lambda db: login.load(db, self._account.name))
+        device = self._account.device_id or (stored.device_id if stored else "") or login.new_device_id()
+        while True:
+            try:
+                fresh = await self._ask(self._client, device)
+                break
+            except MatrixError as error:
+                verdict = judge(error)
+                if verdict.unknown_token or not verdict.again:
+                    raise self._not_let_in(verdict.reason) from error
+                self._status.waiting(verdict.reason)
+                await trio.sleep(pacing.next(verdict.after))
+        return await self._services.db.write(lambda db: login.save(db, self._account.name, fresh), durable=True)
+
+    async def _ask(self, client: MatrixClient, device: str) -> Login:
+        client.api.token = ""
+        if self._password is not None:
+            account = self._account
+            return await login.with_password(client, account.homeserver, account.user, self._password, device)
+        if self._token is not None:
+            return await login.with_token(client, self._account, self._token)
+        raise self._not_let_in("there is neither a password nor a token that works")
+
+    def _not_let_in(self, why: str) -> ArmorclawError:
+        account = self._account
+        what = f"account {account.name!r} ({account.user} at {account.homeserver})"
+        hint = f"check accounts.{account.name} in the configuration, or call matrix.login"
+        return ArmorclawError("matrix_login_failed", what, why=why, hint=hint)
+
+    async def _work(self, stored: Login) -> None:
+        """Sync, send and join until the access token is no longer good."""
+        assert self._client is not None
+        self._client.use(stored.user_id, stored.device_id, stored.access_token)
+        self._status.logged_in(stored.user_id, stored.device_id)
+        self._rooms.replace(await self._services.db.read(self._rooms.load))
+        doorman = Doorman(self._client, self._granted, self._rooms, self._services.around)
+        await doorman.look_up_aliases()
+        sync = SyncLoop(
+            self._account.name,
+            self._client,
+            stored.next_batch,
+            journal=self._services.journal,
+            rooms=self._rooms,
+            granted=self._granted,
+            status=self._status,
+            around=self._services.around,
+            connected=lambda: self._services.outbox.hurry(self._account.name),
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._services.outbox.serve, self._account.name, self)
+            nursery.start_soon(self._keep_the_door, doorman)
+            await sync.run()
+            log.warning("access token no longer known", account=self._account.name)
+            nursery.cancel_scope.cancel(reason="the access token is no longer good")
+
+    async def _keep_the_door(self, doorman: Doorman) -> None:
+        """Only once the first sync has told which rooms we are in, and which ask for us."""
+        await self._status.until(lambda: self._status.connected)
+        await doorman.run()

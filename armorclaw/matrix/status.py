@@ -1,0 +1,112 @@
+"""What a session is doing right now, for those who ask and for those who wait for it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+import trio
+
+from armorclaw.clock import Clock
+
+log = structlog.get_logger(__name__)
+
+FRESH_SECONDS = 60.0
+"""A session whose last answered sync is older than this is not called connected; a quiet long poll takes 30."""
+
+
+class SessionState(enum.StrEnum):
+    """STARTING: logging in. CONNECTED: syncing. WAITING: for a homeserver that is away. LOGGED_OUT: for a login."""
+
+    STARTING = "starting"
+    CONNECTED = "connected"
+    WAITING = "waiting"
+    LOGGED_OUT = "logged_out"
+
+
+class SessionStatus:
+    """One account's state. Each trouble is logged once when it begins and once when it ends."""
+
+    def __init__(self, account: str, homeserver: str, clock: Clock) -> None:
+        self.account = account
+        self.homeserver = homeserver
+        self.state = SessionState.STARTING
+        self.reason = ""
+        self.user_id: str | None = None
+        self.device_id: str | None = None
+        self._clock = clock
+        self._synced_at: float | None = None
+        self._waiting_since: float | None = None
+        self._changed = trio.Event()
+
+    @property
+    def connected(self) -> bool:
+        """Whether work gets done: the last sync was answered, and not long ago."""
+        age = self.sync_age
+        return self.state is SessionState.CONNECTED and age is not None and age <= FRESH_SECONDS
+
+    @property
+    def sync_age(self) -> float | None:
+        """Seconds since a sync was last answered, None if none was."""
+        return None if self._synced_at is None else self._clock.monotonic() - self._synced_at
+
+    def starting(self) -> None:
+        """A session begins to log in."""
+        self._become(SessionState.STARTING, "")
+
+    def logged_in(self, user_id: str, device_id: str) -> None:
+        """The homeserver knows us, or did when the login was stored."""
+        self.user_id, self.device_id = user_id, device_id
+
+    def synced(self) -> bool:
+        """A sync was answered; true if that is news."""
+        self._synced_at = self._clock.monotonic()
+        if self.state is SessionState.CONNECTED:
+            return False
+        if self._waiting_since is not None:
+            seconds = round(self._clock.monotonic() - self._waiting_since, 1)
+            log.info("homeserver answers again", account=self.account, homeserver=self.homeserver, after_s=seconds)
+        else:
+            log.info("matrix session is up", account=self.account, user=self.user_id)
+        self._become(SessionState.CONNECTED, "")
+        return True
+
+    def waiting(self, reason: str) -> None:
+        """The homeserver cannot be asked for the moment; the session goes on trying."""
+        if self._waiting_since is None:
+            self._waiting_since = self._clock.monotonic()
+            log.warning("waiting for homeserver", account=self.account, homeserver=self.homeserver, why=reason)
+        self._become(SessionState.WAITING, reason)
+
+    def logged_out(self, reason: str) -> None:
+        """Only a new login helps."""
+        log.error("matrix login needed", account=self.account, homeserver=self.homeserver, why=reason)
+        self._become(SessionState.LOGGED_OUT, reason)
+
+    async def until(self, wanted: Callable[[], bool]) -> None:
+        """Return when `wanted()` is true, looking again after each change of state."""
+        while not wanted():
+            await self._changed.wait()
+
+    def report(self) -> dict[str, Any]:
+        """For matrix.status: plain values, seconds."""
+        age = self.sync_age
+        return {
+            "account": self.account,
+            "homeserver": self.homeserver,
+            "state": str(self.state),
+            "connected": self.connected,
+            "user_id": self.user_id,
+            "device_id": self.device_id,
+            "reason": self.reason,
+            "last_sync_s": None if age is None else round(age, 3),
+        }
+
+    def _become(self, state: SessionState, reason: str) -> None:
+        if state is not SessionState.WAITING:
+            self._waiting_since = None
+        self.state, self.reason = state, reason
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()

@@ -1,0 +1,232 @@
+"""The sync loop: ask, fill gaps, commit events together with the token, ask again.
+
+Nothing is lost or told twice, wherever it is stopped: the token moves in the transaction that journals what came
+before it, and an event that comes again is known by its id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import structlog
+import trio
+from mautrix.errors import MatrixError, MatrixRequestError
+
+from armorclaw.clock import Surroundings
+from armorclaw.errors import ArmorclawError
+from armorclaw.events.event import Event
+from armorclaw.events.journal import Journal
+from armorclaw.matrix import login
+from armorclaw.matrix.answer import (
+    Answer,
+    BadAnswerError,
+    Raw,
+    RoomUpdate,
+    after_own_join,
+    own_join,
+    read_answer,
+    to_event,
+)
+from armorclaw.matrix.client import POLL_SECONDS, MatrixClient
+from armorclaw.matrix.granted import Granted
+from armorclaw.matrix.pacing import Pacing
+from armorclaw.matrix.rooms import Rooms, RoomState
+from armorclaw.matrix.status import SessionStatus
+from armorclaw.matrix.transport import Verdict, judge
+from armorclaw.store import Connection
+
+log = structlog.get_logger(__name__)
+
+GAP_PAGE = 200
+GAP_LIMIT = 5_000
+"""Missed events of one room that are fetched; older ones are given up, and an event of type `gap` says so."""
+
+REFUSED_PAUSE = 30.0
+"""Seconds before asking again what the homeserver refused for a reason that does not pass by itself."""
+
+_HOT = 3  # answers in a row that hold nothing, and come at once, before the loop slows down
+_AT_ONCE = 1.0  # seconds; a poll that lasted longer than this has been held back
+_BREATH = 500  # events turned into ours between two looks at the other tasks
+
+
+class SyncLoop:
+    """One account's sync. Only rooms that are granted to an agent are journalled; `since` is where the loop stands.
+
+    `connected` is called when the homeserver answers for the first time, and again after each time it did not.
+    """
+
+    def __init__(
+        self,
+        account: str,
+        client: MatrixClient,
+        since: str | None,
+        *,
+        journal: Journal,
+        rooms: Rooms,
+        granted: Granted,
+        status: SessionStatus,
+        around: Surroundings,
+        connected: Callable[[], object],
+    ) -> None:
+        self.since = since
+        self._account = account
+        self._client = client
+        self._journal = journal
+        self._rooms = rooms
+        self._granted = granted
+        self._status = status
+        self._around = around
+        self._connected = connected
+        self._pacing = Pacing(around.random)
+        self._hot = 0
+
+    async def run(self) -> None:
+        """Sync until the homeserver no longer knows the access token, then return.
+
+        Everything else it waits out: a homeserver that is away, slow, or answers nonsense, and a store that restarts.
+        """
+        held = False  # after a pause the first answer is wanted at once, not after a long poll
+        while True:
+            try:
+                hot = await self._once(POLL_SECONDS if held else 0.0)
+            except MatrixError as error:
+                verdict = judge(error)
+                if verdict.unknown_token:
+                    return
+                if self.since is not None and _token_refused(error):
+                    await self._start_over(verdict.reason)
+                    verdict = Verdict(again=True, reason=verdict.reason)
+                await self._pause(verdict)
+                held = False
+            except BadAnswerError as error:
+                await self._pause(Verdict(again=True, reason=str(error)))
+                held = False
+            except ArmorclawError as error:
+                if not error.kind.retryable:
+                    raise
+                log.warning("the store does not take events", account=self._account, why=str(error))
+                await trio.sleep(self._pacing.next())
+            else:
+                if self._status.synced():
+                    self._connected()
+                if hot:
+                    await trio.sleep(self._pacing.next())
+                else:
+                    self._pacing.reset()
+                held = True
+
+    async def _once(self, seconds: float) -> bool:
+        """One round; true if the homeserver seems to answer faster than anything happens."""
+        asked = self._around.clock.monotonic()
+        answer = read_answer(await self._client.poll(self.since, seconds))
+        took = self._around.clock.monotonic() - asked
+        stuck = answer.next_batch == self.since and not answer.empty
+        if seconds and took < _AT_ONCE and (answer.empty or stuck):
+            self._hot += 1
+        else:
+            self._hot = 0
+        await self._take_in(answer)
+        return stuck or self._hot > _HOT
+
+    async def _pause(self, verdict: Verdict) -> None:
+        told = verdict.after if verdict.again else REFUSED_PAUSE
+        self._status.waiting(verdict.reason)
+        await trio.sleep(self._pacing.next(told))
+
+    async def _start_over(self, reason: str) -> None:
+        """The homeserver has forgotten our place: begin anew, and say in every room that events may be missing."""
+        log.warning("sync token refused, starting over", account=self._account, why=reason)
+        joined = [room for room in self._rooms.joined_ids() if self._granted.covers(room)]
+        gaps = [self._gap_event(room, "the homeserver refused the sync token") for room in joined]
+        await self._journal.record(gaps, also=lambda db: login.save_place(db, self._account, None))
+        self.since = None
+
+    async def _take_in(self, answer: Answer) -> None:
+        first = self.since is None
+        changes: dict[str, RoomState] = {}
+        events: list[Event] = []
+        for update in answer.rooms:
+            known = self._rooms.get(update.room_id)
+            if (state := _state_after(update, known)) != known:
+                changes[update.room_id] = state
+            # an account that is new here has a past, which is nobody's to answer
+            if not first and update.timeline and self._granted.covers(update.room_id):
+                events += await self._events_of(update, newly_joined=known is None or known.membership != "join")
+        if not events and not changes and answer.next_batch == self.since:
+            return
+
+        def also(db: Connection) -> None:
+            login.save_place(db, self._account, answer.next_batch)
+            self._rooms.save(db, changes)
+
+        await self._journal.record(events, also=also)
+        self.since = answer.next_batch
+        if changes:
+            self._rooms.apply(changes)
+            self._granted.poke()
+
+    async def _events_of(self, update: RoomUpdate, *, newly_joined: bool) -> list[Event]:
+        own = str(self._client.mxid)
+        timeline, gap = update.timeline, False
+        if newly_joined and (since_join := after_own_join(timeline, own)) is not None:
+            timeline = since_join  # what was said before we came is not ours either
+        elif update.limited and update.prev_batch:
+            older, gap = await self._fill_gap(update.room_id, update.prev_batch, newly_joined=newly_joined)
+            timeline = [*older, *timeline]
+        events = [self._gap_event(update.room_id, f"more than {GAP_LIMIT} events were missed")] if gap else []
+        now = self._around.clock.now_ms()
+        for number, raw in enumerate(timeline):
+            if number % _BREATH == _BREATH - 1:
+                await trio.lowlevel.checkpoint()
+            if raw.get("sender") == own:
+                continue
+            event = to_event(raw, update.room_id, self._account, now)
+            if event is None:
+                log.warning("malformed event left out", account=self._account, room=update.room_id)
+            else:
+                events.append(event)
+        return events
+
+    async def _fill_gap(self, room_id: str, prev_batch: str, *, newly_joined: bool) -> tuple[Sequence[Raw], bool]:
+        """What the timeline left out, in order, and whether even that is not all.
+
+        A homeserver that fails in between fails the whole round, which is then asked again from the old token.
+        """
+        assert self.since is not None
+        own = str(self._client.mxid)
+        found: list[Raw] = []
+        at: str | None = prev_batch
+        while at is not None and len(found) < GAP_LIMIT:
+            try:
+                chunk, at = await self._client.page_back(room_id, at, self.since, GAP_PAGE)
+            except MatrixRequestError as error:
+                if judge(error).again:
+                    raise
+                log.warning("gap cannot be filled", account=self._account, room=room_id, why=judge(error).reason)
+                return found[::-1], True
+            for raw in chunk:
+                if newly_joined and own_join(raw, own):
+                    return found[::-1], False
+                found.append(raw)
+        if at is not None:
+            log.warning("gap too long to fill", account=self._account, room=room_id, fetched=len(found))
+        return found[::-1], at is not None
+
+    def _gap_event(self, room_id: str, reason: str) -> Event:
+        return Event.make(
+            "gap",
+            {"room_id": room_id, "reason": reason},
+            at_ms=self._around.clock.now_ms(),
+            account=self._account,
+            room_id=room_id,
+        )
+
+
+def _state_after(update: RoomUpdate, known: RoomState | None) -> RoomState:
+    encrypted = update.turns_encrypted or (known is not None and known.encrypted)
+    return RoomState(update.membership, encrypted)
+
+
+def _token_refused(error: MatrixError) -> bool:
+    """Synapse says M_UNKNOWN or M_INVALID_PARAM, others M_UNKNOWN_POS; nothing else in the request can be wrong."""
+    return isinstance(error, MatrixRequestError) and error.http_status == 400 and error.errcode is not None

@@ -1,0 +1,248 @@
+"""Unix sockets to listen on: who may open them, and who is at the other end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import stat
+import struct
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import attrs
+import structlog
+import trio
+
+from armorclaw.clock import Surroundings
+from armorclaw.errors import ArmorclawError
+from armorclaw.rpc.codec import MsgspecCodec
+from armorclaw.rpc.peer import Peer
+from armorclaw.rpc.registry import Registry, Role
+
+log = structlog.get_logger(__name__)
+
+MAX_PATH = 107
+"""Bytes of a socket's path, as Linux has it."""
+
+BACKLOG = 128
+
+_SO_PEERPIDFD = 77  # Linux 6.5; Python 3.11 has no name for it
+_NO_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+_RETRY = 0.1  # seconds to wait for descriptors to become free
+
+
+def bind_unix(
+    path: str | os.PathLike[str], *, mode: int = 0o600, uid: int | None = None, gid: int | None = None
+) -> trio.SocketListener:
+    """Listen at `path`; at no moment is the socket open to more than `mode` allows.
+
+    A socket that nobody listens at is replaced. Raises `path_too_long`, `already_running` if somebody does listen,
+    `conflict` if something else is there, and OSError from the file system.
+    """
+    plain = mode == 0o600 and uid is None and gid is None
+    final = os.fspath(path)
+    name = final if plain else final + ".new"  # takes its place only when mode and owner are right
+    if len(os.fsencode(name)) > MAX_PATH:
+        raise ArmorclawError("path_too_long", f"the socket path {final} has more than {MAX_PATH} bytes")
+    remove_stale(final)
+    if not plain:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.fchmod(sock.fileno(), 0o600)  # bind makes the file with the mode the socket has, umask aside
+        sock.bind(name)
+        sock.listen(BACKLOG)
+        if not plain:
+            os.chmod(name, mode)
+            os.chown(name, -1 if uid is None else uid, -1 if gid is None else gid)
+            os.rename(name, final)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ArmorclawError("already_running", f"another bridge has just taken {final}") from error
+        raise
+    sock.setblocking(False)
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+
+def remove_stale(path: str | os.PathLike[str]) -> None:
+    """Remove the socket at `path` if nobody listens there; see `bind_unix` for what it raises."""
+    try:
+        kind = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    name = os.fspath(path)
+    if not stat.S_ISSOCK(kind):
+        raise ArmorclawError("conflict", f"{name} is in the way", why="it is not a socket", hint="move it away")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(name)
+        except ConnectionRefusedError:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            return
+        except FileNotFoundError:
+            return
+        except (BlockingIOError, PermissionError):
+            pass  # full, or another user's: somebody listens
+    raise ArmorclawError("already_running", f"another bridge listens at {name}")
+
+
+@attrs.frozen
+class PeerCredentials:
+    """Who connected, as the kernel noted it then.
+
+    `pid` may have been given to another process since; while `pidfd` is open, `alive` tells whether it still is the
+    one that connected. Use it in a `with` block, which closes the pidfd.
+    """
+
+    pid: int
+    uid: int
+    gid: int
+    pidfd: int | None = None
+
+    def alive(self) -> bool:
+        """Whether the process that connected still runs; always true on a kernel that cannot tell."""
+        return self.pidfd is None or not select.select([self.pidfd], [], [], 0)[0]
+
+    def close(self) -> None:
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def peer_of(sock: socket.socket | trio.socket.SocketType) -> PeerCredentials:
+    """The credentials of the other end of a connected Unix socket."""
+    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pidfd = None
+    with suppress(OSError):
+        pidfd = struct.unpack("i", sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4))[0]
+    return PeerCredentials(pid, uid, gid, pidfd)
+
+
+@attrs.define
+class Gate:
+    """How many connections there may be; one gate can stand before several listeners."""
+
+    per_uid: int = 64
+    total: int = 1024
+    _open: Counter[int] = attrs.field(factory=Counter, init=False, repr=False)
+
+    def enter(self, uid: int) -> bool:
+        """Count a connection; False if there are too many. Each True needs a `leave`."""
+        if self._open.total() >= self.total or self._open[uid] >= self.per_uid:
+            return False
+        self._open[uid] += 1
+        return True
+
+    def leave(self, uid: int) -> None:
+        self._open[uid] -= 1
+        if not self._open[uid]:
+            del self._open[uid]
+
+
+def same_user(peer: PeerCredentials) -> bool:
+    """The usual `allow`: the user the bridge runs as, and root."""
+    return peer.uid in (0, os.geteuid())
+
+
+async def serve_unix(
+    listener: trio.SocketListener,
+    registry: Registry,
+    *,
+    role: Role,
+    allow: Callable[[PeerCredentials], bool] = same_user,
+    around: Surroundings,
+    agent: str | None = None,
+    gate: Gate | None = None,
+    path: str | os.PathLike[str] | None = None,
+    on_refused: Callable[[PeerCredentials], object] | None = None,
+    on_peer: Callable[[Peer], object] | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve every connection of this listener until cancelled.
+
+    `allow` is asked before a byte is read; those it refuses are told so, reported to `on_refused`, and closed. `path`
+    is removed at the end. One connection's fault never reaches another.
+    """
+    gate = gate or Gate()
+
+    async def serve_one(stream: trio.SocketStream, credentials: PeerCredentials) -> None:
+        peer = Peer(
+            stream,
+            registry,
+            role=role,
+            agent=agent,
+            uid=credentials.uid,
+            pid=credentials.pid,
+            around=around,
+        )
+        try:
+            if on_peer is not None:
+                on_peer(peer)
+            await peer.serve()
+        except Exception:
+            log.exception("connection failed", agent=agent, uid=credentials.uid)
+        finally:
+            gate.leave(credentials.uid)
+
+    async with listener:
+        try:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                while True:
+                    stream = await _accept(listener)
+                    if stream is None:
+                        continue
+                    with peer_of(stream.socket) as credentials:
+                        if not allow(credentials):
+                            log.warning("caller refused", uid=credentials.uid, pid=credentials.pid, agent=agent)
+                            _turn_away(stream, "denied", "this socket is not for your user")
+                            if on_refused is not None:
+                                on_refused(credentials)
+                            continue
+                    if not gate.enter(credentials.uid):
+                        log.warning("too many connections", uid=credentials.uid, agent=agent)
+                        _turn_away(stream, "unavailable", "too many connections")
+                        continue
+                    nursery.start_soon(
+                        serve_one, stream, attrs.evolve(credentials, pidfd=None), name=f"peer {credentials.pid}"
+                    )
+        finally:
+            if path is not None:
+                listener.socket.close()
+                with suppress(ArmorclawError, OSError):
+                    remove_stale(Path(path))
+
+
+async def _accept(listener: trio.SocketListener) -> trio.SocketStream | None:
+    try:
+        return await listener.accept()
+    except OSError as error:
+        if error.errno in _NO_RESOURCES:
+            log.error("cannot accept", error=os.strerror(error.errno))
+            await trio.sleep(_RETRY)
+            return None
+        if error.errno in (errno.ECONNABORTED, errno.EINTR):
+            return None
+        raise
+
+
+def _turn_away(stream: trio.SocketStream, name: str, what: str) -> None:
+    """Say why, if the socket takes it at once, and close."""
+    payload = MsgspecCodec().encode({"jsonrpc": "2.0", "id": None, "error": ArmorclawError(name, what).payload()})
+    with socket.socket(fileno=stream.socket.detach()) as sock, suppress(OSError):
+        sock.setblocking(False)
+        sock.send(payload + b"\n")

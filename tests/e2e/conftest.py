@@ -1,0 +1,81 @@
+"""The whole house with real parts: a person on Synapse, the daemon, an agent in each kind of container."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from armorclaw.testing.handles import AgentFactory, AgentHandle, BridgeProcess
+from armorclaw.testing.homeserver import Homeserver
+from armorclaw.testing.person import Person
+from armorclaw.testing.plugin import missing
+
+RUNTIMES = ["sandbox", "docker", "podman"]
+
+KEY = "sk-canary-6f1d0a7e5b3c4829"
+"""Looked for wherever it must not be."""
+
+
+def echo(message: Any) -> None:
+    """Answers what it hears; the agent of most tests here."""
+    message.reply(f"echo: {message.body}")
+
+
+@attrs.frozen
+class House:
+    """A daemon, a person, a room of theirs, and how to start an agent in it."""
+
+    bridge: BridgeProcess
+    person: Person
+    room: str
+    runtime: str
+    image: str | None
+    factory: AgentFactory
+
+    def start(
+        self, function: Callable[[Any], Any] = echo, *, name: str = "echo", keys: list[str] | None = None
+    ) -> Any:
+        handle: AgentHandle = self.factory(
+            function, rooms=[self.room], name=name, keys=keys, runtime=self.runtime, image=self.image
+        )
+        return handle
+
+    def ask(self, text: str, *, timeout: float = 30.0) -> str:
+        """Send, and the body of the answer to just that message."""
+        event_id = self.person.send(self.room, text)
+
+        def answers(seen: Any) -> bool:
+            relation = seen.content.get("m.relates_to", {})
+            return bool(relation.get("m.in_reply_to", {}).get("event_id") == event_id)
+
+        return self.person.wait_for(answers, timeout=timeout).body
+
+
+@pytest.fixture(params=RUNTIMES)
+def runtime_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def house(
+    request: pytest.FixtureRequest,
+    runtime_kind: str,
+    homeserver: Homeserver,
+    armorclaw_folder: Path,
+    matrix_user: Callable[[str], Person],
+) -> Iterator[House]:
+    image = None
+    bridge = BridgeProcess.for_homeserver(homeserver, armorclaw_folder)
+    if runtime_kind in ("docker", "podman"):
+        engine = request.getfixturevalue(runtime_kind)
+        image = engine.image
+        bridge.config["bridge"]["engine_socket"] = engine.socket_path
+    person = matrix_user("alice")
+    room = person.create_room("a room", invite=[bridge.user_id])
+    with bridge:
+        person.catch_up()
+        yield House(bridge, person, room, runtime_kind, image, AgentFactory(bridge, missing))

@@ -1,0 +1,79 @@
+"""A person writes in a room; an agent in a container without network answers. On every runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from armorclaw.errors import ArmorclawError
+from tests.e2e.conftest import KEY, House
+
+
+@pytest.mark.mission("K.start", "P1.1", "P1.3", "M.sync", "M.send", "M.login", "C.start", "S.2")
+def test_a_person_is_answered(house: House) -> None:
+    agent = house.start()
+    assert house.ask("good morning") == "echo: good morning"
+    assert house.ask("и ещё раз 🦀") == "echo: и ещё раз 🦀"
+    status = house.bridge.call("status")
+    assert status["containers"] == 1
+    assert status["container_ids"] == [agent.standing["container_id"]]
+
+
+@pytest.mark.mission("K.secrets", "K.verify", "S.3")
+def test_the_key_is_nowhere_but_in_the_agent(house: House) -> None:
+    """The agent has its key; nothing on the host's disk, in arguments, environments or logs has."""
+
+    def tell(message: Any) -> None:
+        secret = agent.secret("canary").token  # type: ignore[name-defined]  # noqa: F821 - the script has it
+        message.reply(f"{len(secret)} {secret[:3]}")
+
+    house.bridge.call("store_key", id="canary", provider="openai", token=KEY)
+    house.start(tell, name="holder", keys=["canary"])
+    assert house.ask("show me") == f"{len(KEY)} {KEY[:3]}"
+    assert house.bridge.call("get_key", id="canary")["token"] == KEY
+    for path in house.bridge.folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            assert KEY.encode() not in path.read_bytes(), path
+    for process in Path("/proc").glob("[0-9]*"):
+        for facts in ("cmdline", "environ"):
+            try:
+                text = (process / facts).read_bytes()
+            except OSError:
+                continue
+            assert KEY.encode() not in text, process
+
+
+@pytest.mark.mission("S.5")
+def test_a_room_that_is_not_granted(house: House) -> None:
+    """Nothing of it reaches the agent, and nothing of the agent reaches it."""
+    house.start()
+    other = house.person.create_room("another room", invite=[house.bridge.user_id])
+    house.person.send(other, "can you hear me?")
+    assert house.ask("and here?") == "echo: and here?"
+    assert [seen.room_id for seen in house.person.seen() if seen.room_id == other] == []
+
+
+@pytest.mark.mission("C.stop", "K.stop")
+def test_stopped_by_hand_it_stays_stopped(house: House) -> None:
+    agent = house.start()
+    answer = house.bridge.call("stop", name=agent.name)
+    assert answer["status"] == "stopped"
+    assert agent.standing["state"] == "stopped"
+    house.person.send(house.room, "are you there?")
+    assert house.person.seen(quiet=1.0) == []
+    house.bridge.call("start", name=agent.name)
+    # it was declared all the while, so nothing is lost
+    assert house.person.wait_for(lambda seen: True).body == "echo: are you there?"
+
+
+def test_an_image_that_is_not_there(house: House) -> None:
+    if house.image is None:
+        with pytest.raises(ArmorclawError, match="images"):
+            house.bridge.call("start", name="none", runtime="sandbox", image="no-such-image:1")
+        return
+    with pytest.raises(ArmorclawError) as caught:
+        house.bridge.call("start", name="none", runtime=house.runtime, image="no-such-image:1")
+    assert caught.value.name == "image_missing"
+    assert f"{house.runtime} pull no-such-image:1" in caught.value.hint
