@@ -27,6 +27,7 @@ from armorclaw.containers.runtime import Runtime
 from armorclaw.containers.sandbox import SandboxRuntime
 from armorclaw.containers.spec import SOCKET_DIR, ContainerSpec, Found, Limits, Mount
 from armorclaw.testing.engines import EngineWithImage, Kind, engine_with_image, why_missing
+from armorclaw.testing.plugin import missing
 
 LOCAL: dict[str, Callable[[Path], Runtime]] = {"sandbox": SandboxRuntime, "process": ProcessRuntime}
 KINDS = ["docker", "podman", *LOCAL]
@@ -42,32 +43,11 @@ door.connect(os.environ["ARMORCLAW_SOCKET"])
 Opener = Callable[[], AbstractAsyncContextManager[Runtime]]
 
 
-def missing(reason: str) -> None:
-    """Skip, unless this run promised that everything is there."""
-    if os.environ.get("ARMORCLAW_REQUIRE_ALL") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @contextmanager
 def engine(kind: Kind) -> Iterator[EngineWithImage]:
     if reason := why_missing(kind):
         missing(reason)
     with engine_with_image(kind) as made:
-        yield made
-
-
-@pytest.fixture(scope="session")
-def docker() -> Iterator[EngineWithImage]:
-    """A private dockerd, one for each pytest process."""
-    with engine("docker") as made:
-        yield made
-
-
-@pytest.fixture(scope="session")
-def podman() -> Iterator[EngineWithImage]:
-    """A private Podman service, one for each pytest process."""
-    with engine("podman") as made:
         yield made
 
 
