@@ -27,7 +27,7 @@ from armorclaw.config import Account, BridgeSection, Config, RuntimeName
 from armorclaw.containers.detect import Candidate, candidates
 from armorclaw.containers.engine import EngineRuntime
 from armorclaw.containers.image import python_image
-from armorclaw.containers.runtimes import Runtimes
+from armorclaw.containers.sandbox import SandboxRuntime
 from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.structure import Secret
 from armorclaw.supervision import ChildSpec, Supervisor
@@ -198,11 +198,7 @@ async def _choose(demo: Demo) -> Choice:
         if demo.wanted is not None:
             why = "; ".join(reasons) or "none was found"
             raise ArmorclawError("engine_unreachable", f"{demo.wanted} cannot be used", why=why)
-    runtimes = Runtimes(None, demo.state / "logs")
-    async with trio.open_nursery() as nursery:
-        await nursery.start(runtimes.run)
-        facts = await (await runtimes.get("sandbox")).check()
-        nursery.cancel_scope.cancel(reason="only asked")
+    facts = await SandboxRuntime(demo.state / "logs").check()
     why = f" (not a container, because {'; '.join(reasons)})" if reasons else ""
     return Choice("sandbox", None, None, f"bubblewrap{why}: {facts}")
 

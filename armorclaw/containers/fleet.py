@@ -15,6 +15,7 @@ from armorclaw.clock import Surroundings
 from armorclaw.containers.agent import STOP_GRACE, Agent, Standing, State
 from armorclaw.containers.agent_socket import AgentSocket
 from armorclaw.containers.generation import Generation
+from armorclaw.containers.peers import only_from
 from armorclaw.containers.runtime import Runtime
 from armorclaw.containers.runtimes import Runtimes
 from armorclaw.containers.secrets import secrets_payload
@@ -167,22 +168,26 @@ class Fleet:
         self, declared: Mapping[str, config.Agent], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Adopt what an earlier life left, start what is declared, and keep it running until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+        async with trio.open_nursery() as outer:
+            await outer.start(self._runtimes.run)
             try:
-                await nursery.start(self._runtimes.run)
-                await nursery.start(self.supervisor.run)
-                stopped = await self._services.db.read(_stopped)
-                for each in declared.values():
-                    await self.declare(each)
-                await self._find_survivors()
-                for agent in list(self._agents.values()):
-                    if agent.name not in stopped:
-                        await self.supervisor.add(self._child(agent), wait=False)
-                task_status.started()
-                await trio.sleep_forever()
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    await nursery.start(self.supervisor.run)
+                    await self._begin(declared)
+                    task_status.started()
             finally:
                 self._nursery = None
+                self._runtimes.close()
+
+    async def _begin(self, declared: Mapping[str, config.Agent]) -> None:
+        stopped = await self._services.db.read(_stopped)
+        for each in declared.values():
+            await self.declare(each)
+        await self._find_survivors()
+        for name in declared:
+            if name not in stopped:
+                await self.supervisor.add(self._child(self._agents[name]), wait=False)
 
     async def _find_survivors(self) -> None:
         """Give every container of this installation to its agent, or remove it: no orphan is left."""
@@ -281,7 +286,7 @@ class Fleet:
             self._services.registry,
             role=Role.AGENT,
             agent=agent.name,
-            allow=lambda peer: generation.running.owns(peer) and peer.alive(),
+            allow=only_from(generation.running),
             around=self.around,
             path=agent.socket.path,
             task_status=task_status,
@@ -297,7 +302,7 @@ def environment(declared: config.Agent, socket: str) -> dict[str, str]:
     room = next((room for room in declared.rooms if room.startswith("!")), None)
     return {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME": "/tmp",
+        "HOME": "/tmp",  # noqa: S108 - its own
         "LANG": "C.UTF-8",
         "PYTHONPATH": LIBRARY,
         "PYTHONUNBUFFERED": "1",

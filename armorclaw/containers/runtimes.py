@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
@@ -20,83 +19,88 @@ from armorclaw.errors import ArmorclawError
 class Runtimes:
     """Hands out runtimes by name while `run` runs.
 
-    `engine_socket` names the one engine to use; without it the usual places are tried, Docker's first.
+    `engine_socket` names the one engine to use; without it the usual places are tried, Docker's first. There is one
+    runtime per engine, whatever names lead to it.
     """
 
     def __init__(self, engine_socket: Path | None, logs: Path) -> None:
         self._engine_socket = engine_socket
         self._logs = logs
-        self._open: dict[str, Runtime] = {}
+        self._open: dict[str, Runtime] = {}  # by socket path, or "sandbox", "process"
+        self._engines: dict[str, str] = {}  # "docker", "podman", "engine" → socket path
         self._opening = trio.Lock()
+        self._closed = trio.Event()
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep what is opened open, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            try:
-                await trio.sleep_forever()
-            finally:
+        """Keep what is opened open until `close`, also while cancelled: containers are removed through it last."""
+        self._closed = trio.Event()
+        with trio.CancelScope(shield=True):  # its owner calls `close` however it ends
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                await self._closed.wait()
                 self._nursery = None
                 self._open.clear()
+                nursery.cancel_scope.cancel(reason="no agent is left")
+
+    def close(self) -> None:
+        """Let `run` end; when no agent is left."""
+        self._closed.set()
 
     async def choose(self, declared: config.Agent) -> Runtime:
         """The runtime an agent asks for: by name, or by whether it has an image.
 
         Raises engine_unreachable or runtime_missing, with what would help. It never falls back to a weaker one.
         """
-        if declared.runtime in ("sandbox", "process"):
-            return await self.get(declared.runtime)
-        if declared.runtime == "auto" and declared.image is None:
-            return await self.get("sandbox")
-        return await self.get("engine" if declared.runtime == "auto" else declared.runtime)
+        if declared.runtime == "auto":
+            return await self.get("sandbox" if declared.image is None else "engine")
+        return await self.get(declared.runtime)
 
     async def get(self, kind: str) -> Runtime:
         """ "docker", "podman", "sandbox", "process", or "engine" for whichever of the first two there is."""
         async with self._opening:
-            if kind not in self._open:
+            key = kind if kind in ("sandbox", "process") else await self._engine(kind)
+            if key not in self._open:
                 if self._nursery is None:
                     raise ArmorclawError("unavailable", "the containers are restarting")
-                self._open[kind] = await self._nursery.start(self._hold, await self._opener(kind))
-            return self._open[kind]
+                self._open[key] = await self._nursery.start(self._hold, key)
+            return self._open[key]
 
     async def every_engine(self) -> list[Runtime]:
         """The engines that answer now, for finding what an earlier life of the bridge left in them."""
-        engines = {}
-        for kind in ("docker", "podman"):
+        found: list[Runtime] = []
+        for kind in ("engine",) if self._engine_socket is not None else ("docker", "podman"):
             try:
-                engines[kind] = await self.get(kind)
+                found.append(await self.get(kind))
             except ArmorclawError as error:
-                if error.name not in ("engine_unreachable", "runtime_missing"):
+                if error.name != "engine_unreachable":
                     raise
-        return list(engines.values())
+        return found
 
-    async def _hold(
-        self,
-        opener: Callable[[], AbstractAsyncContextManager[Runtime]],
-        *,
-        task_status: trio.TaskStatus[Runtime],
-    ) -> None:
-        async with opener() as runtime:
+    async def _hold(self, key: str, *, task_status: trio.TaskStatus[Runtime]) -> None:
+        opened: AbstractAsyncContextManager[Runtime]
+        if key == "sandbox":
+            opened = nullcontext(SandboxRuntime(self._logs))
+        elif key == "process":
+            opened = nullcontext(ProcessRuntime(self._logs))
+        else:
+            opened = EngineRuntime.open(key)
+        async with opened as runtime:
             task_status.started(runtime)
             await trio.sleep_forever()
 
-    async def _opener(self, kind: str) -> Callable[[], AbstractAsyncContextManager[Runtime]]:
-        if kind == "sandbox":
-            return lambda: nullcontext[Runtime](SandboxRuntime(self._logs))
-        if kind == "process":
-            return lambda: nullcontext[Runtime](ProcessRuntime(self._logs))
-        path = self._engine_socket if self._engine_socket is not None else await self._find(kind)
-        return lambda: EngineRuntime.open(path)
-
-    async def _find(self, kind: str) -> str:
-        found = await candidates()
-        wanted = [one for one in found if kind in ("engine", one.kind)]
-        for one in wanted:
-            if one.usable:
-                return one.socket_path
-        reasons = "; ".join(f"{one.socket_path}: {one.text}" for one in wanted) or "none was found"
-        hint = next((one.hint for one in wanted if one.hint), "")
-        name = {"docker": "Docker", "podman": "Podman"}.get(kind, "container engine")
-        raise ArmorclawError("engine_unreachable", f"no {name} to run agents in", why=reasons, hint=hint)
+    async def _engine(self, kind: str) -> str:
+        """The socket of the engine that `kind` means. Raises engine_unreachable, saying why not for each place."""
+        if self._engine_socket is not None:
+            return str(self._engine_socket)
+        if kind not in self._engines:
+            wanted = [one for one in await candidates() if kind in ("engine", one.kind)]
+            usable = [one for one in wanted if one.usable]
+            if not usable:
+                reasons = "; ".join(f"{one.socket_path}: {one.text}" for one in wanted) or "none was found"
+                hint = next((one.hint for one in wanted if one.hint), "")
+                name = {"docker": "Docker", "podman": "Podman"}.get(kind, "container engine")
+                raise ArmorclawError("engine_unreachable", f"no {name} to run agents in", why=reasons, hint=hint)
+            self._engines[kind] = usable[0].socket_path
+        return self._engines[kind]

@@ -197,6 +197,8 @@ class AgentHandle:
 
 
 _SCRIPT = """\
+from __future__ import annotations
+
 from armorclaw.agent import Agent
 
 agent = Agent()
@@ -212,7 +214,7 @@ agent.run()
 class AgentFactory:
     """`agent(function or script, rooms=[…])`: see the plugin."""
 
-    def __init__(self, bridge: BridgeProcess, missing: Callable[[str, str], None]) -> None:
+    def __init__(self, bridge: BridgeProcess, missing: Callable[[str], None]) -> None:
         self._bridge = bridge
         self._missing = missing
 
@@ -228,7 +230,7 @@ class AgentFactory:
     ) -> AgentHandle:
         """Start it and wait until it is ready. A function must stand alone: it is copied as source into a script."""
         if runtime == "sandbox" and shutil.which("bwrap") is None:
-            self._missing("bubblewrap", "apt-get install bubblewrap")
+            self._missing("bubblewrap is not installed: apt-get install bubblewrap")
         name = name or (what.__name__ if callable(what) else Path(what).stem).replace("_", "-").lower()
         code = self._bridge.folder / "agents" / name
         code.mkdir(parents=True, exist_ok=True)

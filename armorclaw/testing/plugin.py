@@ -30,12 +30,11 @@ if TYPE_CHECKING:
     from armorclaw.testing.person import Person
 
 
-def missing(what: str, command: str) -> None:
-    """A part that this machine lacks: a skip with the command that installs it, or a failure where all is required."""
-    text = f"{what} is missing here; install it with: {command}"
+def missing(reason: str) -> None:
+    """What this machine lacks, with the command that installs it: a skip, or a failure where all is required."""
     if os.environ.get("ARMORCLAW_REQUIRE_ALL") == "1":
-        pytest.fail(text, pytrace=False)
-    pytest.skip(text)
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +51,7 @@ def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]
     except ArmorclawError as error:
         if "no Synapse" not in str(error):
             raise
-        missing("Synapse", "pip install 'armorclaw[test]'")
+        missing("Synapse is not installed: pip install 'armorclaw[test]'")
 
 
 @pytest.fixture

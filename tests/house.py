@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import attrs
-import pytest
 
 from armorclaw.testing.handles import AgentFactory, AgentHandle, BridgeProcess
-from armorclaw.testing.homeserver import Homeserver
 from armorclaw.testing.person import Person
-from armorclaw.testing.plugin import missing
 
 RUNTIMES = ["sandbox", "docker", "podman"]
 
@@ -53,29 +49,3 @@ class House:
             return bool(relation.get("m.in_reply_to", {}).get("event_id") == event_id)
 
         return self.person.wait_for(answers, timeout=timeout).body
-
-
-@pytest.fixture(params=RUNTIMES)
-def runtime_kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def house(
-    request: pytest.FixtureRequest,
-    runtime_kind: str,
-    homeserver: Homeserver,
-    armorclaw_folder: Path,
-    matrix_user: Callable[[str], Person],
-) -> Iterator[House]:
-    image = None
-    bridge = BridgeProcess.for_homeserver(homeserver, armorclaw_folder)
-    if runtime_kind in ("docker", "podman"):
-        engine = request.getfixturevalue(runtime_kind)
-        image = engine.image
-        bridge.config["bridge"]["engine_socket"] = engine.socket_path
-    person = matrix_user("alice")
-    room = person.create_room("a room", invite=[bridge.user_id])
-    with bridge:
-        person.catch_up()
-        yield House(bridge, person, room, runtime_kind, image, AgentFactory(bridge, missing))

@@ -1,0 +1,61 @@
+"""Fixtures of real parts that several folders need: container engines, and the whole house."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from armorclaw.testing.engines import EngineWithImage, Kind, engine_with_image, why_missing
+from armorclaw.testing.handles import AgentFactory, BridgeProcess
+from armorclaw.testing.homeserver import Homeserver
+from armorclaw.testing.person import Person
+from armorclaw.testing.plugin import missing
+from tests.house import RUNTIMES, House
+
+
+def _engine(kind: Kind) -> Iterator[EngineWithImage]:
+    if reason := why_missing(kind):
+        missing(reason)
+    with engine_with_image(kind) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def docker() -> Iterator[EngineWithImage]:
+    """A private dockerd, one for each pytest process."""
+    yield from _engine("docker")
+
+
+@pytest.fixture(scope="session")
+def podman() -> Iterator[EngineWithImage]:
+    """A private Podman service, one for each pytest process."""
+    yield from _engine("podman")
+
+
+@pytest.fixture(params=RUNTIMES)
+def house_runtime(request: pytest.FixtureRequest) -> str:
+    """Where the agents of `house` run; override with @pytest.mark.parametrize("house_runtime", […], indirect=True)."""
+    return str(request.param)
+
+
+@pytest.fixture
+def house(
+    request: pytest.FixtureRequest,
+    house_runtime: str,
+    homeserver: Homeserver,
+    armorclaw_folder: Path,
+    matrix_user: Callable[[str], Person],
+) -> Iterator[House]:
+    image = None
+    bridge = BridgeProcess.for_homeserver(homeserver, armorclaw_folder)
+    if house_runtime in ("docker", "podman"):
+        engine = request.getfixturevalue(house_runtime)
+        image = engine.image
+        bridge.config["bridge"]["engine_socket"] = engine.socket_path
+    person = matrix_user("alice")
+    room = person.create_room("a room", invite=[bridge.user_id])
+    with bridge:
+        person.catch_up()
+        yield House(bridge, person, room, house_runtime, image, AgentFactory(bridge, missing))

@@ -1,0 +1,158 @@
+"""Real processes die by SIGKILL in mid-conversation; nothing is lost and nothing is visibly answered twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from armorclaw.testing.handles import AgentFactory, BridgeProcess
+from armorclaw.testing.homeserver import Homeserver
+from armorclaw.testing.plugin import missing
+from tests.house import House
+
+
+def processes_of(house: House) -> list[int]:
+    """The agent's own processes, as the host sees them: those that run its code under its uid."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+            uid = entry.stat().st_uid
+        except OSError:
+            continue
+        if b"/agent/main.py" in command and uid >= 10001 and b"--" not in command:
+            found.append(int(entry.name))
+    return found
+
+
+def bodies(house: House) -> list[str]:
+    """Every answer that the person sees from now on, until it is quiet."""
+    return [seen.body for seen in house.person.seen(quiet=1.0)]
+
+
+@pytest.mark.mission("P0.1", "P0.2", "P0.3")
+def test_an_agent_that_is_killed(house: House) -> None:
+    agent = house.start()
+    assert house.ask("one") == "echo: one"
+    for pid in processes_of(house):
+        os.kill(pid, signal.SIGKILL)
+    event_id = house.person.send(house.room, "two")
+    answer = house.person.wait_for(lambda seen: "two" in seen.body)
+    assert answer.content["m.relates_to"]["m.in_reply_to"]["event_id"] == event_id
+    assert agent.standing["generation"] == 2
+    assert "SIGKILL" in agent.standing["last_end"]
+    assert bodies(house) == []
+
+
+@pytest.mark.mission("P3.1", "P3.3")
+def test_killed_between_reply_and_acknowledgement(house: House) -> None:
+    """The event comes again to the next generation, which answers again; the person sees one answer."""
+
+    def once(message: Any) -> None:
+        import os
+
+        message.reply(f"heard: {message.body} {'again' if message.redelivered else ''}".strip())
+        if not message.redelivered and agent.call("health"):  # type: ignore[name-defined]
+            os._exit(1)  # at once; a SIGKILL of its own the first process of a container would survive
+
+    agent = house.start(once, name="once")
+    house.person.send(house.room, "hello")
+    assert house.person.wait_for(lambda seen: True).body == "heard: hello"
+    agent.wait_ready(generation=2)
+    # the second generation has handled it when it has answered what came later
+    house.person.send(house.room, "later")
+    assert "later" in house.person.wait_for(lambda seen: "later" in seen.body).body
+    assert bodies(house) == []
+
+
+@pytest.mark.mission("P0.3", "P3.1")
+def test_a_bridge_that_is_killed(house: House) -> None:
+    """Containers are adopted and go on; what was said meanwhile is answered, each once, in order."""
+    house.bridge.config["agents"] = {}
+    agent = house.start()
+    assert house.ask("before") == "echo: before"
+    first = agent.standing
+    declare(house)
+    house.bridge.kill()
+    for word in ("while", "it", "was", "away"):
+        house.person.send(house.room, word)
+    house.bridge.start()
+    agent.wait_ready()
+    answers = [house.person.wait_for(lambda seen: True).body for _ in range(4)]
+    assert answers == ["echo: while", "echo: it", "echo: was", "echo: away"]
+    assert bodies(house) == []
+    if house.runtime != "sandbox":  # the sandbox ends with its bridge
+        assert agent.standing["container_id"] == first["container_id"]
+    assert house.ask("after") == "echo: after"
+
+
+def declare(house: House) -> None:
+    """Put the agent that runs into the configuration, as it was started."""
+    house.bridge.config["agents"] = {
+        "echo": {
+            "runtime": house.runtime,
+            "code": house.bridge.folder / "agents" / "echo",
+            "rooms": [house.room],
+            **({"image": house.image} if house.image else {}),
+        }
+    }
+
+
+@pytest.mark.parametrize("house_runtime", ["docker", "podman"], indirect=True)
+def test_containers_nobody_declares_are_removed(house: House) -> None:
+    """No orphan is left: what a killed bridge ran, and the next one is not told of, goes."""
+    house.start()
+    house.bridge.kill()
+    assert processes_of(house)
+    house.bridge.start()
+    deadline = time.monotonic() + 20
+    while processes_of(house) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_of(house) == []
+
+
+@pytest.mark.mission("C.stop")
+def test_sigterm_leaves_nothing(house: House) -> None:
+    house.start()
+    began = time.monotonic()
+    assert house.bridge.stop() == 0
+    assert time.monotonic() - began < 10
+    assert processes_of(house) == []
+    assert not house.bridge.socket.exists()
+
+
+@pytest.mark.mission("M.sync", "P3.3")
+def test_a_homeserver_that_is_killed(tmp_path: Path, armorclaw_folder: Path) -> None:
+    """The session recovers by itself within 5 s of its return; what was to be sent meanwhile goes out, once."""
+    from armorclaw.testing.handles import new_person
+
+    with Homeserver(tmp_path / "synapse") as homeserver, new_person(homeserver, "alice") as person:
+        with BridgeProcess.for_homeserver(homeserver, armorclaw_folder) as bridge:
+            room = person.create_room("room", invite=[bridge.user_id])
+            slow = AgentFactory(bridge, missing)
+            slow(late_echo, rooms=[room], name="late")
+            person.catch_up()
+            person.send(room, "hello")
+            time.sleep(0.5)  # the agent has it now, and answers in a second
+            homeserver.kill()
+            time.sleep(2.0)
+            homeserver.start()
+            back = time.monotonic()
+            answer = person.wait_for(lambda seen: True, timeout=15)
+            assert answer.body == "late: hello"
+            assert time.monotonic() - back < 5.0
+            person.send(room, "again")
+            assert person.wait_for(lambda seen: True).body == "late: again"
+            assert person.seen(quiet=1.0) == []
+
+
+def late_echo(message: Any) -> None:
+    import time
+
+    time.sleep(1.0)
+    message.reply(f"late: {message.body}")
