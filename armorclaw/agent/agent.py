@@ -110,8 +110,11 @@ class Agent(BaseAgent):
     # the thread of run()
 
     def _serve(self, link: Link) -> None:
-        while not (self._stop_asked or link.session.stopping):
-            for wire in link.turn():
+        while True:
+            wires = link.turn()
+            if self._ending(link):
+                break
+            for wire in wires:
                 self._accept(Message(wire, self))
         until = time.monotonic() + STOP_GRACE
         with self._changed:
@@ -122,6 +125,9 @@ class Agent(BaseAgent):
                 say(f"{self._lanes.out} handlers did not finish within {STOP_GRACE:g} s")
                 return
             link.turn(left)
+
+    def _ending(self, link: Link) -> bool:
+        return self._stop_asked or link.session.stopping
 
     def _accept(self, message: Message) -> None:
         with self._changed:
@@ -167,7 +173,7 @@ class Agent(BaseAgent):
         link.finished(message.key, retry_ms=retry)
         with self._changed:
             self._lanes.done(message.room_id)
-        if self._stop_asked or link.session.stopping:
+        if self._ending(link):
             link.wake()
 
 

@@ -1,0 +1,207 @@
+"""`python -m armorclaw.agent exec`: any program as an agent, with real children."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import FINGERPRINT, KEYS, FakeBridge, Refuse, Spawn, eventually, no_warnings
+
+WRAPPED = ("-m", "armorclaw.agent", "exec")
+
+
+def wait_ready(bridge: FakeBridge) -> None:
+    bridge.wait_for("agent.ready")
+    bridge.wait(lambda: bridge._session is not None)
+
+
+def wait_line(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == line + "\n"
+
+
+def script(code: str) -> list[str]:
+    return ["sh", "-c", code]
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 128 + 9)], ids=["ok", "seven", "killed"]
+)
+def test_it_ends_with_the_status_of_the_program(spawn: Spawn, bridge: FakeBridge, code: str, status: int) -> None:
+    process = spawn(*WRAPPED, "--", *script(f"echo hello; {code}"))
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (status, "hello\n", "")
+    assert bridge.of("events.subscribe") == []  # events are the program's to ask for
+
+
+def test_a_program_that_cannot_be_started(spawn: Spawn, tmp_path: Path) -> None:
+    process = spawn(*WRAPPED, "--", "/no/such/program")
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (127, "armorclaw: /no/such/program: no such program\n")
+    process = spawn(*WRAPPED, "--", str(tmp_path))
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (126, f"armorclaw: {tmp_path}: may not be run\n")
+
+
+def test_a_refusal_of_the_bridge(spawn: Spawn, bridge: FakeBridge) -> None:
+    def refuse(params: Any) -> Any:
+        raise Refuse(-32001, "denied")
+
+    bridge.script["secrets.take"] = refuse
+    process = spawn(*WRAPPED, "--", "true")
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (1, "armorclaw: refused: denied\n")
+
+
+def test_secrets_come_in_a_sealed_file_and_nowhere_else(spawn: Spawn, bridge: FakeBridge) -> None:
+    code = 'cat "$ARMORCLAW_SECRETS_PATH"; echo; cat <&"$ARMORCLAW_SECRETS_FD"; echo; env; exec sleep 60'
+    process = spawn(*WRAPPED, "--", "bash", "-c", code)
+    assert process.stdout is not None
+    lines = [json.loads(process.stdout.readline()) for _ in range(2)]
+    assert lines[0] == lines[1] == {**KEYS["keys"]["openai-default"], **KEYS}
+    ready = bridge.wait_for("agent.ready")[0]
+    assert ready["fingerprint"] == FINGERPRINT
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in [process.pid, *map(int, children)]:
+        for place in ("environ", "cmdline"):
+            assert b"canary" not in Path(f"/proc/{pid}/{place}").read_bytes()
+    process.terminate()
+    assert "canary" not in process.communicate(timeout=20)[0]
+
+
+def test_keys_in_the_environment_only_where_asked_for(spawn: Spawn) -> None:
+    process = spawn(*WRAPPED, "--env-keys", "--", *script('echo "$OPENAI_API_KEY $ARMORCLAW_PROVIDER"'))
+    assert process.communicate(timeout=20)[0] == "sk-canary-1 openai\n"
+
+
+@pytest.mark.parametrize("polite", [True, False], ids=["request", "notification"])
+def test_pings_are_answered_and_a_shutdown_ends_the_program(spawn: Spawn, bridge: FakeBridge, polite: bool) -> None:
+    process = spawn(*WRAPPED, "--", *script('trap "echo bye; exit 5" TERM; echo up; while :; do sleep 0.05; done'))
+    wait_line(process, "up")
+    wait_ready(bridge)
+    assert bridge.ask("agent.ping")["result"] == {"pong": True}
+    if polite:
+        assert bridge.ask("agent.shutdown")["result"] == {}
+    else:
+        bridge.tell("agent.shutdown", {})
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (5, "bye\n")
+    no_warnings(err)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_are_passed_on(spawn: Spawn, number: signal.Signals) -> None:
+    name = number.name.removeprefix("SIG")
+    process = spawn(*WRAPPED, "--", *script(f'trap "exit 9" {name}; echo up; while :; do sleep 0.05; done'))
+    wait_line(process, "up")
+    process.send_signal(number)
+    assert process.wait(10) == 9
+
+
+def test_the_program_stays_in_the_session_it_is_known_by(spawn: Spawn) -> None:
+    process = spawn(*WRAPPED, "--", "cat", "/proc/self/stat")
+    session = os.getsid(process.pid)
+    out, _ = process.communicate(timeout=20)
+    assert int(out.rpartition(")")[2].split()[3]) == session
+
+
+def test_a_bridge_that_restarts_is_found_again(spawn: Spawn, bridge: FakeBridge) -> None:
+    process = spawn(*WRAPPED, "--", *script("echo up; exec sleep 60"))
+    wait_line(process, "up")
+    wait_ready(bridge)
+    bridge.stop()
+    bridge.start()
+    bridge.wait_for("agent.ready", 2)
+    assert [ready["fingerprint"] for ready in bridge.of("agent.ready")] == [FINGERPRINT] * 2
+    bridge.wait(lambda: bridge._session is not None)
+    assert bridge.ask("agent.ping")["result"] == {"pong": True}
+    process.terminate()
+    assert process.wait(10) == 128 + 15
+
+
+def test_sigterm_before_there_is_a_bridge(spawn: Spawn, bridge: FakeBridge) -> None:
+    bridge.stop()
+    process = spawn(*WRAPPED, "--", "true")
+    assert process.stderr is not None
+    assert "waiting for the bridge" in process.stderr.readline()
+    process.terminate()
+    assert process.wait(10) == 128 + 15
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare: apt-get install util-linux"
+)
+def test_as_pid_1_it_reaps_orphans(spawn: Spawn) -> None:
+    """A program whose grandchildren lose their parent: PID 1 gets them, and none stays a zombie."""
+    orphans = "for n in 1 2 3 4 5 6; do (sleep 0.1 & ) ; done; sleep 0.4; "
+    count = "cat /proc/[0-9]*/stat | grep -c ') Z '; tr '\\0' ' ' </proc/1/cmdline"
+    process = spawn(*WRAPPED, "--", *script(orphans + count), prefix=("unshare", "--pid", "--fork", "--mount-proc"))
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    no_warnings(err)
+    assert out.startswith("0\n")
+    assert "armorclaw.agent exec" in out  # it really was PID 1
+
+
+# --per-message
+
+
+def test_per_message_feeds_stdin_and_sends_stdout(spawn: Spawn, bridge: FakeBridge) -> None:
+    code = 'printf "%s|%s|%s|" "$ARMORCLAW_SENDER" "$ARMORCLAW_ROOM_ID" "$ARMORCLAW_EVENT_ID"; tr a-z A-Z; echo; echo'
+    process = spawn(*WRAPPED, "--per-message", "--", *script(code))
+    seqs = [bridge.say("good ☀ morning"), bridge.say("x" * 60_000, room="!two:x")]
+    bridge.wait_acked(*seqs)
+    sent = {params["room_id"]: params for params in bridge.of("matrix.send")}
+    assert sent["!one:example.org"]["message"] == "@p:example.org|!one:example.org|$1|GOOD ☀ MORNING"
+    assert sent["!one:example.org"]["idempotency_key"] == "$1:1"
+    assert sent["!two:x"]["message"].endswith("X" * 60_000)
+    process.terminate()
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")
+
+
+def test_per_message_a_failure_is_told_and_tried_again(spawn: Spawn, bridge: FakeBridge) -> None:
+    code = "read line; case $line in big) head -c 70000 /dev/zero;; silent) ;; *) echo partial; exit 3;; esac"
+    process = spawn(*WRAPPED, "--per-message", "--", *script(code))
+    bad, big = bridge.say("bad", room="!a:x"), bridge.say("big", room="!b:x")
+    silent = bridge.say("silent", room="!c:x")
+    bridge.wait_for("events.ack", 3)
+    assert bridge.acked == {silent}
+    assert {ack["seq"]: ack.get("nack_ms") for ack in bridge.of("events.ack")} == {bad: 1000, big: 1000, silent: None}
+    assert bridge.of("matrix.send") == []
+    process.terminate()
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "armorclaw: sh ended with status 3; <Message m.room.message $1 in !a:x> will come again" in err
+    assert "sh printed more than 65536 bytes" in err
+    assert "Traceback" not in err
+    no_warnings(err)
+
+
+def test_per_message_secrets_are_whole_for_each(spawn: Spawn, bridge: FakeBridge) -> None:
+    spawn(*WRAPPED, "--per-message", "--", "bash", "-c", 'sleep 0.1; wc -c <&"$ARMORCLAW_SECRETS_FD"')
+    bridge.wait_acked(*(bridge.say("x", room=f"!{n}:x") for n in range(4)))
+    sizes = {sent["message"] for sent in bridge.of("matrix.send")}
+    assert len(sizes) == 1
+    assert int(sizes.pop()) > 50
+
+
+def test_per_message_programs_that_hang_do_not_outlive_it(spawn: Spawn, bridge: FakeBridge, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    process = spawn(*WRAPPED, "--per-message", "--", *script(f"echo $$ >{pid_file}; exec sleep 60"))
+    bridge.say("x")
+    eventually(lambda: pid_file.exists() and pid_file.read_text().strip(), "the program")
+    pid = int(pid_file.read_text())
+    process.terminate()
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "1 handlers did not finish within 4 s" in err
+    eventually(lambda: not Path(f"/proc/{pid}").exists(), "the end of the program")
+    assert not bridge.acked
