@@ -221,14 +221,8 @@ class Outbox:
         lot = self._waiting.pop(delivery.delivery_id, None)
         if lot is not None:
             lot.unpark_all()
-        log.info(
-            "message settled",
-            delivery_id=delivery.delivery_id,
-            state=delivery.state,
-            event_id=delivery.event_id,
-            attempts=delivery.attempts,
-            reason=delivery.reason,
-        )
+        if delivery.state == "failed":
+            log.warning("message failed", delivery_id=delivery.delivery_id, why=delivery.reason)
 
     def _count(self, delivery: Delivery, by: int) -> None:
         self._per_account[delivery.account] += by

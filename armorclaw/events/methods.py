@@ -93,7 +93,9 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
         allowed = _everything if call.agent is None else partial(hears, grants, call.agent)
         wanted = EventFilter.from_json(params.filter)
         subscription = subscriptions.open(call.agent or "", params.name, wanted, params.from_, allowed, call.peer)
+        subscription.hold()
         await call.peer.nursery.start(_run, subscription, mine)
+        call.peer.nursery.start_soon(_release, subscription)  # begins to run once this answer is written
         return Subscribed(subscription.id, subscription.position)
 
     @registry.method(
@@ -105,12 +107,18 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
 
     @registry.method("events.ack", params=Ack, result=Done, roles=listeners, doc="Say what became of an event.")
     async def ack(call: Call, params: Ack) -> Done:
-        subscription = find(call, params.subscription)
-        if params.nack_ms is None:
-            await subscription.ack(params.seq, cumulative=params.cumulative)
-        else:
-            await subscription.nack(params.seq, params.nack_ms)
+        if params.nack_ms is not None:
+            await find(call, params.subscription).nack(params.seq, params.nack_ms)
+        elif params.subscription in by_peer.get(call.peer, {}):
+            await find(call, params.subscription).ack(params.seq, cumulative=params.cumulative)
+        else:  # it may come late, when another connection has the subscription: it is a fact all the same
+            owner = call.agent or ""
+            await subscriptions.ack(owner, params.subscription, params.seq, cumulative=params.cumulative)
         return Done()
+
+
+async def _release(subscription: Subscription) -> None:
+    subscription.release()
 
 
 async def _run(subscription: Subscription, mine: dict[str, Subscription], *, task_status: Any) -> None:

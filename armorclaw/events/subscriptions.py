@@ -85,6 +85,16 @@ class Subscriptions:
             followers=self._followers,
         )
 
+    async def ack(self, owner: str, name: str, seq: int, *, cumulative: bool = False) -> None:
+        """Settles events of a named subscription, whoever is connected to it; see `Cursor.ack`.
+
+        Raises `not_found` if nobody has used that name since the start.
+        """
+        cursor = self._cursors.get((owner, name))
+        if cursor not in self._kept:
+            raise ArmorclawError("not_found", f"subscription {name[:80]!r}", hint="subscribe first")
+        await cursor.ack(seq, cumulative=cumulative)
+
     async def take(self, owner: str, limit: int, *, allowed: Allowed, wait: float = 0.0) -> list[Event]:
         """The next events of the owner's main cursor, for those who poll; waits up to `wait` seconds for the first.
 

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from armorclaw.clock import Surroundings
+from armorclaw.delivery import outbox as outbox_module
+from armorclaw.delivery.message import CONTENT_LIMIT, Outgoing
+from armorclaw.delivery.outbox import Outbox
+from armorclaw.delivery.transport import Refused
+from armorclaw.errors import ArmorclawError
+from armorclaw.guard.audit import AuditLog
+from armorclaw.store import Database
+
+Out = Callable[..., Outgoing]
+World = Any
+
+
+@pytest.mark.mission("P3.1")
+async def test_an_accepted_message_is_on_disk_before_the_first_attempt(world: World, out: Out) -> None:
+    delivery = await world.outbox.enqueue(out("hello"))
+    assert world.db.durable == 1
+    assert delivery.state == "queued"
+    stored = world.db.conn.execute("SELECT delivery_id, txn_id, state FROM outbox").fetchall()
+    assert stored == [(delivery.delivery_id, delivery.txn_id, "queued")]
+    assert world.server.attempts == []
+
+
+async def test_it_is_sent_under_its_transaction_id_and_settled(world: World, out: Out) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.outbox.serve, "main", world.server)
+        delivery = await world.outbox.enqueue(out("hello"))
+        settled = await world.outbox.settled(delivery.delivery_id, 1)
+        assert (settled.state, settled.event_id, settled.attempts) == ("sent", "$0", 1)
+        assert [txn for _, _, txn, _ in world.server.attempts] == [delivery.txn_id]
+        assert await world.outbox.status(delivery.delivery_id) == settled
+        assert settled.settled_ms is not None
+        assert settled.settled_ms >= settled.created_ms
+        nursery.cancel_scope.cancel(reason="done")
+    assert world.db.durable == 1  # to mark it need not survive a power cut
+
+
+async def test_what_waited_for_a_session_is_sent_in_order(world: World, out: Out) -> None:
+    for number in range(5):
+        await world.outbox.enqueue(out(str(number), f"!{number % 2}:x"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.outbox.serve, "main", world.server)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel(reason="done")
+    assert world.server.bodies("!0:x") == ["0", "2", "4"]
+    assert world.server.bodies("!1:x") == ["1", "3"]
+
+
+async def test_another_account_waits_for_its_own_session(world: World, out: Out) -> None:
+    await world.outbox.enqueue(Outgoing(account="other", agent="", room_id="!a:x", content=b'{"body":"x"}'))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.outbox.serve, "main", world.server)
+        await trio.testing.wait_all_tasks_blocked()
+        assert world.server.attempts == []
+        nursery.cancel_scope.cancel(reason="done")
+
+
+async def test_the_same_key_is_the_same_message_whatever_its_body(world: World, out: Out) -> None:
+    first = await world.outbox.enqueue(out("one", key="k"))
+    again = await world.outbox.enqueue(out("two", key="k"))
+    assert again == first
+    other = await world.outbox.enqueue(out("three", key="k", agent="other"))
+    assert other.delivery_id != first.delivery_id
+    await world.outbox.enqueue(out("four"))
+    await world.outbox.enqueue(out("four"))  # without a key, twice is twice
+    assert len(world.rows()) == 4
+
+
+async def test_the_same_key_finds_a_message_that_is_sent_or_failed(world: World, out: Out) -> None:
+    world.server.trouble["!bad:x"].append(Refused("M_FORBIDDEN"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.outbox.serve, "main", world.server)
+        sent = await world.outbox.enqueue(out("x", key="1"))
+        failed = await world.outbox.enqueue(out("x", "!bad:x", key="2"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await world.outbox.enqueue(out("x", key="1"))).event_id == "$0"
+        found = await world.outbox.enqueue(out("x", "!bad:x", key="2"))
+        assert (found.delivery_id, found.state, found.reason) == (failed.delivery_id, "failed", "M_FORBIDDEN")
+        assert (await world.reopen().enqueue(out("x", key="1"))).delivery_id == sent.delivery_id
+        nursery.cancel_scope.cancel(reason="done")
+    assert len(world.server.attempts) == 2
+
+
+async def test_one_key_from_many_tasks_at_once_makes_one_row(world: World, out: Out) -> None:
+    ids = set()
+
+    async def one() -> None:
+        ids.add((await world.outbox.enqueue(out("x", key="k"))).delivery_id)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(one)
+    assert len(ids) == len(world.rows()) == 1
+
+
+async def test_the_audit_trail_has_ids_and_never_bodies(world: World, out: Out) -> None:
+    world.server.trouble["!a:x"].append(Refused("M_FORBIDDEN"))
+    delivery = await world.outbox.enqueue(out("sesame", key="open"))
+    await world.outbox.enqueue(out("sesame", key="open"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.outbox.serve, "main", world.server)
+        await world.outbox.settled(delivery.delivery_id, 1)
+        nursery.cancel_scope.cancel(reason="done")
+    records = world.audit()
+    assert ["message.accepted" in records[0], "message.failed" in records[1], len(records)] == [True, True, 2]
+    assert all(delivery.delivery_id in record for record in records)
+    assert not any("sesame" in record for record in records)
+
+
+async def test_bodies_do_not_show_in_a_repr_and_go_once_sent(world: World, out: Out) -> None:
+    assert "sesame" not in repr(out("sesame"))
+    await world.outbox.enqueue(out("sesame"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.outbox.serve, "main", world.server)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel(reason="done")
+    assert world.db.conn.execute("SELECT content FROM outbox").fetchall() == [(b"",)]
+
+
+async def test_an_agent_and_an_account_have_limits(world: World, out: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "AGENT_LIMIT", 2)
+    monkeypatch.setattr(outbox_module, "ACCOUNT_LIMIT", 5)
+    first = await world.outbox.enqueue(out("0", key="0"))
+    await world.outbox.enqueue(out("1"))
+    for _ in range(2):
+        with pytest.raises(ArmorclawError) as caught:
+            await world.outbox.enqueue(out("2", key="2"))
+        assert caught.value.name == "queue_full"
+        assert "agent 'echo'" in caught.value.why
+    assert await world.outbox.enqueue(out("again", key="0")) == first  # accepted long ago
+    for _ in range(3):
+        await world.outbox.enqueue(out("3", agent=""))  # operators have no limit of their own
+    with pytest.raises(ArmorclawError) as caught:
+        await world.outbox.enqueue(out("4", agent="other"))
+    assert "account 'main'" in caught.value.why
+    with pytest.raises(ArmorclawError):
+        await world.reopen().enqueue(out("4", agent="other"))  # counted anew from the store
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.outbox.serve, "main", world.server)
+        await trio.testing.wait_all_tasks_blocked()
+        await world.outbox.enqueue(out("5"))  # there is room again
+        nursery.cancel_scope.cancel(reason="done")
+
+
+def test_what_matrix_could_not_carry_is_refused_at_once(out: Out) -> None:
+    with pytest.raises(ArmorclawError) as caught:
+        out("x" * CONTENT_LIMIT)
+    assert caught.value.name == "too_large"
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256])
+def test_odd_keys_are_refused(out: Out, key: str) -> None:
+    with pytest.raises(ArmorclawError) as caught:
+        out("x", key=key)
+    assert caught.value.name == "invalid_params"
+
+
+async def test_waiting_for_the_end_has_a_limit(
+    world: World, out: Out, autojump_clock: trio.testing.MockClock
+) -> None:
+    delivery = await world.outbox.enqueue(out("x"))
+    started = trio.current_time()
+    assert await world.outbox.settled(delivery.delivery_id, 3.5) == delivery
+    assert trio.current_time() - started == 3.5
+    assert await world.outbox.settled(delivery.delivery_id, 0) == delivery
+    world.server.latency = 2
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.outbox.serve, "main", world.server)
+        assert (await world.outbox.settled(delivery.delivery_id, 3.5)).state == "sent"
+        assert trio.current_time() - started == 5.5
+        nursery.cancel_scope.cancel(reason="done")
+
+
+async def test_unknown_deliveries(world: World) -> None:
+    for ask in (world.outbox.status("d_x"), world.outbox.settled("d_x", 1)):
+        with pytest.raises(ArmorclawError) as caught:
+            await ask
+        assert caught.value.name == "not_found"
+
+
+async def test_an_account_has_one_sender(world: World) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.outbox.serve, "main", world.server)
+        with pytest.raises(ArmorclawError) as caught:
+            await nursery.start(world.outbox.serve, "main", world.server)
+        assert caught.value.name == "conflict"
+        await nursery.start(world.outbox.serve, "other", world.server)
+        nursery.cancel_scope.cancel(reason="done")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.outbox.serve, "main", world.server)
+        nursery.cancel_scope.cancel(reason="done")
+
+
+async def test_a_store_that_is_down_accepts_nothing(world: World, out: Out) -> None:
+    world.db.down = True
+    with pytest.raises(ArmorclawError) as caught:
+        await world.outbox.enqueue(out("x"))
+    assert caught.value.kind.retryable
+    world.db.down = False
+    await world.outbox.enqueue(out("x"))
+
+
+async def test_on_the_real_store_across_two_lives_of_it(tmp_path: Path, out: Out, new_world: Any) -> None:
+    server = new_world().server
+    around = Surroundings()
+    async with Database.open(tmp_path / "a.db", bytes(32)) as db:
+        outbox = Outbox(db, AuditLog(around), around)
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(outbox.enqueue, out(str(number), f"!{number % 5}:x", key=str(number)))
+    async with Database.open(tmp_path / "a.db", bytes(32)) as db:
+        outbox = Outbox(db, AuditLog(around), around)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(outbox.serve, "main", server)
+            for number in range(50):
+                found = await outbox.enqueue(out("again", key=str(number)))
+                assert (await outbox.settled(found.delivery_id, 10)).state == "sent"
+            nursery.cancel_scope.cancel(reason="done")
+        assert sorted(int(body) for _, body in server.visible) == list(range(50))
+        assert await db.read(AuditLog(around).verify) == 50

@@ -1,0 +1,216 @@
+"""Subscriptions over a real connection."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from armorclaw.clock import Surroundings
+from armorclaw.events.journal import Journal
+from armorclaw.events.methods import MAX_PER_CONNECTION, register
+from armorclaw.events.subscriptions import Subscriptions
+from armorclaw.guard.grants import Grants
+from armorclaw.rpc.peer import Peer
+from armorclaw.rpc.registry import Registry, Role
+from armorclaw.store import Database
+
+Make = Callable[..., Any]
+
+
+class Client:
+    """One connection's other end: sends requests, and has every message in the order it came."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._buffer = b""
+        self._number = 0
+        self.messages: list[dict[str, Any]] = []
+
+    async def read(self) -> dict[str, Any]:
+        while b"\n" not in self._buffer:
+            data = await self._stream.receive_some()
+            assert data, "the connection ended"
+            self._buffer += data
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        self.messages.append(json.loads(line))
+        return self.messages[-1]
+
+    async def call(self, method: str, **params: Any) -> Any:
+        """The result, or the name of the error."""
+        self._number += 1
+        params = {name.rstrip("_"): value for name, value in params.items()}
+        request = {"jsonrpc": "2.0", "id": self._number, "method": method, "params": params}
+        await self._stream.send_all(json.dumps(request).encode() + b"\n")
+        while True:
+            message = await self.read()
+            if message.get("id") == self._number:
+                return message["result"] if "result" in message else message["error"]["data"]["name"]
+
+    async def event(self) -> tuple[int, int]:
+        """(seq, redelivered) of the next message, which must be an event."""
+        message = await self.read()
+        assert message["method"] == "event", message
+        return message["params"]["seq"], message["params"]["redelivered"]
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class Bridge:
+    """What is around the methods."""
+
+    def __init__(self, db: Database, new_event: Make, nursery: trio.Nursery) -> None:
+        self.new_event = new_event
+        self.journal = Journal(db)
+        self.subscriptions = Subscriptions(db, self.journal, Surroundings())
+        self.grants = Grants()
+        self.grants.set("echo", "main", ["!a:x"])
+        self._registry = Registry()
+        register(self._registry, self.subscriptions, self.grants)
+        self._nursery = nursery
+        self.clients: list[Client] = []
+
+    async def publish(self, room: str | None = "!a:x", **more: Any) -> int:
+        (event,) = await self.journal.record([self.new_event(room, **more)])
+        return event.seq
+
+    async def connect(self, agent: str | None = "echo") -> Client:
+        ours, theirs = (trio.SocketStream(trio.socket.from_stdlib_socket(one)) for one in socket.socketpair())
+        role = Role.OPERATOR if agent is None else Role.AGENT
+        peer = Peer(ours, self._registry, role=role, agent=agent, around=Surroundings())
+        await self._nursery.start(peer.serve)
+        self.clients.append(Client(theirs))
+        return self.clients[-1]
+
+
+@pytest.fixture
+async def bridge(db: Database, new_event: Make) -> AsyncIterator[Bridge]:
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            bridge = Bridge(db, new_event, nursery)
+            yield bridge
+            for client in bridge.clients:
+                await client.aclose()
+            nursery.cancel_scope.cancel(reason="the test is over")
+
+
+@pytest.mark.mission("P1.2")
+async def test_subscribing_acknowledging_and_reconnecting(bridge: Bridge) -> None:
+    one = await bridge.connect()
+    assert await one.call("events.subscribe", name="main") == {"subscription": "main", "cursor": 0}
+    for seq in (1, 2, 3):
+        assert await bridge.publish() == seq
+        assert await one.event() == (seq, 0)
+    await one.call("events.ack", subscription="main", seq=2)
+    await one.aclose()
+    two = await bridge.connect()
+    assert (await two.call("events.subscribe", name="main"))["cursor"] == 0
+    assert [await two.event(), await two.event()] == [(1, 1), (3, 1)]
+    await two.call("events.ack", subscription="main", seq=3, cumulative=True)
+    await two.aclose()
+    three = await bridge.connect()
+    assert (await three.call("events.subscribe", name="main"))["cursor"] == 3
+
+
+async def test_the_answer_comes_before_the_events(bridge: Bridge) -> None:
+    for _ in range(3):
+        await bridge.publish()
+    for name in (None, "main"):
+        client = await bridge.connect()
+        answer = await client.call("events.subscribe", name=name, from_=1)
+        assert len(client.messages) == 1
+        assert await client.event() == (2, 0)
+        assert client.messages[-1]["params"]["subscription"] == answer["subscription"]
+        await client.aclose()
+
+
+async def test_an_agent_hears_its_rooms_on_its_account_and_what_is_about_itself(bridge: Bridge) -> None:
+    agent, operator = await bridge.connect(), await bridge.connect(None)
+    await agent.call("events.subscribe", filter={"rooms": ["*"]})
+    await agent.call("events.subscribe", name="all")
+    await operator.call("events.subscribe")
+    await bridge.publish("!b:x")
+    await bridge.publish("!a:x", account="other")
+    await bridge.publish(room=None, agent="somebody", type="agent.ready")
+    own = await bridge.publish(room=None, agent="echo", type="agent.ready")
+    granted = await bridge.publish("!a:x")
+    assert [await agent.event(), await agent.event()] == [(own, 0), (granted, 0)]  # one has a filter for rooms
+    assert await agent.event() == (granted, 0)
+    assert [(await operator.event())[0] for _ in range(5)] == [1, 2, 3, 4, 5]
+
+
+async def test_putting_off(bridge: Bridge) -> None:
+    client = await bridge.connect()
+    await client.call("events.subscribe", name="main")
+    await bridge.publish()
+    assert await client.event() == (1, 0)
+    assert await client.call("events.ack", subscription="main", seq=1, nack_ms=10) == {"ok": True}
+    assert await client.event() == (1, 1)
+
+
+async def test_unsubscribing_ends_the_events_and_keeps_the_cursor(bridge: Bridge) -> None:
+    client = await bridge.connect()
+    await client.call("events.subscribe", name="main")
+    await client.call("events.unsubscribe", subscription="main")
+    await bridge.publish()
+    assert await client.call("events.unsubscribe", subscription="main") == "not_found"
+    assert all("method" not in message for message in client.messages)
+    await client.call("events.subscribe", name="main")
+    assert await client.event() == (1, 0)
+
+
+async def test_a_late_acknowledgement_on_another_connection_counts(bridge: Bridge) -> None:
+    one, two = await bridge.connect(), await bridge.connect()
+    await one.call("events.subscribe", name="main")
+    await bridge.publish()
+    await one.event()
+    assert await two.call("events.ack", subscription="main", seq=1) == {"ok": True}
+    assert await two.call("events.ack", subscription="main", seq=1, nack_ms=1) == "not_found"
+    assert await two.call("events.ack", subscription="other", seq=1) == "not_found"
+    stranger = await bridge.connect("stranger")
+    assert await stranger.call("events.ack", subscription="main", seq=1) == "not_found"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"name": "a b"},
+        {"name": 1},
+        {"filter": []},
+        {"filter": {"types": "x"}},
+        {"filter": {"kinds": []}},
+        {"from_": "yesterday"},
+        {"from_": True},
+        {"more": 1},
+    ],
+)
+async def test_wrong_params(bridge: Bridge, params: dict[str, Any]) -> None:
+    client = await bridge.connect()
+    assert await client.call("events.subscribe", **params) == "invalid_params"
+
+
+async def test_a_connection_has_a_limited_number(bridge: Bridge) -> None:
+    client = await bridge.connect()
+    for _ in range(MAX_PER_CONNECTION):
+        await client.call("events.subscribe")
+    assert await client.call("events.subscribe") == "queue_full"
+    await client.aclose()
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert bridge.subscriptions.open_count == 0
+
+
+async def test_a_reader_that_stops_is_given_no_more_than_it_may_have_and_then_the_rest(bridge: Bridge) -> None:
+    client = await bridge.connect()
+    brisk = await bridge.connect()
+    await client.call("events.subscribe")
+    await brisk.call("events.subscribe")
+    for seq in range(1, 41):
+        await bridge.publish(body="x" * 50_000)
+        assert await brisk.event() == (seq, 0)
+    assert [(await client.event())[0] for _ in range(40)] == list(range(1, 41))
