@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+import attrs
 import structlog
 import trio
 
@@ -85,21 +86,16 @@ class Accounts:
         self._supervisor = Supervisor("matrix", dynamic=True, around=around)
         self._nursery: trio.Nursery | None = None
 
-    @property
-    def configured(self) -> bool:
-        return bool(self._entries)
-
     async def run(self, *, task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED) -> None:
         """Run a session per account until cancelled. Ready at once: a homeserver may be away for days."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                specs = [self._spec(entry) for entry in self._entries.values()]
+        specs = [self._spec(entry) for entry in self._entries.values()]
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 await nursery.start(self._supervisor.run, specs)
                 task_status.started(self._supervisor)
-                await trio.sleep_forever()
-            finally:
-                self._nursery = None
+        finally:
+            self._nursery = None
 
     def status(self, account: str | None = None) -> SessionStatus | None:
         """The state of one account, or of the one that operators mean when they name none."""
@@ -160,6 +156,8 @@ class Accounts:
 
         fresh = await log_in_anew(self._db, entry.account, user, password, self._around.clock)
         entry.password = password
+        # until the bridge restarts, this and not the configuration says who we are
+        entry.account = attrs.evolve(entry.account, user=fresh.user_id, access_token=None, access_token_file=None)
         entry.status.logged_in(fresh.user_id, fresh.device_id)
         if entry.status.state is SessionState.LOGGED_OUT:
             entry.logged_in.set()
@@ -190,8 +188,8 @@ class Accounts:
             rooms=entry.rooms,
             granted=entry.granted,
             status=entry.status,
-            password=entry.password or entry.account.find_password(),
-            token=entry.account.find_access_token(),
+            password=lambda: entry.password or entry.account.find_password(),
+            token=entry.account.find_access_token,
         )
 
     async def _call_for_login(self, entry: _Entry, error: ArmorclawError) -> None:

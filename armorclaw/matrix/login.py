@@ -68,6 +68,9 @@ async def with_password(client: MatrixClient, homeserver: str, user: str, passwo
 
 async def with_token(client: MatrixClient, account: Account, token: Secret) -> Login:
     """Take a token the operator has. Raises MatrixError, or matrix_login_failed if it belongs to somebody else."""
+    if not token.reveal().isprintable() or not token.reveal().isascii():
+        what = f"the access token of account {account.name!r}"
+        raise ArmorclawError("matrix_login_failed", what, why="it has characters that no token has")
     await client.take_token(token.reveal())
     if not same_user(account.user, str(client.mxid)):
         raise ArmorclawError(

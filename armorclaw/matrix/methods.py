@@ -159,7 +159,8 @@ class MatrixMethods:
         def allowed(event: Event) -> bool:
             if event.event_id is None or event.room_id is None:
                 return False
-            return call.agent is None or self._grants.may(call.agent, event.room_id)
+            # two accounts may be in one room, and then each has the event: an agent hears its own account's
+            return call.agent is None or call.agent in self._grants.agents_in(event.account or "", event.room_id)
 
         wait = min(params.timeout_ms / 1000, POLL_LIMIT)
         events = await self._subscriptions.take(owner, params.limit, allowed=allowed, wait=wait)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 import structlog
 import trio
@@ -28,6 +30,12 @@ from armorclaw.structure import Secret
 
 log = structlog.get_logger(__name__)
 
+LASTING = 60.0
+"""Seconds after which a login was worth it: the next one follows quickly again."""
+
+GivenSecret = Callable[[], Secret | None]
+"""Raises config_invalid when a file cannot be read."""
+
 
 @attrs.frozen
 class Services:
@@ -42,7 +50,8 @@ class Services:
 class Session:
     """One account's session; `put` makes it the outbox's transport.
 
-    `password` and `token` are what the operator gave; either may be missing as long as a stored login works.
+    `password` and `token` fetch what the operator gave. They are asked only when they are needed: after the first
+    login the stored one is enough, and the files may be gone.
     """
 
     def __init__(
@@ -53,8 +62,8 @@ class Session:
         rooms: Rooms,
         granted: Granted,
         status: SessionStatus,
-        password: Secret | None,
-        token: Secret | None,
+        password: GivenSecret,
+        token: GivenSecret,
     ) -> None:
         self._account = account
         self._services = services
@@ -73,12 +82,17 @@ class Session:
         async with open_api(self._account.homeserver, self._services.around.clock) as api:
             self._client = MatrixClient(api)
             known = await self._services.db.read(lambda db: login.load(db, self._account.name))
-            if known is not None and not known.serves(self._account, self._token):
+            if known is not None and not known.serves(self._account, self._token_at_hand()):
                 known = None
+            pacing = Pacing(self._services.around.random, first=0.5, cap=60.0)
             while True:
                 self._status.starting()
+                began = trio.current_time()
                 await self._work(known if known is not None else await self._log_in())
                 known = None  # the homeserver has forgotten this login
+                if trio.current_time() - began > LASTING:
+                    pacing.reset()
+                await trio.sleep(pacing.next())  # it may forget the next one as fast
 
     async def put(self, room_id: str, type_: str, txn_id: str, content: bytes) -> str:
         """Send one event and return its id. Raises Delayed or Refused, as the outbox wants it."""
@@ -115,13 +129,23 @@ class Session:
         return await self._services.db.write(lambda db: login.save(db, self._account.name, fresh), durable=True)
 
     async def _ask(self, client: MatrixClient, device: str) -> Login:
+        account = self._account
+        try:
+            password, token = self._password(), self._token()
+        except ArmorclawError as error:
+            raise self._not_let_in(str(error)) from error
         client.api.token = ""
-        if self._password is not None:
-            account = self._account
-            return await login.with_password(client, account.homeserver, account.user, self._password, device)
-        if self._token is not None:
-            return await login.with_token(client, self._account, self._token)
-        raise self._not_let_in("there is neither a password nor a token that works")
+        if password is not None:
+            return await login.with_password(client, account.homeserver, account.user, password, device)
+        if token is not None:
+            return await login.with_token(client, account, token)
+        raise self._not_let_in("there is neither a password nor a token")
+
+    def _token_at_hand(self) -> Secret | None:
+        try:
+            return self._token()
+        except ArmorclawError:
+            return None
 
     def _not_let_in(self, why: str) -> ArmorclawError:
         account = self._account

@@ -104,8 +104,7 @@ class TrioHTTPAPI(HTTPAPI):
                 finally:
                     await response.aclose()
         except httpx.RequestError as error:
-            why = str(error) or type(error).__name__
-            raise MatrixConnectionError(f"{_kind_of(error)}: {why}") from error
+            raise MatrixConnectionError(_in_words(error)) from error
         except trio.TooSlowError as error:
             raise MatrixConnectionError("the answer took too long") from error
         if 200 <= response.status_code < 300:
@@ -262,7 +261,12 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text[:200])
 
 
-def _kind_of(error: httpx.RequestError) -> str:
+def _in_words(error: httpx.RequestError) -> str:
+    if isinstance(error, httpx.LocalProtocolError):
+        return "the request cannot be written"  # its own words quote headers, and so the token
+    kind = "connection lost"
     if isinstance(error, httpx.ConnectError):
-        return "cannot connect"
-    return "timed out" if isinstance(error, httpx.TimeoutException) else "connection lost"
+        kind = "cannot connect"
+    elif isinstance(error, httpx.TimeoutException):
+        kind = "timed out"
+    return f"{kind}: {_printable(str(error)) or type(error).__name__}"

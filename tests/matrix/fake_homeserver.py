@@ -1,0 +1,121 @@
+"""A homeserver that does as it is told: real HTTP on loopback, any answer, however wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import h11
+import trio
+
+
+@attrs.frozen
+class Asked:
+    """One request as it came: `target` raw, as on the wire."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def path(self) -> str:
+        return self.target.partition("?")[0]
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@attrs.frozen
+class Raw:
+    """Bytes to send instead of a proper answer; then the connection is closed."""
+
+    data: bytes
+    pause: float = 0.0
+    """Seconds between two bytes; 0 sends all at once."""
+
+
+@attrs.frozen
+class Reply:
+    """An answer: a JSON value, or bytes as they are."""
+
+    content: Any = attrs.field(factory=dict)
+    status: int = 200
+    headers: dict[str, str] = attrs.field(factory=dict)
+
+    @property
+    def body(self) -> bytes:
+        return self.content if isinstance(self.content, bytes) else json.dumps(self.content).encode()
+
+
+Script = Callable[[Asked], Awaitable[Reply | Raw]]
+
+
+@attrs.define
+class FakeHomeserver:
+    """`script` answers; `asked` remembers every request."""
+
+    url: str
+    script: Script
+    asked: list[Asked] = attrs.field(factory=list)
+
+    def to(self, word: str) -> list[Asked]:
+        """The requests whose path holds `word`."""
+        return [one for one in self.asked if word in one.path]
+
+
+@asynccontextmanager
+async def fake_homeserver(script: Script) -> AsyncIterator[FakeHomeserver]:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    fake = FakeHomeserver(f"http://127.0.0.1:{port}", script)
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            try:
+                while await _answer(fake, stream, h11.Connection(h11.SERVER)):
+                    pass
+            except trio.BrokenResourceError:
+                pass  # the client went away
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trio.serve_listeners, serve, [listener])
+        yield fake
+        nursery.cancel_scope.cancel(reason="the fake homeserver is no longer needed")
+
+
+async def _answer(fake: FakeHomeserver, stream: trio.SocketStream, http: h11.Connection) -> bool:
+    """One request and its answer; whether the connection stays."""
+    request, body = None, b""
+    while True:
+        event = http.next_event()
+        if event is h11.NEED_DATA:
+            http.receive_data(await stream.receive_some())
+        elif isinstance(event, h11.Request):
+            request = event
+        elif isinstance(event, h11.Data):
+            body += event.data
+        elif isinstance(event, h11.EndOfMessage):
+            break
+        else:
+            return False
+    assert request is not None
+    headers = {name.decode(): value.decode() for name, value in request.headers}
+    asked = Asked(request.method.decode(), request.target.decode(), headers, body)
+    fake.asked.append(asked)
+    reply = await fake.script(asked)
+    if isinstance(reply, Raw):
+        step = 1 if reply.pause else max(len(reply.data), 1)
+        for start in range(0, len(reply.data), step):
+            await stream.send_all(reply.data[start : start + step])
+            await trio.sleep(reply.pause)
+        return False
+    given = {"content-type": "application/json", "content-length": str(len(reply.body)), **reply.headers}
+    response = h11.Response(status_code=reply.status, headers=list(given.items()))
+    parts = (response, h11.Data(data=reply.body), h11.EndOfMessage())
+    await stream.send_all(b"".join(http.send(part) or b"" for part in parts))
+    return True

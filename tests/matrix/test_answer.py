@@ -1,0 +1,185 @@
+"""Reading /sync: the shapes of the specification, and everything else a homeserver might say."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from armorclaw.matrix.answer import (
+    BadAnswerError,
+    after_own_join,
+    is_room_id,
+    read_answer,
+    to_event,
+)
+
+NOW = 1_700_000_000_000
+
+
+def message(**changes: Any) -> dict[str, Any]:
+    raw = {
+        "type": "m.room.message",
+        "sender": "@ann:x",
+        "event_id": "$1",
+        "origin_server_ts": 5,
+        "content": {"msgtype": "m.text", "body": "hé\n"},
+    }
+    return {name: value for name, value in {**raw, **changes}.items() if value is not ...}
+
+
+def test_rooms_and_their_timelines() -> None:
+    timeline = {"events": [message()], "limited": True, "prev_batch": "p1"}
+    state = {"events": [{"type": "m.room.encryption", "state_key": "", "content": {}}]}
+    sections = {
+        "join": {"!a:x": {"timeline": timeline}, "!b:x": {"state": state}},
+        "leave": {"!c:x": {"timeline": {"events": []}}},
+        "invite": {"!d:x": {"invite_state": {"events": []}}},
+        "knock": {"!e:x": {}},
+    }
+    answer = read_answer({"next_batch": "s1", "rooms": sections})
+    assert answer.next_batch == "s1"
+    a, b, c, d = answer.rooms
+    assert (a.room_id, a.membership, a.timeline, a.limited, a.prev_batch) == ("!a:x", "join", [message()], True, "p1")
+    assert not a.turns_encrypted
+    assert b.turns_encrypted
+    assert (c.membership, d.membership) == ("leave", "invite")
+    assert not answer.empty
+
+
+def test_encryption_in_the_timeline_counts_and_with_another_state_key_does_not() -> None:
+    def room(**raw: Any) -> Any:
+        timeline = {"events": [{"type": "m.room.encryption", **raw}]}
+        return read_answer({"next_batch": "s", "rooms": {"join": {"!a": {"timeline": timeline}}}}).rooms[0]
+
+    assert room(state_key="").turns_encrypted
+    assert not room(state_key="x").turns_encrypted
+    assert not room().turns_encrypted  # no state at all: an event of that name
+
+
+@pytest.mark.parametrize("bad", [None, [], "x", {}, {"next_batch": None}, {"next_batch": ""}, {"next_batch": 5}])
+def test_without_a_token_an_answer_is_none(bad: object) -> None:
+    with pytest.raises(BadAnswerError):
+        read_answer(bad)
+
+
+def test_nothing_happened() -> None:
+    assert read_answer({"next_batch": "s"}).empty
+    assert read_answer({"next_batch": "s", "rooms": {"join": {"!a": {}}}}).empty
+    assert not read_answer({"next_batch": "s", "rooms": {"invite": {"!a": {}}}}).empty
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=12,
+)
+WORDS = [
+    "rooms",
+    "join",
+    "leave",
+    "invite",
+    "timeline",
+    "state",
+    "events",
+    "!a:x",
+    "limited",
+    "prev_batch",
+    "next_batch",
+]
+WORDS += ["type", "sender", "event_id", "content", "state_key", "origin_server_ts", "m.room.encryption"]
+near_misses = st.recursive(
+    st.sampled_from(["join", "s1", "", None, 0, True, "m.room.encryption"]) | json_values,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=5),
+    max_leaves=30,
+)
+
+
+@given(near_misses)
+def test_no_answer_whatever_raises_anything_else(data: object) -> None:
+    try:
+        answer = read_answer(data)
+    except BadAnswerError:
+        return
+    for update in answer.rooms:
+        assert is_room_id(update.room_id)
+        assert update.turns_encrypted in (True, False)
+        for raw in update.timeline:
+            to_event(raw, update.room_id, "main", NOW)
+
+
+@given(st.dictionaries(st.sampled_from(WORDS), near_misses))
+def test_no_event_whatever_raises_and_what_comes_out_can_be_stored_and_sent(changes: dict[str, Any]) -> None:
+    event = to_event(message(**changes), "!a:x", "main", NOW)
+    if event is not None:
+        event.wire().decode("ascii")
+        assert isinstance(event.plain()["content"], dict)
+        assert 0 <= event.at_ms < 2**63
+
+
+def test_a_message_as_the_journal_takes_it() -> None:
+    event = to_event(message(), "!a:x", "main", NOW)
+    assert event is not None
+    assert (event.type, event.sender, event.room_id, event.event_id) == ("m.room.message", "@ann:x", "!a:x", "$1")
+    assert (event.account, event.at_ms) == ("main", 5)
+    assert event.content.isascii()
+    assert json.loads(event.content) == {"msgtype": "m.text", "body": "hé\n"}
+    again = to_event(message(), "!a:x", "main", NOW)
+    assert again is not None
+    assert again.id == event.id
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"type": ...},
+        {"type": 5},
+        {"type": ""},
+        {"sender": ...},
+        {"event_id": None},
+        {"event_id": "$" * 256},
+        {"content": "text"},
+        {"content": None},
+        {"content": {"body": float("inf")}},
+        {"content": {"body": "x" * 300_000}},
+    ],
+)
+def test_what_is_no_event_is_left_out(changes: dict[str, Any]) -> None:
+    assert to_event(message(**changes), "!a:x", "main", NOW) is None
+
+
+@pytest.mark.parametrize("time", [..., None, "5", -1, 1e300, True, 2**63])
+def test_a_wrong_time_becomes_now(time: Any) -> None:
+    event = to_event(message(origin_server_ts=time), "!a:x", "main", NOW)
+    assert event is not None
+    assert event.at_ms == NOW
+
+
+def test_a_redaction_names_its_target_in_its_content() -> None:
+    event = to_event(message(type="m.room.redaction", content={}, redacts="$0"), "!a:x", "main", NOW)
+    assert event is not None
+    assert json.loads(event.content) == {"redacts": "$0"}
+
+
+def test_what_came_after_the_last_own_join() -> None:
+    def member(user: str, membership: str) -> dict[str, Any]:
+        return message(type="m.room.member", state_key=user, content={"membership": membership})
+
+    join, leave = member("@bot:x", "join"), member("@bot:x", "leave")
+    timeline = [message(), join, message(), leave, join, member("@ann:x", "join"), message()]
+    assert after_own_join(timeline, "@bot:x") == timeline[5:]
+    assert after_own_join(timeline, "@eve:x") is None
+    assert after_own_join([], "@bot:x") is None
+
+
+@pytest.mark.parametrize("text", ["!a:x", "!opaque", "!" + "a" * 254])
+def test_room_ids(text: str) -> None:
+    assert is_room_id(text)
+
+
+@pytest.mark.parametrize("text", ["", "!", "a:x", "#a:x", "!a b", "!a\n", "!a\x00", "!" + "a" * 255, None, 5])
+def test_no_room_ids(text: object) -> None:
+    assert not is_room_id(text)

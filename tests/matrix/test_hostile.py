@@ -1,0 +1,186 @@
+"""Whole sessions against a homeserver that misbehaves, over real HTTP."""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+
+from armorclaw.config import Account
+from armorclaw.delivery.message import Delivery, Outgoing
+from armorclaw.events.event import ascii_json
+from armorclaw.matrix.status import SessionState
+from armorclaw.structure import Secret
+
+from .conftest import Bench, running, until
+from .fake_homeserver import Asked, FakeHomeserver, Raw, Reply, fake_homeserver
+
+ROOM = "!room:x"
+LIMIT = {"errcode": "M_LIMIT_EXCEEDED", "error": "slow down"}
+
+
+class Server:
+    """A proper homeserver, except where `odd` has an answer for a request."""
+
+    def __init__(self, odd: Callable[[Asked], Reply | Raw | None] = lambda _: None) -> None:
+        self.odd = odd
+        self.syncs: list[Any] = []
+        self.pushed = trio.Event()
+        self.events: dict[str, str] = {}  # transaction id → event id
+
+    async def answer(self, asked: Asked) -> Reply | Raw:
+        return self.odd(asked) or await self.proper(asked)
+
+    async def proper(self, asked: Asked) -> Reply:
+        if asked.path.endswith("/login"):
+            return Reply({"user_id": "@bot:x", "device_id": asked.json["device_id"], "access_token": "t"})
+        if "/send/" in asked.path:
+            txn = asked.path.rpartition("/")[2]
+            return Reply({"event_id": self.events.setdefault(txn, f"${len(self.events)}")})
+        if asked.path.endswith("/sync"):
+            since = urllib.parse.parse_qs(asked.target.partition("?")[2]).get("since")
+            if since is None:
+                return Reply({"next_batch": "s0", "rooms": {"join": {ROOM: {}}}})
+            if self.syncs:
+                return Reply(self.syncs.pop(0))
+            with trio.move_on_after(30):
+                await self.pushed.wait()
+            return Reply({"next_batch": since[0]})
+        return Reply({"errcode": "M_NOT_FOUND", "error": "no such thing"}, 404)
+
+
+def account(fake: FakeHomeserver) -> Account:
+    return Account(fake.url, "bot", password=Secret("canary-password"))
+
+
+async def enqueue(bench: Bench, text: str, room: str = ROOM) -> Delivery:
+    content = ascii_json({"msgtype": "m.text", "body": text})
+    return await bench.outbox.enqueue(Outgoing("main", "echo", room, content))
+
+
+def transaction_ids(fake: FakeHomeserver) -> list[str]:
+    return [asked.path.rpartition("/")[2] for asked in fake.to("/send/")]
+
+
+async def test_a_rate_limit_on_one_room_is_waited_out_and_another_room_goes_on(bench: Bench) -> None:
+    times: list[float] = []
+
+    def odd(asked: Asked) -> Reply | None:
+        if "/send/" in asked.path and "slow" in asked.path:
+            times.append(trio.current_time())
+            if len(times) == 1:
+                return Reply({**LIMIT, "retry_after_ms": 700}, 429)
+        return None
+
+    server = Server(odd)
+    async with fake_homeserver(server.answer) as fake:
+        bench.grants.set("echo", "main", [ROOM, "!slow:x"])
+        async with running(bench.accounts(account(fake))):
+            slow = await enqueue(bench, "one", "!slow:x")
+            quick = await enqueue(bench, "two")
+            assert (await bench.outbox.settled(quick.delivery_id, 0.6)).state == "sent"
+            assert (await bench.outbox.settled(slow.delivery_id, 5)).state == "sent"
+        assert 0.7 <= times[1] - times[0] < 1.5
+        of_slow = [asked.path for asked in fake.to("slow") if "/send/" in asked.path]
+        assert len(of_slow) == 2
+        assert len(set(of_slow)) == 1  # the same transaction
+
+
+@pytest.mark.mission("P3.3")
+async def test_an_answer_that_is_lost_makes_one_event(bench: Bench) -> None:
+    """The homeserver took the message and then the connection broke; also 502 and 200 with a web page."""
+    failures: list[Reply | Raw] = [Raw(b""), Reply(b"<html>", 502), Reply(b"<html>"), Reply(b'{"event_id": "$')]
+    server = Server()
+
+    def odd(asked: Asked) -> Reply | Raw | None:
+        if "/send/" in asked.path and failures:
+            txn = asked.path.rpartition("/")[2]
+            server.events.setdefault(txn, f"${len(server.events)}")
+            return failures.pop(0)
+        return None
+
+    server.odd = odd
+    async with fake_homeserver(server.answer) as fake:
+        async with running(bench.accounts(account(fake))):
+            delivery = await enqueue(bench, "once")
+            assert (await bench.outbox.settled(delivery.delivery_id, 20)).event_id == "$0"
+        assert len(transaction_ids(fake)) == 5
+        assert len(server.events) == 1
+
+
+async def test_a_login_that_is_hampered_is_one_device(bench: Bench) -> None:
+    failures: list[Reply | Raw] = [Raw(b""), Reply({**LIMIT, "retry_after_ms": 50}, 429), Reply(b"<html>", 503)]
+
+    def odd(asked: Asked) -> Reply | Raw | None:
+        return failures.pop(0) if asked.path.endswith("/login") and failures else None
+
+    async with fake_homeserver(Server(odd).answer) as fake:
+        async with running(bench.accounts(account(fake))):
+            pass
+        logins = [asked.json["device_id"] for asked in fake.to("/login")]
+        assert len(logins) == 4
+        assert len(set(logins)) == 1
+
+
+async def test_a_hard_logout_makes_no_storm_of_logins(bench: Bench) -> None:
+    """The token is unknown and the password too: one more login, then a person is needed. What is queued stays."""
+    gone = False
+
+    def odd(asked: Asked) -> Reply | None:
+        if gone and asked.path.endswith("/login"):
+            return Reply({"errcode": "M_FORBIDDEN", "error": "no"}, 403)
+        if gone:
+            return Reply({"errcode": "M_UNKNOWN_TOKEN", "error": "who?", "soft_logout": False}, 401)
+        return None
+
+    server = Server(odd)
+    async with fake_homeserver(server.answer) as fake:
+        async with running(bench.accounts(account(fake))) as accounts:
+            gone = True
+            server.pushed.set()  # ends the long poll that is under way
+            delivery = await enqueue(bench, "kept")
+            status = accounts.status()
+            assert status is not None
+            await until(lambda: status.state is SessionState.LOGGED_OUT)
+            await trio.sleep(0.5)
+            assert len(fake.to("/login")) == 2
+            assert (await bench.outbox.status(delivery.delivery_id)).state == "queued"
+
+
+async def test_logins_that_are_forgotten_at_once_make_no_storm(bench: Bench) -> None:
+    def odd(asked: Asked) -> Reply | None:
+        unknown = Reply({"errcode": "M_UNKNOWN_TOKEN", "error": "who?", "soft_logout": True}, 401)
+        return unknown if asked.path.endswith("/sync") else None
+
+    async with fake_homeserver(Server(odd).answer) as fake:
+        async with running(bench.accounts(account(fake)), connected=False):
+            await trio.sleep(2)
+        logins = [asked.json["device_id"] for asked in fake.to("/login")]
+        assert 2 <= len(logins) <= 5
+        assert len(set(logins)) == 1
+
+
+async def test_secrets_are_in_no_request_line_and_no_report(bench: Bench) -> None:
+    async with fake_homeserver(Server().answer) as fake, running(bench.accounts(account(fake))) as accounts:
+        assert not [asked for asked in fake.asked if "canary" in asked.target]
+        assert "canary" not in repr((accounts.reports(), accounts))
+
+
+async def test_a_sync_of_ten_thousand_odd_events_is_survived(bench: Bench) -> None:
+    odd_events = [
+        {"type": 5},
+        None,
+        "x",
+        {"type": "m.room.message", "sender": "@a:x", "event_id": "$1", "content": []},
+    ]
+    good = {"type": "m.room.message", "sender": "@a:x", "event_id": "$2", "content": {"body": "good"}}
+    timeline = {"events": [*odd_events * 2_500, good], "limited": "yes", "prev_batch": 5}
+    server = Server()
+    async with fake_homeserver(server.answer) as fake:
+        bench.grants.set("echo", "main", [ROOM])
+        server.syncs.append({"next_batch": "s1", "rooms": {"join": {ROOM: {"timeline": timeline}, "bad": []}}})
+        async with running(bench.accounts(account(fake))):
+            await until(lambda: bench.messages() == ["good"])

@@ -1,0 +1,195 @@
+"""The methods as a client sees them: shapes of the original bridge, within its time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+
+from armorclaw.config import Account
+from armorclaw.errors import ArmorclawError
+from armorclaw.events.subscriptions import Subscriptions
+from armorclaw.matrix import methods
+from armorclaw.matrix.accounts import Accounts
+from armorclaw.matrix.methods import MatrixMethods
+from armorclaw.rpc.registry import Registry, Role
+from armorclaw.testing.homeserver import Homeserver
+
+from .conftest import Bench, Person, account_of, running, until
+
+MakePerson = Callable[[str], Awaitable[Person]]
+Caller = Callable[..., Awaitable[Any]]
+
+
+def methods_of(bench: Bench, accounts: Accounts) -> Caller:
+    """Calls by name and params, as a peer would make them."""
+    registry = Registry()
+    subscriptions = Subscriptions(bench.db, bench.journal, bench.around)
+    MatrixMethods(accounts, bench.outbox, subscriptions, bench.grants).register(registry)
+
+    async def call(name: str, *, agent: str | None = None, **params: Any) -> Any:
+        role = Role.AGENT if agent else Role.OPERATOR
+        method = registry.table(role).get(name)
+        if method is None:
+            raise ArmorclawError("denied", name)
+        caller: Any = SimpleNamespace(role=role, agent=agent)
+        result = method.handler(caller, method.read(params))
+        return await result if method.is_async else result
+
+    return call
+
+
+async def test_without_matrix_the_status_says_so_and_sending_too(bench: Bench) -> None:
+    call = methods_of(bench, bench.accounts())
+    assert await call("matrix.status") == {"enabled": False, "status": "not_configured"}
+    for name, params in (
+        ("matrix.send", {"room_id": "!a:b", "message": "x"}),
+        ("matrix.login", {"username": "a", "password": "b"}),
+    ):
+        with pytest.raises(ArmorclawError) as caught:
+            await call(name, **params)
+        assert caught.value.name == "matrix_not_configured"
+
+
+async def test_the_bridge_runs_without_any_account(bench: Bench) -> None:
+    async with running(bench.accounts(), connected=False):
+        await trio.lowlevel.checkpoint()
+
+
+async def test_send_receive_and_status(bench: Bench, homeserver: Homeserver, person: MakePerson) -> None:
+    ann, bot = await person("ann"), await person("bot")
+    room = await ann.create_room(bot.user_id)
+    bench.grants.set("echo", "main", [room])
+    async with running(bench.accounts(account_of(bot, homeserver))) as accounts:
+        call = methods_of(bench, accounts)
+        await until(lambda: ann.member_of(room, bot.user_id))
+        assert await call("matrix.status", agent="echo") == {
+            "enabled": True,
+            "status": "connected",
+            "user_id": bot.user_id,
+            "logged_in": True,
+        }
+        (report,) = (await call("matrix.status"))["accounts"]
+        assert report["state"] == "connected"
+        assert report["last_sync_s"] < 10
+
+        assert await call("matrix.receive", agent="echo") == {"events": [], "count": 0, "cursor": ""}
+        said = await ann.say(room, "hello")
+        got = await call("matrix.receive", agent="echo", timeout_ms=30_000, limit=10, since="of another version")
+        assert got["count"] == 1
+        assert got["events"] == [
+            {
+                "type": "m.room.message",
+                "room_id": room,
+                "sender": ann.user_id,
+                "content": {"msgtype": "m.text", "body": "hello"},
+                "origin_server": "localhost",
+                "event_id": said,
+            }
+        ]
+
+        sent = await call("matrix.send", agent="echo", room_id=room, message="hi", idempotency_key="k")
+        assert sent["status"] == "sent"
+        assert sent["room_id"] == room
+        again = await call("matrix.send", agent="echo", room_id=room, message="other words", idempotency_key="k")
+        assert again == sent
+        more = {"body": "edited", "m.mentions": {"user_ids": [ann.user_id]}}
+        await call("matrix.send", agent="echo", room_id=room, message="x", msgtype="m.notice", content=more)
+        assert [raw["content"] for raw in await ann.read(room)][1:] == [
+            {"msgtype": "m.text", "body": "hi"},
+            {"msgtype": "m.notice", **more},
+        ]
+        # the account is found by its room when an operator sends
+        assert (await call("matrix.send", room_id=room, message="from the operator"))["event_id"]
+
+
+async def test_polling_acknowledges_the_batch_before(
+    bench: Bench, homeserver: Homeserver, person: MakePerson
+) -> None:
+    ann, bot = await person("ann"), await person("bot")
+    room = await ann.create_room(bot.user_id)
+    bench.grants.set("echo", "main", [room])
+    async with running(bench.accounts(account_of(bot, homeserver))) as accounts:
+        call = methods_of(bench, accounts)
+        await until(lambda: ann.member_of(room, bot.user_id))
+        await call("matrix.receive", agent="echo")
+        for n in range(3):
+            await ann.say(room, str(n))
+        await until(lambda: len(bench.messages()) == 3)
+
+        async def poll(cursor: str) -> tuple[list[str], str]:
+            got = await call("matrix.receive", agent="echo", limit=1, cursor=cursor)
+            return [event["content"]["body"] for event in got["events"]], got["cursor"]
+
+        first, cursor = await poll("")
+        second, _ = await poll(cursor)
+        lost, _ = await poll(cursor)  # the answer before did not arrive, says the cursor
+        assert (first, second, lost) == (["0"], ["1"], ["1"])
+        third, _ = await poll("")
+        nothing, _ = await poll("")
+        assert (third, nothing) == (["2"], [])
+
+
+async def test_what_an_agent_may_not(bench: Bench) -> None:
+    accounts = bench.accounts(Account("http://127.0.0.1:1", "bot"))
+    bench.grants.set("echo", "main", ["!mine:x"])
+    call = methods_of(bench, accounts)
+    for room, name in (("!other:x", "room_denied"), ("!a:b/../../login", "room_denied"), ("#a:b", "invalid_params")):
+        with pytest.raises(ArmorclawError) as caught:
+            await call("matrix.send", agent="echo", room_id=room, message="x")
+        assert caught.value.name == name
+    with pytest.raises(ArmorclawError) as caught:
+        await call("matrix.login", agent="echo", username="a", password="b")
+    assert caught.value.name == "denied"
+    with pytest.raises(ArmorclawError) as caught:
+        await call("matrix.send", agent="echo", room_id="!mine:x", message="x" * 70_000)
+    assert caught.value.name == "too_large"
+
+
+async def test_a_homeserver_that_is_away_queues_within_the_time_clients_have(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert methods.SEND_WAIT < 4
+    monkeypatch.setattr(methods, "SEND_WAIT", 0.3)
+    bench.grants.set("echo", "main", ["!mine:x"])
+    async with running(bench.accounts(Account("http://127.0.0.1:1", "bot")), connected=False) as accounts:
+        call = methods_of(bench, accounts)
+        began = trio.current_time()
+        answer = await call("matrix.send", agent="echo", room_id="!mine:x", message="hello")
+        assert trio.current_time() - began < 0.3 + 0.5
+        assert (answer["status"], answer["event_id"]) == ("queued", None)
+        status = await call("matrix.status")
+        assert (status["status"], status["logged_in"]) == ("disconnected", False)
+
+
+async def test_encrypted_rooms_are_refused_by_name(bench: Bench, homeserver: Homeserver, person: MakePerson) -> None:
+    """Also one that is not known yet: then the homeserver is asked first."""
+    ann, bot = await person("ann"), await person("bot")
+    room = await ann.create_room(bot.user_id, encrypted=True)
+    await bot.call("POST", f"rooms/{room}/join")
+    async with running(bench.accounts(account_of(bot, homeserver))) as accounts:
+        call = methods_of(bench, accounts)
+        await until(lambda: accounts.encrypted("main", room) is True)
+        later = await ann.create_room(bot.user_id, encrypted=True)
+        await bot.call("POST", f"rooms/{later}/join")
+        bench.grants.set("echo", "main", [room, later])
+        for one in (room, later):
+            with pytest.raises(ArmorclawError) as caught:
+                await call("matrix.send", agent="echo", room_id=one, message="in the clear")
+            assert caught.value.name == "room_encrypted"
+            assert await ann.read(one) == []
+
+
+async def test_a_room_that_refuses_is_an_error_with_its_reason(
+    bench: Bench, homeserver: Homeserver, person: MakePerson
+) -> None:
+    ann, bot = await person("ann"), await person("bot")
+    room = await ann.create_room()
+    async with running(bench.accounts(account_of(bot, homeserver))) as accounts:
+        with pytest.raises(ArmorclawError) as caught:
+            await methods_of(bench, accounts)("matrix.send", room_id=room, message="let me in")
+        assert caught.value.name == "matrix_refused"
+        assert "M_FORBIDDEN" in caught.value.why

@@ -1,0 +1,384 @@
+"""The sync loop on a clock of its own, against homeservers good and bad, and stores that come and go."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from mautrix.errors import MatrixConnectionError, make_request_error
+from structlog.testing import capture_logs
+
+from armorclaw.clock import Clock, Surroundings
+from armorclaw.errors import ArmorclawError
+from armorclaw.events.event import Event
+from armorclaw.guard.grants import Grants
+from armorclaw.matrix import sync
+from armorclaw.matrix.granted import Granted
+from armorclaw.matrix.login import Login, load, save
+from armorclaw.matrix.rooms import Rooms, RoomState
+from armorclaw.matrix.status import SessionState, SessionStatus
+from armorclaw.matrix.sync import SyncLoop
+from armorclaw.store.schema import MIGRATIONS
+
+BOT = "@bot:x"
+ROOM = "!room:x"
+Step = dict[str, Any] | Exception
+
+
+class Homeserver:
+    """Answers /sync and /messages from scripts; when those are through, a sync is held back for its full time."""
+
+    mxid = BOT
+
+    def __init__(self, *answers: Step, pages: Sequence[Step] = ()) -> None:
+        self.answers = list(answers)
+        self.pages = list(pages)
+        self.polls: list[tuple[float, str | None, float]] = []
+        self.forever: Callable[[], Step] | None = None
+
+    async def poll(self, since: str | None, seconds: float) -> dict[str, Any]:
+        self.polls.append((trio.current_time(), since, seconds))
+        await trio.lowlevel.checkpoint()
+        if self.answers:
+            return _given(self.answers.pop(0))
+        if self.forever is not None:
+            return _given(self.forever())
+        await trio.sleep(seconds)
+        return {"next_batch": since or "s0"}
+
+    async def page_back(self, room_id: str, start: str, end: str, limit: int) -> tuple[list[Any], str | None]:
+        await trio.lowlevel.checkpoint()
+        page = _given(self.pages.pop(0))
+        return page["chunk"], page.get("end")
+
+
+def _given(step: Step) -> dict[str, Any]:
+    if isinstance(step, Exception):
+        raise step
+    return step
+
+
+class Journal:
+    """The journal's contract in memory: all or nothing, and each event once."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+        self.events: list[Event] = []
+        self.failures: list[ArmorclawError] = []
+
+    async def record(self, events: Sequence[Event], *, also: Callable[[Any], object]) -> list[Event]:
+        await trio.lowlevel.checkpoint()
+        if self.failures:
+            raise self.failures.pop(0)
+        also(self.db)
+        seen = {event.id for event in self.events}
+        new = [event for event in events if event.id not in seen]
+        self.events += new
+        return new
+
+    @property
+    def bodies(self) -> list[str]:
+        return [event.plain()["content"]["body"] for event in self.events if event.type == "m.room.message"]
+
+
+class House:
+    """A sync loop with all it needs; `since` as if it had run before."""
+
+    def __init__(self, homeserver: Homeserver, since: str | None = "s0") -> None:
+        self.homeserver = homeserver
+        self.db = sqlite3.connect(":memory:")
+        self.db.executescript("".join(migration.sql for migration in MIGRATIONS))
+        save(self.db, "main", Login("http://x", BOT, "DEVICE", "token"))
+        self.db.execute("UPDATE accounts SET next_batch = ?", [since])
+        around = Surroundings(Clock(wall=lambda: 1.7e9), random.Random(1))
+        self.journal = Journal(self.db)
+        grants = Grants()
+        grants.set("echo", "main", [ROOM])
+        self.rooms = Rooms("main")
+        self.rooms.apply({ROOM: RoomState("join")})
+        self.status = SessionStatus("main", "http://x", around.clock)
+        self.connected = 0
+        self.loop = SyncLoop(
+            "main",
+            homeserver,  # type: ignore[arg-type]
+            since,
+            journal=self.journal,  # type: ignore[arg-type]
+            rooms=self.rooms,
+            granted=Granted("main", grants, ["echo"]),
+            status=self.status,
+            around=around,
+            connected=self.count,
+        )
+
+    def count(self) -> None:
+        self.connected += 1
+
+    async def run(self, seconds: float) -> None:
+        """Let it work for so long."""
+        with trio.move_on_after(seconds):
+            await self.loop.run()
+        self.db.close()
+
+    @property
+    def place(self) -> str | None:
+        login = load(self.db, "main")
+        assert login is not None
+        return login.next_batch
+
+
+def said(*bodies: str) -> list[dict[str, Any]]:
+    return [
+        {"type": "m.room.message", "sender": "@ann:x", "event_id": f"${body}", "content": {"body": body}}
+        for body in bodies
+    ]
+
+
+def answer(token: str, *events: dict[str, Any], **timeline: Any) -> dict[str, Any]:
+    return {"next_batch": token, "rooms": {"join": {ROOM: {"timeline": {"events": list(events), **timeline}}}}}
+
+
+async def test_events_come_once_and_in_order(autojump_clock: trio.testing.MockClock) -> None:
+    own = {**said("mine")[0], "sender": BOT}
+    house = House(Homeserver(answer("s1", *said("a", "b"), own), answer("s2", *said("b", "c"))))
+    await house.run(100)
+    assert house.journal.bodies == ["a", "b", "c"]
+    assert house.loop.since == "s2"
+    assert [since for _, since, _ in house.homeserver.polls[:3]] == ["s0", "s1", "s2"]
+    assert house.homeserver.polls[0][2] == 0  # the first answer is wanted at once
+    assert house.homeserver.polls[1][2] == 30
+    assert house.connected == 1
+
+
+async def test_the_first_sync_takes_the_token_and_no_history(autojump_clock: trio.testing.MockClock) -> None:
+    house = House(Homeserver(answer("s1", *said("old")), answer("s2", *said("new"))), since=None)
+    await house.run(10)
+    assert house.journal.bodies == ["new"]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        make_request_error(502, "", None, "HTTP 502"),
+        MatrixConnectionError("cannot connect"),
+        {"next_batch": None},
+        {},
+    ],
+    ids=repr,
+)
+async def test_trouble_makes_no_hot_loop_and_is_logged_once(
+    trouble: Step, autojump_clock: trio.testing.MockClock
+) -> None:
+    homeserver = Homeserver()
+    homeserver.forever = lambda: trouble
+    house = House(homeserver)
+    with capture_logs() as logs:
+        await house.run(3600)
+    assert len(homeserver.polls) <= 3600  # on average at most one a second
+    assert len(homeserver.polls) > 1000  # and yet its return is seen soon
+    assert len(logs) == 1
+    assert logs[0]["event"] == "waiting for homeserver"
+    assert house.status.state is SessionState.WAITING
+    assert house.connected == 0
+
+
+async def test_it_comes_back_within_two_seconds_and_loses_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    homeserver = Homeserver()
+    down_until = trio.current_time() + 600
+
+    def forever() -> Step:
+        if trio.current_time() < down_until:
+            return MatrixConnectionError("cannot connect")
+        homeserver.forever = None
+        return answer("s1", *said("waited"))
+
+    homeserver.forever = forever
+    house = House(homeserver)
+    with capture_logs() as logs:
+        await house.run(700)
+    assert house.journal.bodies == ["waited"]
+    times = [at for at, _, _ in homeserver.polls]
+    assert min(at for at in times if at >= down_until) - down_until <= 2
+    assert [line["event"] for line in logs] == ["waiting for homeserver", "homeserver answers again"]
+    assert house.connected == 1
+
+
+async def test_new_trouble_after_good_times_is_retried_soon(autojump_clock: trio.testing.MockClock) -> None:
+    lost = MatrixConnectionError("lost")
+    homeserver = Homeserver(*[lost] * 6, answer("s1", *said("a")), lost, answer("s2", *said("b")))
+    house = House(homeserver)
+    await house.run(60)
+    assert house.journal.bodies == ["a", "b"]
+    failed, again = (at for at, _, _ in homeserver.polls[7:9])
+    assert again - failed <= 0.25
+
+
+@pytest.mark.parametrize("told", [None, 45.0])
+async def test_a_rate_limit_is_kept(told: float | None, autojump_clock: trio.testing.MockClock) -> None:
+    limit = make_request_error(429, "", "M_LIMIT_EXCEEDED", "slow")
+    limit.retry_after = told  # type: ignore[attr-defined]
+    homeserver = Homeserver(limit, answer("s1", *said("a")))
+    house = House(homeserver)
+    await house.run(60)
+    first, second = (at for at, _, _ in homeserver.polls[:2])
+    assert second - first >= (told or 0.12)
+    assert second - first <= (told or 0.12) + 0.2
+    assert house.journal.bodies == ["a"]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [answer("s0", *said("same again")), {"next_batch": "s0"}, {"next_batch": "s1"}],
+    ids=["the same token and events", "nothing, same token", "nothing, new token"],
+)
+async def test_a_homeserver_that_never_holds_back_is_not_asked_in_a_hot_loop(
+    reply: Step, autojump_clock: trio.testing.MockClock
+) -> None:
+    homeserver = Homeserver()
+    homeserver.forever = lambda: reply
+    house = House(homeserver)
+    await house.run(600)
+    assert len(homeserver.polls) <= 600
+    assert len(house.journal.bodies) <= 1
+
+
+async def test_an_unknown_token_ends_the_loop(autojump_clock: trio.testing.MockClock) -> None:
+    house = House(Homeserver(answer("s1"), make_request_error(401, "", "M_UNKNOWN_TOKEN", "who?")))
+    with trio.fail_after(100):
+        await house.loop.run()
+    assert len(house.homeserver.polls) == 2
+
+
+async def test_a_refused_place_begins_anew_and_says_that_something_may_be_missing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    refusal = make_request_error(400, "", "M_UNKNOWN_POS", "unknown position")
+    house = House(Homeserver(refusal, answer("t1", *said("old")), answer("t2", *said("new"))))
+    await house.run(20)
+    gap, new = house.journal.events
+    assert (gap.type, gap.room_id) == ("gap", ROOM)
+    assert new.event_id == "$new"
+    assert [since for _, since, _ in house.homeserver.polls[:3]] == ["s0", None, "t1"]
+
+
+async def test_a_refusal_that_will_not_pass_is_asked_seldom(autojump_clock: trio.testing.MockClock) -> None:
+    homeserver = Homeserver()
+    homeserver.forever = lambda: make_request_error(403, "", "M_FORBIDDEN", "no")
+    house = House(homeserver)
+    await house.run(3600)
+    assert len(homeserver.polls) <= 121
+
+
+async def test_a_gap_is_filled_in_order(autojump_clock: trio.testing.MockClock) -> None:
+    pages: list[Step] = [{"chunk": said("d", "c"), "end": "p1"}, {"chunk": said("b", "a"), "end": None}]
+    house = House(Homeserver(answer("s1", *said("e", "f"), limited=True, prev_batch="p0"), pages=pages))
+    await house.run(10)
+    assert house.journal.bodies == ["a", "b", "c", "d", "e", "f"]
+
+
+@pytest.mark.parametrize(
+    "trouble", [MatrixConnectionError("lost"), make_request_error(502, "", None, "HTTP 502")], ids=repr
+)
+async def test_a_gap_that_fails_in_the_middle_is_asked_again_as_a_whole(
+    trouble: Exception, autojump_clock: trio.testing.MockClock
+) -> None:
+    cut = answer("s1", *said("c"), limited=True, prev_batch="p0")
+    pages: list[Step] = [
+        {"chunk": said("b"), "end": "p1"},
+        trouble,
+        {"chunk": said("b"), "end": "p1"},
+        {"chunk": said("a"), "end": None},
+    ]
+    house = House(Homeserver(cut, cut, pages=pages))
+    await house.run(10)
+    assert house.journal.bodies == ["a", "b", "c"]
+    assert house.homeserver.polls[1][1] == "s0"
+
+
+async def test_a_gap_that_is_refused_or_too_long_is_told(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync, "GAP_LIMIT", 2)
+    cut = answer("s1", *said("c"), limited=True, prev_batch="p0")
+    long: list[Step] = [{"chunk": said(f"{n}"), "end": f"p{n}"} for n in range(5)]
+    refused: list[Step] = [make_request_error(403, "", "M_FORBIDDEN", "no")]
+    for pages, bodies in ((long, ["1", "0", "c"]), (refused, ["c"])):
+        house = House(Homeserver(cut, pages=pages))
+        await house.run(10)
+        assert house.journal.events[0].type == "gap"
+        assert house.journal.bodies == bodies
+
+
+async def test_pages_without_end_are_bounded(autojump_clock: trio.testing.MockClock) -> None:
+    """`end` for ever: with events the bound ends it, without events the empty page does."""
+    cut = answer("s1", *said("c"), limited=True, prev_batch="p0")
+    house = House(Homeserver(cut, pages=[{"chunk": [], "end": None}]))
+    await house.run(10)
+    assert house.journal.bodies == ["c"]
+
+
+async def test_a_store_that_restarts_costs_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    house = House(Homeserver(answer("s1", *said("a")), answer("s1", *said("a"))))
+    house.journal.failures = [ArmorclawError("unavailable", "the store is restarting")]
+    await house.run(10)
+    assert house.journal.bodies == ["a"]
+    assert [since for _, since, _ in house.homeserver.polls[:3]] == ["s0", "s0", "s1"]
+
+
+async def test_a_store_that_is_broken_ends_the_loop(autojump_clock: trio.testing.MockClock) -> None:
+    house = House(Homeserver(answer("s1", *said("a"))))
+    house.journal.failures = [ArmorclawError("storage_corrupt", "no")]
+    with pytest.raises(ArmorclawError):
+        await house.loop.run()
+
+
+async def test_a_room_joined_now_gives_nothing_from_before(autojump_clock: trio.testing.MockClock) -> None:
+    join = {"type": "m.room.member", "state_key": BOT, "sender": BOT, "content": {"membership": "join"}}
+    join["event_id"] = "$join"
+    whole = House(Homeserver(answer("s1", *said("before"), join, *said("after"))))
+    pages: list[Step] = [{"chunk": [*said("b"), join, *said("before")], "end": "p1"}]
+    cut = House(Homeserver(answer("s1", *said("c"), limited=True, prev_batch="p0"), pages=pages))
+    for house, bodies in ((whole, ["after"]), (cut, ["b", "c"])):
+        house.rooms.replace({})
+        await house.run(10)
+        assert house.journal.bodies == bodies
+
+
+async def test_the_rooms_and_the_place_are_stored_with_the_events(autojump_clock: trio.testing.MockClock) -> None:
+    encryption = {"type": "m.room.encryption", "state_key": "", "content": {}}
+    joined = {"!new:x": {"state": {"events": [encryption]}}, ROOM: {"timeline": {"events": said("a")}}}
+    first = {"next_batch": "s1", "rooms": {"join": joined, "invite": {"!asked:x": {}}}}
+    then = {"next_batch": "s2", "rooms": {"leave": {"!new:x": {}}}}
+    house = House(Homeserver(first, then))
+    with trio.move_on_after(10):
+        await house.loop.run()
+    assert house.place == "s2"
+    fresh = Rooms("main")
+    assert fresh.load(house.db) == {"!new:x": RoomState("leave", True), "!asked:x": RoomState("invite")}
+    assert house.rooms.encrypted("!new:x")
+    house.db.close()
+
+
+async def test_many_events_leave_room_for_others(autojump_clock: trio.testing.MockClock) -> None:
+    """An answer with 20,000 events must not hold the loop for long: others get their turn in between."""
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    house = House(Homeserver(answer("s1", *said(*(str(n) for n in range(20_000))))))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        nursery.start_soon(house.loop.run)
+        while len(house.journal.events) < 20_000:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert turns > 30
+    house.db.close()
