@@ -34,7 +34,7 @@ from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.events import Event, Journal
 from armorclaw.events.methods import hears
 from armorclaw.events.methods import register as register_events
-from armorclaw.events.subscriptions import Subscriptions
+from armorclaw.events.subscriptions import MAIN, Subscriptions
 from armorclaw.guard.alerts import Alerts
 from armorclaw.guard.audit import AuditLog
 from armorclaw.guard.grants import Grants
@@ -47,7 +47,15 @@ from armorclaw.rpc.registry import Registry, Role
 from armorclaw.rpc.unix import bind_unix, serve_unix
 from armorclaw.store import Connection, Database
 from armorclaw.store.keyfile import load_or_create_key
-from armorclaw.supervision import ChildSpec, ChildStartFailed, RestartLimitExceeded, Strategy, Supervisor, root_of
+from armorclaw.supervision import (
+    ChildSpec,
+    ChildStartFailed,
+    Restart,
+    RestartLimitExceeded,
+    Strategy,
+    Supervisor,
+    root_of,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -120,7 +128,7 @@ class Bridge:
             ),
         )
         self._root = Supervisor("bridge", strategy=Strategy.REST_FOR_ONE, around=around)
-        self._started_at = around.clock.monotonic()
+        self._started_at = 0.0
         self._register_methods()
 
     def __repr__(self) -> str:
@@ -130,6 +138,7 @@ class Bridge:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; then everything stops in reverse order. Raises what the start raised, or gave_up."""
+        self._started_at = self.around.clock.monotonic()
         self._make_folders()
         features = Supervisor("features", around=self.around)
         listeners = Supervisor("listeners", around=self.around)
@@ -140,6 +149,7 @@ class Bridge:
                 partial(
                     features.run,
                     [
+                        ChildSpec("grants", self._grant_declared, restart=Restart.TRANSIENT),
                         ChildSpec("matrix", self.accounts.run, grace=FEATURE_GRACE),
                         ChildSpec("containers", partial(self.fleet.run, self.config.agents), grace=FEATURE_GRACE),
                     ],
@@ -154,6 +164,13 @@ class Bridge:
             raise root_of(error) from error
         except RestartLimitExceeded as error:
             raise ArmorclawError("gave_up", f"the bridge gave up on {error.child}", why=str(error)) from error
+
+    async def _grant_declared(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Before the first sync: what it brings for rooms that nobody is granted is not kept."""
+        for agent in self.config.agents.values():
+            await self.subscriptions.ensure(agent.name, MAIN)
+            self.grants.set(agent.name, agent.account, agent.rooms)
+        task_status.started()
 
     async def _listen(self, *, task_status: trio.TaskStatus[None]) -> None:
         path = self.config.bridge.socket
@@ -260,11 +277,11 @@ class Bridge:
 
     async def _record_alert(
         self,
-        type: str,
+        type: str,  # noqa: A002 - the word of the wire
         content: Mapping[str, Any],
         *,
         agent: str | None,
-        also: Any,  # noqa: A002
+        also: Any,
     ) -> None:
         event = Event.make(type, content, at_ms=self.around.clock.now_ms(), agent=agent)
         await self.journal.record([event], also=also, durable=True)

@@ -36,7 +36,7 @@ def podman() -> Iterator[EngineWithImage]:
 
 @pytest.fixture(params=RUNTIMES)
 def house_runtime(request: pytest.FixtureRequest) -> str:
-    """Where the agents of `house` run; override with @pytest.mark.parametrize("house_runtime", […], indirect=True)."""
+    """Where the agents of `house` run; narrow it with parametrize("house_runtime", […], indirect=True)."""
     return str(request.param)
 
 

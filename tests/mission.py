@@ -140,8 +140,8 @@ def page() -> str:
     lines = [
         "# What was asked for, and what shows it",
         "",
-        "Generated from the marks of the tests by `python -m tests.mission`; do not edit. The requirements are those of",
-        "a gap analysis of an earlier bridge, each with an id. *Not yet* means that no test shows it.",
+        "Generated from the marks of the tests by `python -m tests.mission`; do not edit. The requirements are",
+        "those of a gap analysis of an earlier bridge, each with an id. *Not yet* means that no test shows it.",
     ]
     for title, group in REQUIREMENTS.items():
         lines += ["", f"## {title}", "", "| id | requirement | shown by |", "|---|---|---|"]

@@ -13,8 +13,8 @@ from armorclaw.config import Account, Agent, Config, is_name
 from armorclaw.errors import ArmorclawError
 from armorclaw.structure import Secret
 
-ACCOUNT = {"homeserver": "http://127.0.0.1:8008", "user": "@bot:localhost"}
-AGENT = {"command": ["python3", "-m", "agent"]}
+ACCOUNT: dict[str, Any] = {"homeserver": "http://127.0.0.1:8008", "user": "@bot:localhost"}
+AGENT: dict[str, Any] = {"command": ["python3", "-m", "agent"]}
 
 
 def faults(data: dict[str, Any]) -> list[str]:

@@ -1,0 +1,7 @@
+"""docs/protocol.md says what the registry says."""
+
+from tests.protocol import PAGE, page
+
+
+def test_the_page_is_fresh() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m tests.protocol"
