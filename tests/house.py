@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -31,6 +32,11 @@ class House:
     runtime: str
     image: str | None
     factory: AgentFactory
+
+    @property
+    def engine_socket(self) -> Path:
+        """Of the engine that its agents run in, where there is one."""
+        return Path(self.bridge.config["bridge"]["engine_socket"])
 
     def start(
         self, function: Callable[[Any], Any] = echo, *, name: str = "echo", keys: list[str] | None = None
