@@ -12,8 +12,9 @@ bridge (rest for one: started top to bottom, stopped bottom to top)
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -48,6 +49,7 @@ from armorclaw.rpc.unix import bind_unix, serve_unix
 from armorclaw.store import Connection, Database
 from armorclaw.store.keyfile import load_or_create_key
 from armorclaw.supervision import (
+    ChildChange,
     ChildSpec,
     ChildStartFailed,
     Restart,
@@ -58,9 +60,6 @@ from armorclaw.supervision import (
 )
 
 log = structlog.get_logger(__name__)
-
-FEATURE_GRACE = float("inf")
-"""Supervisors wait for their children, each of which has its own grace."""
 
 
 @attrs.frozen
@@ -127,7 +126,7 @@ class Bridge:
                 around=around,
             ),
         )
-        self._root = Supervisor("bridge", strategy=Strategy.REST_FOR_ONE, around=around)
+        self._root = Supervisor("bridge", strategy=Strategy.REST_FOR_ONE, around=around, on_change=_log_crash)
         self._started_at = 0.0
         self._register_methods()
 
@@ -140,23 +139,17 @@ class Bridge:
         """Until cancelled; then everything stops in reverse order. Raises what the start raised, or gave_up."""
         self._started_at = self.around.clock.monotonic()
         self._make_folders()
-        features = Supervisor("features", around=self.around)
-        listeners = Supervisor("listeners", around=self.around)
+        features = Supervisor("features", around=self.around, on_change=_log_crash)
+        listeners = Supervisor("listeners", around=self.around, on_change=_log_crash)
+        feature_children = [
+            ChildSpec("grants", self._grant_declared, restart=Restart.TRANSIENT),
+            _branch("matrix", self.accounts.run),
+            _branch("containers", partial(self.fleet.run, self.config.agents)),
+        ]
         children = (
             ChildSpec("store", self.database.run),
-            ChildSpec(
-                "features",
-                partial(
-                    features.run,
-                    [
-                        ChildSpec("grants", self._grant_declared, restart=Restart.TRANSIENT),
-                        ChildSpec("matrix", self.accounts.run, grace=FEATURE_GRACE),
-                        ChildSpec("containers", partial(self.fleet.run, self.config.agents), grace=FEATURE_GRACE),
-                    ],
-                ),
-                grace=FEATURE_GRACE,
-            ),
-            ChildSpec("listeners", partial(listeners.run, [ChildSpec("socket", self._listen)]), grace=FEATURE_GRACE),
+            _branch("features", partial(features.run, feature_children)),
+            _branch("listeners", partial(listeners.run, [ChildSpec("socket", self._listen)])),
         )
         try:
             await self._root.run(children, task_status=task_status)
@@ -235,6 +228,13 @@ class Bridge:
             assert status is not None, "every account of the configuration has one"
             await status.until(lambda status=status: status.connected)  # type: ignore[misc]
 
+    async def until_joined(self, rooms: Sequence[str], *, account: str = "main") -> None:
+        """Until the account is in these rooms: what was said there before is not for its agents.
+
+        It gets into rooms that are granted to an agent and that let it in; for others this waits forever.
+        """
+        await self.accounts.until_joined(account, rooms)
+
     # -- its own methods, and the glue between features
 
     def status(self) -> BridgeStatus:
@@ -293,6 +293,18 @@ class Bridge:
             self.audit.append(db, type, agent=agent, **content)
 
         await self.journal.record([event], also=also)
+
+
+def _branch(name: str, run: Callable[..., Awaitable[object]]) -> ChildSpec:
+    """A child that has children of its own: it takes as long as they take, each of which has its own limits."""
+    return ChildSpec(name, run, start_timeout=math.inf, grace=math.inf)
+
+
+def _log_crash(change: ChildChange) -> None:
+    if isinstance(change.error, ArmorclawError):
+        log.error("child failed", supervisor=change.supervisor, child=change.child, why=str(change.error))
+    elif change.error is not None:
+        log.error("child crashed", supervisor=change.supervisor, child=change.child, exc_info=change.error)
 
 
 _SICK = ("failed", "restarting", "suspect", "unknown")

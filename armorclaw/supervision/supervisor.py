@@ -400,7 +400,6 @@ class Supervisor:
     def _stop_by_hand(self, child: Child, reason: str) -> None:
         child.wanted = False
         if child.generation is not None:
-            child.generation.again = False
             self._ask(child.generation, reason)
         else:
             self._set(child, ChildState.STOPPED, reason)
@@ -444,8 +443,9 @@ class Supervisor:
                 child.generation.scope.cancel(reason=reason)
 
     def _fail(self, failure: BaseException, cause: BaseException | None = None) -> None:
-        """Ends the supervisor. The first failure is the one that is raised."""
-        if self._failure is None:
+        """Ends the supervisor. The first failure is the one that is raised, unless an interrupt follows."""
+        interrupt = not isinstance(failure, Exception) and isinstance(self._failure, Exception)
+        if self._failure is None or interrupt:
             self._failure = failure
             if cause is not None:
                 failure.__cause__ = cause
