@@ -1,7 +1,8 @@
-"""Errors on their way across the wire, out and in."""
+"""Errors on their way across the wire, out and in, and into the log."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from armorclaw.errors import ERRORS, ArmorclawError
 
 _BY_CODE = {kind.code: name for name, kind in ERRORS.items()}
 _OWN = frozenset({"name", "hint", "retryable"})  # what ArmorclawError.payload adds by itself
+_RESERVED = frozenset({"self", "what", "why"})
 
 
 def error_from_wire(error: Mapping[str, Any]) -> ArmorclawError:
@@ -20,7 +22,7 @@ def error_from_wire(error: Mapping[str, Any]) -> ArmorclawError:
     data = error.get("data")
     data = data if isinstance(data, Mapping) else {}
     name = data.get("name")
-    if name not in ERRORS:
+    if not isinstance(name, str) or name not in ERRORS:
         name = _BY_CODE.get(code) if isinstance(code, int) else None
     hint = data.get("hint")
     fields = {str(key): value for key, value in data.items() if key not in _OWN and key not in _RESERVED}
@@ -30,4 +32,9 @@ def error_from_wire(error: Mapping[str, Any]) -> ArmorclawError:
     return ArmorclawError(name, message, hint=hint if isinstance(hint, str) else "", **fields)
 
 
-_RESERVED = frozenset({"self", "what", "why"})
+def trace(error: BaseException) -> str:
+    """The traceback as text for the log: lines of code only.
+
+    Log renderers that are given the exception itself may show the values of local variables, which here are params.
+    """
+    return "".join(traceback.format_exception(error))

@@ -60,6 +60,7 @@ MAX_WRONG = 3
 _LARGEST_ID = 2**53
 _SLICE = 4096  # bytes without a newline that are scanned at a time, so that `feed` returns to its caller often
 _ABSENT = object()
+_VERSION = ("2.0", b'"2.0"')  # as it comes, decoded or not
 
 _HINTS = {PARSE_ERROR: ("parse_error", "send one JSON value per request")}
 _ENVELOPE_HINT = ("invalid_request", "see docs/protocol.md for the envelope")
@@ -293,7 +294,11 @@ class Core:
                         pass
                     else:
                         pos = end + 1
-                        yield from self._received(value)
+                        if type(value) is list:
+                            yield from self._received(value)
+                        else:
+                            self._wrong = 0
+                            yield self._message(value, None)
                         continue
             end = size if end < 0 else end + 1
             end = min(end, pos + _SLICE)
@@ -435,7 +440,7 @@ class Core:
                     return self._invalid(text if whole else b"null", why, batch)
                 text = ascii_only(text)
         raw_version = message.get("jsonrpc", _ABSENT)
-        if raw_version is _ABSENT or codec.value(raw_version) != "2.0":
+        if raw_version not in _VERSION and (raw_version is _ABSENT or codec.value(raw_version) != "2.0"):
             return self._invalid(text, 'the member "jsonrpc" is not "2.0"', batch)
         raw_method = message.get("method", _ABSENT)
         method = None if raw_method is _ABSENT else codec.value(raw_method)

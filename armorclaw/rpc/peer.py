@@ -10,9 +10,7 @@ subscription, ends with it.
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -20,8 +18,9 @@ import trio
 
 from armorclaw.errors import ArmorclawError
 from armorclaw.rpc.codec import MsgspecCodec
-from armorclaw.rpc.failure import error_from_wire
+from armorclaw.rpc.failure import error_from_wire, trace
 from armorclaw.rpc.jsonrpc import Core, Event, Notification, Request, Response, Send
+from armorclaw.rpc.outgoing import Outgoing, close_all
 from armorclaw.rpc.wire import wire_for
 
 if TYPE_CHECKING:
@@ -33,9 +32,6 @@ log = structlog.get_logger(__name__)
 FRAME_DEADLINE = 10.0
 """Seconds from the first byte of a message to its last."""
 
-WRITE_DEADLINE = 10.0
-"""Seconds in which the other side must read something of what waits for it."""
-
 CALL_DEADLINE = 30.0
 """Seconds an async handler may take; each promises its own, shorter time."""
 
@@ -43,11 +39,8 @@ MAX_IN_FLIGHT = 64
 """Async handlers running for one connection; while so many run, nothing more is read."""
 
 SOFT_LIMIT = 256 * 1024
-"""Bytes kept for a reader that is slow: beyond, nothing more is read from it, and `room` says none."""
-
-HARD_LIMIT = 4 * 1024 * 1024
-"""Bytes kept for a reader that is slow: beyond, the connection is cut. Between the two limits fit the answers of one
-read and what was pushed at once."""
+"""Bytes kept for a reader that is slow: beyond, nothing more is read from it, and `room` says none. Far below
+`outgoing.HARD_LIMIT`, so that the answers of one read and what is pushed at once fit in between."""
 
 _FAIR_SHARE = 64  # messages handled in a row before others get a turn
 _LOOK = 0.25  # seconds between looks whether a half-closed peer still reads
@@ -142,14 +135,11 @@ class Peer:
         self._at_close: list[Callable[[Peer], object]] = [on_close] if on_close else []
         self._waiting: dict[int, _Waiting] = {}
         self._in_flight = 0
-        self._out: deque[tuple[bytes, tuple[int, ...]]] = deque()
-        self._buffered = 0
+        self._out = Outgoing(self._wire, on_progress=self._ease, on_lost=self._lose)
         self._reading = False  # messages of one read are being handled: their answers go out together afterwards
-        self._draining = False
         self._calls: trio.Nursery | None = None  # handlers, and the drain task
         self._nursery: trio.Nursery | None = None
         self._hears = False  # the other side may still send
-        self._lost = False  # nothing can be written any more
         self._eased = trio.Event()  # something that held up the reader may have changed
         self._why = "the connection has ended"
 
@@ -178,6 +168,7 @@ class Peer:
         """Read and answer until the other side has finished and has its answers, or is gone."""
         try:
             async with trio.open_nursery() as self._calls:
+                self._out.open(self._calls)
                 try:
                     async with trio.open_nursery() as self._nursery:
                         self._hears = True
@@ -240,7 +231,7 @@ class Peer:
 
     def room(self) -> int:
         """Bytes that may be pushed before this reader counts as slow; 0 or less: wait."""
-        return SOFT_LIMIT - self._buffered
+        return SOFT_LIMIT - self._out.buffered
 
     async def wait_room(self) -> None:
         """Until there is room again, or the connection has ended."""
@@ -290,17 +281,22 @@ class Peer:
                     self._write(event.data)
                     if event.fatal:
                         return -1
-                if count % _FAIR_SHARE == 0:
-                    self._flush()
-                    await trio.lowlevel.checkpoint()
-                while self._in_flight >= MAX_IN_FLIGHT or self._buffered > SOFT_LIMIT:
-                    self._flush()
-                    if self._in_flight >= MAX_IN_FLIGHT or self._buffered > SOFT_LIMIT:
-                        await self._eased.wait()
+                if count % _FAIR_SHARE and not self._is_full():
+                    continue
+                self._reading = False  # what others write meanwhile goes out at once
+                self._out.flush()
+                await trio.lowlevel.checkpoint()
+                while self._is_full():
+                    await self._eased.wait()
+                self._reading = True
         finally:
             self._reading = False
-            self._flush()
+            self._out.flush()
         return count
+
+    def _is_full(self) -> bool:
+        """Whether to read no more for now."""
+        return self._in_flight >= MAX_IN_FLIGHT or self._out.buffered > SOFT_LIMIT
 
     def _take(self, response: Response) -> None:
         waiting = self._waiting.pop(response.id, None) if type(response.id) is int else None
@@ -364,15 +360,19 @@ class Peer:
 
     def _failure(self, call: Call, message: Request | Notification, error: BaseException) -> bytes:
         """The answer to a call that failed; details of what nobody foresaw go to the log alone."""
-        _close_all(call.take_fds())
+        close_all(call.take_fds())
         known = _known(error)
         if known is None:
             number = f"{self._random.getrandbits(48):012x}"
-            log.error("handler failed", method=message.method, error_id=number, exc_info=error)
+            log.error("handler failed", method=message.method, error_id=number, trace=trace(error))
             known = ArmorclawError("internal", "something went wrong inside the bridge", error_id=number)
         if type(message) is Request:
-            return self._core.error(message, known.payload())
-        log.info("notification failed", method=message.method, error=known.name, agent=self.agent)
+            try:
+                return self._core.error(message, known.payload())
+            except (ValueError, TypeError):  # data that is no JSON: then without
+                return self._core.error(message, {"code": known.kind.code, "message": ascii(str(known))})
+        method = message.method if message.method in self._methods else None  # no text of strangers in the log
+        log.info("notification failed", method=method, error=known.name, agent=self.agent)
         return b""
 
     def _refusal(self, name: str) -> ArmorclawError:
@@ -382,78 +382,10 @@ class Peer:
 
     # writing
 
-    def _write(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
-        if not data or self._lost or self._nursery is None:
-            _close_all(fds)
-            return
-        self._out.append((data, fds))
-        self._buffered += len(data)
+    def _write(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        self._out.add(data, fds)
         if not self._reading:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Send what the socket takes; a task sees to the rest."""
-        if self._draining:
-            if self._buffered > HARD_LIMIT:
-                log.warning("reader too slow, connection cut", agent=self.agent, uid=self.uid)
-                self._lose("the other side does not read")
-            return
-        try:
-            while self._out:
-                data, fds = self._next()
-                if not self._sent(data, fds, self._wire.send_now(data, fds)):
-                    assert self._calls is not None
-                    self._draining = True
-                    self._calls.start_soon(self._drain, name="drain")
-                    return
-        except trio.BrokenResourceError:
-            self._lose("the other side is gone")
-
-    async def _drain(self) -> None:
-        try:
-            while self._out:
-                data, fds = self._next()
-                with trio.move_on_after(WRITE_DEADLINE) as scope:
-                    sent = await self._wire.send(data, fds)
-                if scope.cancelled_caught:
-                    log.warning("reader stopped, connection cut", agent=self.agent, uid=self.uid)
-                    self._lose("the other side does not read")
-                    return
-                if self._nursery is None:
-                    return
-                self._sent(data, fds, sent)
-                self._ease()
-        except trio.BrokenResourceError:
-            self._lose("the other side is gone")
-        finally:
-            self._draining = False
-            self._ease()
-
-    def _next(self) -> tuple[bytes, tuple[int, ...]]:
-        """What to send next, left in the queue: all up to the next descriptor, which goes with a first byte."""
-        out = self._out
-        data, fds = out[0]
-        if len(out) == 1:
-            return data, fds
-        out.popleft()
-        parts = [data]
-        while out and not out[0][1]:
-            parts.append(out.popleft()[0])
-        data = b"".join(parts)
-        out.appendleft((data, fds))
-        return data, fds
-
-    def _sent(self, data: bytes, fds: tuple[int, ...], count: int) -> bool:
-        """Take `count` bytes from the head of the queue, which `data` is; whether it is gone whole."""
-        if not count:
-            return False
-        self._buffered -= count
-        _close_all(fds)
-        if count == len(data):
-            self._out.popleft()
-            return True
-        self._out[0] = (data[count:], ())
-        return False
+            self._out.flush()
 
     def _ease(self) -> None:
         self._eased.set()
@@ -464,7 +396,7 @@ class Peer:
     async def _see_off(self, *, subscriptions: bool) -> None:
         """Nothing more is read, but the other side may still read: answers, and what it subscribed to."""
         assert self._nursery is not None
-        while self._in_flight or self._draining or (subscriptions and self._nursery.child_tasks):
+        while self._in_flight or self._out.draining or (subscriptions and self._nursery.child_tasks):
             if self._wire.gone():
                 self._why = "the other side is gone"
                 return
@@ -473,16 +405,10 @@ class Peer:
 
     def _lose(self, reason: str) -> None:
         """Nothing more can be written."""
+        log.info("connection lost", reason=reason, agent=self.agent, uid=self.uid)
         self._why = reason
-        self._lost = True
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel(reason=reason)
-
-    def _discard(self) -> None:
-        for _, fds in self._out:
-            _close_all(fds)
-        self._out.clear()
-        self._buffered = 0
 
     def _gone(self, method: str) -> ArmorclawError:
         return ArmorclawError("unavailable", f"{method} got no answer", why=self._why)
@@ -493,24 +419,17 @@ class Peer:
             waiting.event.set()
 
     def _end(self) -> None:
-        try:  # answers of handlers that were cut short, if they fit
-            while self._out and not self._draining and not self._lost:
-                data, fds = self._next()
-                if not self._sent(data, fds, self._wire.send_now(data, fds)):
-                    break
-        except trio.BrokenResourceError:
-            pass
+        self._out.close()  # not without the answers of handlers that were cut short
         self._nursery = None
         self._hears = False
-        self._discard()
         self._abandon()
         self._ease()
         self.closed.set()
         for callback in self._at_close:
             try:
                 callback(self)
-            except Exception:  # one owner's slip must not keep the others from hearing of the end
-                log.exception("at_close failed", agent=self.agent)
+            except Exception as error:  # noqa: BLE001 - one owner's slip must not keep the end from the others
+                log.error("at_close failed", agent=self.agent, trace=trace(error))
 
 
 def _known(error: BaseException) -> ArmorclawError | None:
@@ -524,8 +443,3 @@ def _known(error: BaseException) -> ArmorclawError | None:
         if None not in inner:
             return inner[0]
     return None
-
-
-def _close_all(fds: tuple[int, ...]) -> None:
-    for fd in fds:
-        os.close(fd)

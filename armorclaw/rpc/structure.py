@@ -95,7 +95,7 @@ def _place(place: str, error: BaseException) -> str:
         if isinstance(note, cattrs.AttributeValidationNote):
             return f"{place}.{_wire_name(note.name)}".lstrip(".")
         if isinstance(note, cattrs.IterableValidationNote):
-            return f"{place}[{note.index}]"
+            return f"{place}.{note.index:.64}" if isinstance(note.index, str) else f"{place}[{note.index}]"
     return place
 
 
@@ -137,8 +137,12 @@ def _is_union(wanted: Any) -> bool:
     return get_origin(wanted) in (Union, types.UnionType)
 
 
+def _is_literal(wanted: Any) -> bool:
+    return get_origin(wanted) is Literal
+
+
 def _named(wanted: Any) -> str:
-    if get_origin(wanted) is Literal:
+    if _is_literal(wanted):
         return " or ".join(f'"{choice}"' for choice in get_args(wanted))
     origin = get_origin(wanted) or wanted
     return _KINDS.get(origin, "an array" if origin in (list, tuple) else "an object")
@@ -208,7 +212,7 @@ def _make(*, forbid_extra_keys: bool) -> cattrs.Converter:
         return check
 
     made.register_structure_hook_func(_is_union, union)
-    made.register_structure_hook_func(lambda wanted: get_origin(wanted) is Literal, _one_of)
+    made.register_structure_hook_func(_is_literal, _one_of)
     for kind in (str, int, bool):
         made.register_structure_hook(kind, _exactly(kind))
     made.register_structure_hook(float, _number)

@@ -21,8 +21,10 @@ import trio
 from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError
 from armorclaw.rpc.codec import MsgspecCodec
+from armorclaw.rpc.failure import trace
 from armorclaw.rpc.peer import Peer
 from armorclaw.rpc.registry import Registry, Role
+from armorclaw.rpc.wire import SocketWire
 
 log = structlog.get_logger(__name__)
 
@@ -169,7 +171,6 @@ async def serve_unix(
     gate: Gate | None = None,
     path: str | os.PathLike[str] | None = None,
     on_refused: Callable[[PeerCredentials], object] | None = None,
-    on_peer: Callable[[Peer], object] | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve every connection of this listener until cancelled.
@@ -190,11 +191,9 @@ async def serve_unix(
             around=around,
         )
         try:
-            if on_peer is not None:
-                on_peer(peer)
             await peer.serve()
-        except Exception:
-            log.exception("connection failed", agent=agent, uid=credentials.uid)
+        except Exception as error:  # noqa: BLE001 - it is this connection's own
+            log.error("connection failed", agent=agent, uid=credentials.uid, trace=trace(error))
         finally:
             gate.leave(credentials.uid)
 
@@ -207,19 +206,23 @@ async def serve_unix(
                     if stream is None:
                         continue
                     with peer_of(stream.socket) as credentials:
-                        if not allow(credentials):
-                            log.warning("caller refused", uid=credentials.uid, pid=credentials.pid, agent=agent)
-                            _turn_away(stream, "denied", "this socket is not for your user")
-                            if on_refused is not None:
-                                on_refused(credentials)
-                            continue
-                    if not gate.enter(credentials.uid):
-                        log.warning("too many connections", uid=credentials.uid, agent=agent)
-                        _turn_away(stream, "unavailable", "too many connections")
+                        allowed = allow(credentials)
+                    if allowed and gate.enter(credentials.uid):
+                        caller = attrs.evolve(credentials, pidfd=None)
+                        nursery.start_soon(serve_one, stream, caller, name=f"peer {caller.pid}")
                         continue
-                    nursery.start_soon(
-                        serve_one, stream, attrs.evolve(credentials, pidfd=None), name=f"peer {credentials.pid}"
-                    )
+                    if allowed:
+                        log.warning("too many connections", uid=credentials.uid, agent=agent)
+                        refusal = ("unavailable", "too many connections")
+                    else:
+                        log.warning("caller refused", uid=credentials.uid, pid=credentials.pid, agent=agent)
+                        refusal = ("denied", "this socket is not for your user")
+                        if on_refused is not None:
+                            on_refused(credentials)
+                    if len(nursery.child_tasks) < 2 * gate.total:
+                        nursery.start_soon(_turn_away, stream, *refusal, name="turn away")
+                    else:
+                        await trio.aclose_forcefully(stream)
         finally:
             if path is not None:
                 listener.socket.close()
@@ -240,9 +243,14 @@ async def _accept(listener: trio.SocketListener) -> trio.SocketStream | None:
         raise
 
 
-def _turn_away(stream: trio.SocketStream, name: str, what: str) -> None:
-    """Say why, if the socket takes it at once, and close."""
-    payload = MsgspecCodec().encode({"jsonrpc": "2.0", "id": None, "error": ArmorclawError(name, what).payload()})
-    with socket.socket(fileno=stream.socket.detach()) as sock, suppress(OSError):
-        sock.setblocking(False)
-        sock.send(payload + b"\n")
+async def _turn_away(stream: trio.SocketStream, name: str, what: str) -> None:
+    """Say why, let the other side read it, and close. What it sends is not looked at."""
+    payload = {"jsonrpc": "2.0", "id": None, "error": ArmorclawError(name, what).payload()}
+    wire = SocketWire(stream)
+    try:
+        wire.send_now(MsgspecCodec().encode(payload) + b"\n")
+        await wire.finish()
+    except trio.BrokenResourceError:
+        pass
+    finally:
+        await wire.aclose()

@@ -1,0 +1,139 @@
+"""What a connection has to send, while the other side does not take it."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import trio
+
+from armorclaw.rpc.wire import Wire
+
+WRITE_DEADLINE = 10.0
+"""Seconds in which the other side must take something of what waits for it."""
+
+HARD_LIMIT = 4 * 1024 * 1024
+"""Bytes kept for a reader that is slow; beyond, it is given up."""
+
+
+class Outgoing:
+    """A queue in front of a wire that is empty nearly always.
+
+    What is added goes out with the next `flush`, straight to the socket. Only when the socket does not take all of it
+    does a task come to be, in the nursery given to `open`, which drains the queue and ends. `on_progress` is called
+    whenever the queue became shorter, `on_lost` with the reason when the other side cannot or does not read.
+    """
+
+    def __init__(self, wire: Wire, *, on_progress: Callable[[], None], on_lost: Callable[[str], None]) -> None:
+        self.buffered = 0
+        """Bytes not yet taken."""
+        self.draining = False
+        self._wire = wire
+        self._on_progress = on_progress
+        self._on_lost = on_lost
+        self._nursery: trio.Nursery | None = None
+        self._scope = trio.CancelScope()  # of the task that drains
+        self._queue: deque[tuple[bytes, Sequence[int]]] = deque()
+
+    def open(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+
+    def add(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Queue whole messages. The descriptors go with the first byte, are ours from now on and closed after."""
+        if self._nursery is None or not data:
+            close_all(fds)
+            return
+        self._queue.append((data, fds))
+        self.buffered += len(data)
+
+    def flush(self) -> None:
+        """Send what the socket takes; a task sees to the rest."""
+        if self.draining:
+            if self.buffered > HARD_LIMIT:
+                self._lose("the other side does not read")
+            return
+        try:
+            if not self._send_now() and self._nursery is not None:
+                self.draining = True
+                self._nursery.start_soon(self._drain, name="drain")
+        except trio.BrokenResourceError:
+            self._lose("the other side is gone")
+
+    def close(self) -> None:
+        """Send what the socket still takes at once, and drop the rest."""
+        try:
+            if not self.draining:
+                self._send_now()
+        except trio.BrokenResourceError:
+            pass
+        self._discard()
+
+    async def _drain(self) -> None:
+        try:
+            with self._scope:
+                while self._queue:
+                    data, fds = self._next()
+                    with trio.move_on_after(WRITE_DEADLINE) as deadline:
+                        sent = await self._wire.send(data, fds)
+                        if self._queue:  # not discarded meanwhile
+                            self._sent(data, fds, sent)
+                    if deadline.cancelled_caught:
+                        self._lose("the other side does not read")
+                    self._on_progress()
+        except trio.BrokenResourceError:
+            self._lose("the other side is gone")
+        finally:
+            self.draining = False
+            self._scope = trio.CancelScope()
+            self._on_progress()
+
+    def _send_now(self) -> bool:
+        """Whether the queue is empty now."""
+        while self._queue:
+            data, fds = self._next()
+            if not self._sent(data, fds, self._wire.send_now(data, fds)):
+                return False
+        return True
+
+    def _next(self) -> tuple[bytes, Sequence[int]]:
+        """What to send next, left in the queue: all up to the next descriptor, which goes with a first byte."""
+        queue = self._queue
+        data, fds = queue[0]
+        if len(queue) > 1:
+            queue.popleft()
+            parts = [data]
+            while queue and not queue[0][1]:
+                parts.append(queue.popleft()[0])
+            data = b"".join(parts)
+            queue.appendleft((data, fds))
+        return data, fds
+
+    def _sent(self, data: bytes, fds: Sequence[int], count: int) -> bool:
+        """Take `count` bytes from the head of the queue, which `data` is; whether it is gone whole."""
+        if not count:
+            return False
+        self.buffered -= count
+        close_all(fds)
+        if count == len(data):
+            self._queue.popleft()
+            return True
+        self._queue[0] = (data[count:], ())
+        return False
+
+    def _lose(self, reason: str) -> None:
+        self._discard()
+        self._on_lost(reason)
+
+    def _discard(self) -> None:
+        self._nursery = None
+        self._scope.cancel(reason="nothing is to be sent any more")
+        for _, fds in self._queue:
+            close_all(fds)
+        self._queue.clear()
+        self.buffered = 0
+
+
+def close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)

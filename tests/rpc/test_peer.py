@@ -1,0 +1,497 @@
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import structlog
+import trio
+import trio.testing
+
+from armorclaw.clock import Surroundings
+from armorclaw.errors import ArmorclawError
+from armorclaw.rpc import outgoing
+from armorclaw.rpc import peer as peer_module
+from armorclaw.rpc.framing import MAX_FRAME
+from armorclaw.rpc.peer import MAX_IN_FLIGHT, SOFT_LIMIT, Peer
+from armorclaw.rpc.registry import Registry, Role
+from tests.rpc.conftest import House, Raw, call
+
+Streams = tuple[trio.SocketStream, trio.SocketStream]
+
+
+@asynccontextmanager
+async def serving(
+    stream: trio.abc.Stream, registry: Registry, role: Role = Role.OPERATOR, **more: Any
+) -> AsyncIterator[Peer]:
+    peer = Peer(stream, registry, role=role, around=Surroundings(), **more)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(peer.serve)
+        yield peer
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture(params=["memory", "socket"])
+async def ends(request: pytest.FixtureRequest, socket_pair: Streams) -> tuple[trio.abc.Stream, trio.abc.Stream]:
+    return trio.testing.memory_stream_pair() if request.param == "memory" else socket_pair
+
+
+Ends = tuple[trio.abc.HalfCloseableStream, trio.abc.HalfCloseableStream]
+
+
+async def test_calls_are_answered_compactly(ends: Ends, house: House) -> None:
+    async with serving(ends[0], house.registry):
+        raw = Raw(ends[1])
+        await raw.send(call("echo", text="é"), call("note", id="b", text="n"), call("sleep", id=3, seconds=0))
+        answers = [await raw.line() for _ in range(3)]
+    assert answers == [
+        {"jsonrpc": "2.0", "id": 1, "result": {"text": "é"}},
+        {"jsonrpc": "2.0", "id": "b", "result": {}},
+        {"jsonrpc": "2.0", "id": 3, "result": {"seconds": 0.0}},
+    ]
+
+
+async def test_the_bytes_of_an_answer(socket_pair: Streams, house: House) -> None:
+    async with serving(socket_pair[0], house.registry):
+        await socket_pair[1].send_all(b'{"jsonrpc":"2.0","id":1,"method":"echo","params":{"text":"\xc3\xa9"}}')
+        assert await socket_pair[1].receive_some() == b'{"jsonrpc":"2.0","id":1,"result":{"text":"\\u00e9"}}\n'
+
+
+async def test_answers_of_one_read_go_out_in_one_write(socket_pair: Streams, house: House) -> None:
+    async with serving(socket_pair[0], house.registry):
+        await Raw(socket_pair[1]).send(*[call("echo", id=i, text="x") for i in range(50)])
+        data = await socket_pair[1].receive_some(65536)
+    assert [json.loads(line)["id"] for line in data.splitlines()] == list(range(50))
+
+
+async def test_half_closed_and_pretty_printed_and_without_newline(ends: Ends, house: House) -> None:
+    async with serving(ends[0], house.registry) as peer:
+        raw = Raw(ends[1])
+        await raw.send(json.dumps(call("echo", text="a"), indent=2), json.dumps(call("sleep", id=2, seconds=0.05)))
+        await ends[1].send_eof()
+        assert [answer["id"] for answer in await raw.rest_lines()] == [1, 2]
+        with trio.fail_after(1):
+            await peer.closed.wait()
+
+
+async def test_half_a_request_at_the_end_is_said_to_be_one(ends: Ends, house: House) -> None:
+    async with serving(ends[0], house.registry):
+        raw = Raw(ends[1])
+        await raw.send(call("sleep", seconds=0.05), '{"jsonrpc":')
+        await ends[1].send_eof()
+        codes = [answer.get("error", {}).get("code") for answer in await raw.rest_lines()]
+    assert codes == [-32700, None]
+
+
+async def test_notifications_are_never_answered(ends: Ends, house: House) -> None:
+    notes: list[dict[str, Any]] = [
+        {"jsonrpc": "2.0", "method": "note", "params": {"text": "1"}},
+        {"jsonrpc": "2.0", "method": "anote", "params": {"text": "2"}},
+        {"jsonrpc": "2.0", "method": "nothing"},
+        {"jsonrpc": "2.0", "method": "note", "params": {"text": 5}},
+        {"jsonrpc": "2.0", "method": "refuse"},
+        {"jsonrpc": "2.0", "method": "fd"},
+    ]
+    async with serving(ends[0], house.registry):
+        raw = Raw(ends[1])
+        await raw.send(*notes, notes[:2])
+        await ends[1].send_eof()
+        assert await raw.rest() == b""
+    assert sorted(house.seen) == ["1", "1", "2", "2"]
+
+
+async def test_a_batch_is_answered_as_one(ends: Ends, house: House) -> None:
+    async with serving(ends[0], house.registry):
+        raw = Raw(ends[1])
+        await raw.send([call("sleep", seconds=0.05), call("echo", id=2), {"jsonrpc": "2.0", "method": "note"}, 1])
+        answer = await raw.line()
+    assert [each["id"] for each in answer] == [1, 2, None]
+    assert "result" in answer[0]
+
+
+async def test_roles_and_unknown_methods(ends: Ends, house: House) -> None:
+    async with serving(ends[0], house.registry, Role.AGENT, agent="a", uid=7, pid=8):
+        raw = Raw(ends[1])
+        assert (await raw.ask("operators"))["error"]["data"]["name"] == "denied"
+        assert (await raw.ask("__class__"))["error"]["code"] == -32601
+        assert (await raw.ask("who"))["result"] == {"role": "agent", "agent": "a", "uid": 7, "pid": 8}
+
+
+async def test_errors_of_handlers(ends: Ends, house: House) -> None:
+    async with serving(ends[0], house.registry):
+        raw = Raw(ends[1])
+        refused = (await raw.ask("refuse"))["error"]
+        assert (refused["code"], refused["message"]) == (-32005, "no: because")
+        assert refused["data"] == {"name": "conflict", "hint": "do that", "retryable": False, "more": 5}
+        assert (await raw.ask("group"))["error"]["data"]["name"] == "conflict"
+        assert (await raw.ask("odd"))["error"] == {"code": -32005, "message": "'a name like \\ud800'"}
+        assert (await raw.ask("echo", text=5))["error"]["code"] == -32602
+        assert (await raw.ask("echo"))["result"] == {"text": ""}
+
+
+@pytest.mark.parametrize("method", ["boom", "aboom", "wrong"])
+async def test_what_nobody_foresaw_is_told_by_number_only(ends: Ends, house: House, method: str) -> None:
+    async with serving(ends[0], house.registry):
+        raw = Raw(ends[1])
+        with structlog.testing.capture_logs() as logs:
+            error = (await raw.ask(method, **({"text": "canary"} if "boom" in method else {})))["error"]
+        assert (await raw.ask("echo", text="still here"))["result"] == {"text": "still here"}
+    assert error["code"] == -32603
+    assert "canary" not in json.dumps(error)
+    [entry] = [entry for entry in logs if entry["event"] == "handler failed"]
+    assert entry["error_id"] == error["data"]["error_id"]
+    assert "Traceback" in entry["trace"]
+
+
+async def test_params_out_of_range_are_a_parse_error(ends: Ends, house: House) -> None:
+    async with serving(ends[0], house.registry):
+        raw = Raw(ends[1])
+        await raw.send('{"jsonrpc":"2.0","id":5,"method":"sleep","params":{"seconds":1e999}}')
+        answer = await raw.line()
+    assert (answer["id"], answer["error"]["code"]) == (5, -32700)
+
+
+async def test_a_handler_is_cut_at_its_deadline(autojump_clock: trio.testing.MockClock, house: House) -> None:
+    mine, theirs = trio.testing.memory_stream_pair()
+    async with serving(mine, house.registry):
+        raw = Raw(theirs)
+        await raw.send(call("sleep", seconds=1000))
+        before = trio.current_time()
+        while not raw._received:
+            raw._received += await theirs.receive_some()
+        assert (await raw.line())["error"]["data"]["name"] == "timed_out"
+        assert trio.current_time() - before == pytest.approx(peer_module.CALL_DEADLINE)
+        assert (await raw.ask("slow"))["error"]["data"]["name"] == "timed_out"
+
+
+async def test_a_frame_that_is_not_finished_ends_the_connection(
+    autojump_clock: trio.testing.MockClock, house: House
+) -> None:
+    mine, theirs = trio.testing.memory_stream_pair()
+    async with serving(mine, house.registry) as peer:
+        raw = Raw(theirs)
+        await raw.send('{"jsonrpc"')
+        for _ in range(9):  # a byte each second does not help
+            await trio.sleep(1)
+            await raw.send(" ")
+        with trio.fail_after(2):
+            assert [answer["error"]["code"] for answer in await raw.rest_lines()] == [-32700]
+        await peer.closed.wait()
+
+
+async def test_a_whole_message_gives_the_next_its_own_time(
+    autojump_clock: trio.testing.MockClock, house: House
+) -> None:
+    mine, theirs = trio.testing.memory_stream_pair()
+    text = json.dumps(call("echo"))
+    async with serving(mine, house.registry):
+        raw = Raw(theirs)
+        await raw.send(text[:9])
+        for _ in range(5):
+            await trio.sleep(8)
+            await raw.send(text[9:], text[:9])
+            assert "result" in await raw.line()
+
+
+async def test_an_idle_connection_may_idle(autojump_clock: trio.testing.MockClock, house: House) -> None:
+    mine, theirs = trio.testing.memory_stream_pair()
+    async with serving(mine, house.registry):
+        await trio.sleep(80_000)
+        assert "result" in await Raw(theirs).ask("echo")
+
+
+async def test_too_large_a_message_is_answered_and_ends_the_connection(socket_pair: Streams, house: House) -> None:
+    async with serving(socket_pair[0], house.registry):
+        raw = Raw(socket_pair[1])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(raw.send, '{"a":"' + "x" * (MAX_FRAME + 200_000))
+            [answer] = await raw.rest_lines()
+    assert answer["error"]["code"] == -32600
+    assert answer["id"] is None
+
+
+async def test_a_browser_is_told_three_times(socket_pair: Streams, house: House) -> None:
+    async with serving(socket_pair[0], house.registry):
+        raw = Raw(socket_pair[1])
+        await raw.send("GET / HTTP/1.1\r\n" + "Header: x\r\n" * 20)
+        assert [answer["error"]["code"] for answer in await raw.rest_lines()] == [-32700] * 3
+
+
+async def test_only_so_many_handlers_at_once(ends: Ends, house: House) -> None:
+    count = 3 * MAX_IN_FLIGHT
+    async with serving(ends[0], house.registry):
+        raw = Raw(ends[1])
+        await raw.send(*[call("sleep", id=i, seconds=0.02) for i in range(count)])
+        await ends[1].send_eof()
+        assert len(await raw.rest_lines()) == count
+    assert house.most_running == MAX_IN_FLIGHT
+
+
+async def test_what_is_pushed_does_not_wait_for_handlers(ends: Ends, house: House) -> None:
+    async with serving(ends[0], house.registry) as peer:
+        raw = Raw(ends[1])
+        await raw.send(*[call("sleep", id=i, seconds=60) for i in range(MAX_IN_FLIGHT + 5)])
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert house.running == MAX_IN_FLIGHT
+        peer.notify("event")
+        assert (await raw.line())["method"] == "event"
+
+
+async def test_a_reader_that_is_slow_holds_up_only_itself(socket_pair: Streams, house: House) -> None:
+    async with serving(socket_pair[0], house.registry) as peer:
+        raw = Raw(socket_pair[1])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: raw.send(*[call("big", id=i, size=10_000) for i in range(1000)]))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert 0 < peer._out.buffered < 2 * SOFT_LIMIT
+            assert peer.room() <= 0
+            for i in range(1000):
+                assert (await raw.line())["id"] == i
+        with trio.fail_after(1):
+            await peer.wait_room()
+        assert peer.room() == SOFT_LIMIT
+
+
+async def test_a_reader_that_stops_is_cut(
+    socket_pair: Streams, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outgoing, "WRITE_DEADLINE", 0.1)
+    async with serving(socket_pair[0], house.registry) as peer:
+        await Raw(socket_pair[1]).send(call("big", size=3_000_000))
+        with trio.fail_after(5):
+            await peer.closed.wait()
+        assert peer._out.buffered == 0
+
+
+async def test_pushes_beyond_every_limit_cut_the_connection(socket_pair: Streams, house: House) -> None:
+    async with serving(socket_pair[0], house.registry) as peer:
+        for _ in range(200):
+            peer.push(b"x" * 65535 + b"\n")
+        with trio.fail_after(1):
+            await peer.closed.wait()
+        peer.push(b"late\n")
+        peer.notify("late")
+        await peer.wait_room()
+        with trio.fail_after(1):
+            await Raw(socket_pair[1]).rest()
+
+
+async def test_a_client_that_vanishes_before_its_answer(socket_pair: Streams, house: House) -> None:
+    """The call is carried through, the connection is known to be dead at once."""
+    async with serving(socket_pair[0], house.registry) as peer:
+        await Raw(socket_pair[1]).send(call("sleep", seconds=0.3), call("big", size=10))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await socket_pair[1].aclose()
+        with trio.fail_after(0.2):
+            await peer.closed.wait()
+        assert house.running == 1
+        with trio.fail_after(2):
+            await house.idle.wait()
+    assert (house.cancelled, house.seen) == (0, ["slept 0.3"])
+
+
+async def test_a_client_that_vanishes_in_the_middle_of_an_answer(socket_pair: Streams, house: House) -> None:
+    async with serving(socket_pair[0], house.registry) as peer:
+        await Raw(socket_pair[1]).send(*[call("big", size=500_000) for _ in range(4)])
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await socket_pair[1].receive_some(1000)
+        await socket_pair[1].aclose()
+        with trio.fail_after(1):
+            await peer.closed.wait()
+
+
+async def test_cancelled_in_the_middle_of_a_call(socket_pair: Streams, house: House) -> None:
+    async with serving(socket_pair[0], house.registry) as peer:
+        raw = Raw(socket_pair[1])
+        await raw.send(call("sleep", seconds=100))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        peer.close("the bridge is stopping")
+        [answer] = await raw.rest_lines()
+        assert answer["error"]["data"]["name"] == "unavailable"
+        await peer.closed.wait()
+    assert house.cancelled == 1
+
+
+async def test_what_belongs_to_the_connection_ends_with_it(socket_pair: Streams, house: House) -> None:
+    ended = trio.Event()
+
+    async def subscription() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    closed: list[Peer] = []
+    async with serving(socket_pair[0], house.registry, on_close=closed.append) as peer:
+        peer.nursery.start_soon(subscription)
+        peer.at_close(lambda _: 1 / 0)
+        peer.at_close(closed.append)
+        await socket_pair[1].send_eof()  # it may still listen, so nothing ends yet
+        await trio.sleep(0.1)
+        assert not ended.is_set()
+        peer.push(b"event\n")
+        assert await socket_pair[1].receive_some() == b"event\n"
+        with structlog.testing.capture_logs():
+            await socket_pair[1].aclose()
+            with trio.fail_after(2):
+                await ended.wait()
+                await peer.closed.wait()
+        with pytest.raises(ArmorclawError):
+            peer.nursery.start_soon(subscription)
+    assert closed == [peer, peer]
+
+
+async def test_peers_call_each_other(ends: Ends, house: House) -> None:
+    other = House()
+    async with serving(ends[0], house.registry) as one, serving(ends[1], other.registry) as two:
+        assert await one.request("echo", {"text": "there"}, timeout=1) == {"text": "there"}
+        assert await two.request("echo", {"text": "and back"}, timeout=1) == {"text": "and back"}
+        with pytest.raises(ArmorclawError) as refused:
+            await one.request("refuse", timeout=1)
+        assert (refused.value.name, refused.value.hint, refused.value.data) == ("conflict", "do that", {"more": 5})
+        one.notify("note", {"text": "by the way"})
+        await one.request("echo", timeout=1)
+        assert other.seen == ["by the way"]
+        async with trio.open_nursery() as nursery:
+            for i in range(20):
+                nursery.start_soon(partial(one.request, "sleep", {"seconds": i / 1000}, timeout=1))
+        with pytest.raises(ArmorclawError) as late:
+            await one.request("sleep", {"seconds": 5}, timeout=0.02)
+        assert late.value.name == "timed_out"
+
+
+async def test_a_call_of_ours_ends_with_the_connection(socket_pair: Streams, house: House) -> None:
+    async with serving(socket_pair[0], house.registry) as peer, trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            with pytest.raises(ArmorclawError) as gone:
+                await peer.request("ping", timeout=10)
+            assert gone.value.name == "unavailable"
+
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        await socket_pair[1].send_eof()  # it cannot answer any more
+        with trio.fail_after(1):
+            await peer.closed.wait()
+        await ask()
+
+
+# descriptors
+
+
+def receive(sock: socket.socket, size: int = 65536) -> tuple[bytes, list[int]]:
+    data, fds, flags, _ = socket.recv_fds(sock, size, 20, socket.MSG_CMSG_CLOEXEC)
+    assert not flags & socket.MSG_CTRUNC
+    return data, fds
+
+
+@pytest.mark.parametrize("method", ["fd", "afd"])
+async def test_an_answer_brings_a_descriptor(
+    socket_pair: Streams, house: House, method: str, open_fds: Callable[[], int]
+) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    before = open_fds()
+    async with serving(trio.SocketStream(trio.socket.from_stdlib_socket(theirs)), house.registry):
+        ours.send(json.dumps(call(method, text="a secret")).encode())
+        await trio.lowlevel.wait_readable(ours)
+        data, fds = receive(ours)
+        assert json.loads(data)["result"] == {}
+        [fd] = fds
+        assert os.read(fd, 100) == b"a secret"
+        os.close(fd)
+        assert open_fds() <= before
+    ours.close()
+
+
+async def test_a_descriptor_never_comes_after_its_answer(house: House) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    with ours:
+        async with serving(trio.SocketStream(trio.socket.from_stdlib_socket(theirs)), house.registry):
+            calls = [call("echo"), call("fd", id=2, text="two"), call("echo", id=3), call("fd", id=4, text="four")]
+            ours.send("".join(map(json.dumps, calls)).encode())
+            with_fd: dict[int, str] = {}
+            seen: list[int] = []
+            while len(seen) < 4:
+                await trio.lowlevel.wait_readable(ours)
+                data, fds = receive(ours)
+                ids = [json.loads(line)["id"] for line in data.splitlines()]
+                seen += ids
+                assert len(fds) <= 1
+                for fd in fds:
+                    with_fd |= dict.fromkeys(ids, os.read(fd, 10).decode())
+                    os.close(fd)
+    assert seen == [1, 2, 3, 4]
+    assert (with_fd[2], with_fd[4]) == ("two", "four")
+
+
+async def test_no_descriptor_where_none_can_go(
+    house: House, socket_pair: Streams, open_fds: Callable[[], int]
+) -> None:
+    mine, theirs = trio.testing.memory_stream_pair()
+    async with serving(mine, house.registry), serving(socket_pair[0], house.registry):
+        before = open_fds()
+        assert (await Raw(theirs).ask("fd", text="x"))["error"]["data"]["name"] == "invalid_request"
+        raw = Raw(socket_pair[1])
+        await raw.send([call("fd", text="x")])
+        assert (await raw.line())[0]["error"]["data"]["name"] == "invalid_request"
+        assert (await raw.ask("fd", text="boom"))["error"]["data"]["name"] == "conflict"
+        await raw.send({"jsonrpc": "2.0", "method": "fd", "params": {"text": "x"}}, call("echo"))
+        await raw.line()
+        assert open_fds() == before
+
+
+async def test_descriptors_of_a_reader_that_is_gone_are_closed(
+    house: House, socket_pair: Streams, open_fds: Callable[[], int]
+) -> None:
+    before = open_fds()
+    async with serving(socket_pair[0], house.registry) as peer:
+        await Raw(socket_pair[1]).send(call("big", size=250_000), *[call("fd", text="x")] * 5)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert open_fds() == before + 5
+        await socket_pair[1].aclose()
+        await peer.closed.wait()
+    assert open_fds() == before - 2
+
+
+async def test_descriptors_sent_to_us_are_dropped(
+    house: House, socket_pair: Streams, open_fds: Callable[[], int]
+) -> None:
+    before = open_fds()
+    null = os.open("/dev/null", os.O_RDONLY)
+    async with serving(socket_pair[0], house.registry):
+        raw = Raw(socket_pair[1])
+        for _ in range(5):
+            await socket_pair[1].socket.sendmsg(
+                [json.dumps(call("echo")).encode()],
+                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [null] * 253))],
+            )
+            assert "result" in await raw.line()
+        os.close(null)
+        assert open_fds() == before
+
+
+async def test_nothing_is_left_of_many_connections(house: House, open_fds: Callable[[], int]) -> None:
+    before = open_fds()
+    for _ in range(200):
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        ours.send(json.dumps(call("echo")).encode())
+        ours.shutdown(socket.SHUT_WR)
+        peer = Peer(
+            trio.SocketStream(trio.socket.from_stdlib_socket(theirs)),
+            house.registry,
+            role=Role.AGENT,
+            around=Surroundings(),
+        )
+        await peer.serve()
+        assert b"result" in ours.recv(1000)
+        ours.close()
+    assert open_fds() == before
