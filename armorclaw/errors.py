@@ -6,6 +6,7 @@ whether trying again can help, and what to do next. Adapters map foreign errors 
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -99,8 +100,11 @@ class ArmorclawError(Exception):
         return f"{self.what}: {self.why}" if self.why else self.what
 
     def lines(self) -> list[str]:
-        """What a person reads: what failed, why, and the next step; lines without content are left out."""
-        why = [f"why: {self.why}"] if self.why else []
+        """What a person reads: what failed, why, and the next step; lines without content are left out.
+
+        Several reasons stand below each other.
+        """
+        why = ["why: " + self.why.replace("\n", "\n     ")] if self.why else []
         hint = [f"hint: {self.hint}"] if self.hint else []
         return [self.what, *why, *hint]
 
@@ -122,3 +126,11 @@ def one_error() -> Iterator[None]:
         if isinstance(error, BaseExceptionGroup):
             raise
         raise error from error.__cause__
+
+
+def trace(error: BaseException) -> str:
+    """The traceback as text for a log: lines of code only.
+
+    Log renderers that are given the exception itself may show the values of local variables, and those may be secrets.
+    """
+    return "".join(traceback.format_exception(error))

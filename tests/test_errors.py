@@ -2,7 +2,7 @@
 
 import pytest
 
-from armorclaw.errors import ERRORS, ArmorclawError
+from armorclaw.errors import ERRORS, ArmorclawError, one_error, trace
 
 
 def test_codes_are_unique() -> None:
@@ -33,3 +33,20 @@ def test_what_a_client_reads() -> None:
 def test_an_unknown_name_is_a_slip_of_ours() -> None:
     with pytest.raises(KeyError):
         ArmorclawError("no_such_error", "x")
+
+
+def test_a_trace_shows_no_values() -> None:
+    canary = "sk-" + "1" * 20
+    try:
+        len(5 if canary else "")  # type: ignore[arg-type]
+    except TypeError as error:
+        text = trace(error)
+    assert "test_errors.py" in text
+    assert canary not in text
+
+
+def test_a_single_error_leaves_its_groups() -> None:
+    with pytest.raises(KeyError), one_error():
+        raise ExceptionGroup("outer", [ExceptionGroup("inner", [KeyError("x")])])
+    with pytest.raises(ExceptionGroup), one_error():
+        raise ExceptionGroup("two", [KeyError("x"), ValueError("y")])

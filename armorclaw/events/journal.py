@@ -8,6 +8,7 @@ import attrs
 import structlog
 import trio
 
+from armorclaw.errors import trace
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
 from armorclaw.store import Connection, Database
@@ -103,8 +104,8 @@ class Journal:
         for listener in tuple(self._listeners.values()):
             try:
                 listener(events)
-            except Exception:  # one listener's bug must not cost the others their events
-                log.exception("a listener to the journal failed", first_seq=events[0].seq)
+            except Exception as error:  # noqa: BLE001 - one listener's bug must not cost the others their events
+                log.error("a listener to the journal failed", first_seq=events[0].seq, trace=trace(error))
 
     def subscribe_hub(self, listener: Listener) -> Callable[[], None]:
         """Calls `listener` with each batch of new events on the Trio thread, in order; returns what ends that.

@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from armorclaw.clock import Surroundings
-from armorclaw.errors import ArmorclawError
+from armorclaw.errors import ArmorclawError, trace
 from armorclaw.events.cursor import Cursor, Start
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
@@ -157,6 +157,6 @@ class Subscriptions:
         for follower in tuple(self._followers):
             try:
                 follower.offer(events)
-            except Exception:  # its sink is broken: the others must not notice
-                log.exception("cannot push to a subscriber", subscription=follower.id)
+            except Exception as error:  # noqa: BLE001 - its sink is broken: the others must not notice
+                log.error("cannot push to a subscriber", subscription=follower.id, trace=trace(error))
                 follower.close("its sink is broken")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,11 +29,3 @@ def error_from_wire(error: Mapping[str, Any]) -> ArmorclawError:
         name = "remote_failed"
         fields["code"] = code
     return ArmorclawError(name, message, hint=hint if isinstance(hint, str) else "", **fields)
-
-
-def trace(error: BaseException) -> str:
-    """The traceback as text for the log: lines of code only.
-
-    Log renderers that are given the exception itself may show the values of local variables, which here are params.
-    """
-    return "".join(traceback.format_exception(error))

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import trio
 
-from armorclaw.errors import ArmorclawError
+from armorclaw.errors import ArmorclawError, trace
 from armorclaw.rpc.codec import MsgspecCodec
-from armorclaw.rpc.failure import error_from_wire, trace
+from armorclaw.rpc.failure import error_from_wire
 from armorclaw.rpc.jsonrpc import Core, Event, Notification, Request, Response, Send
 from armorclaw.rpc.outgoing import Outgoing, close_all
 from armorclaw.rpc.wire import wire_for

@@ -19,9 +19,8 @@ import structlog
 import trio
 
 from armorclaw.clock import Surroundings
-from armorclaw.errors import ArmorclawError
+from armorclaw.errors import ArmorclawError, trace
 from armorclaw.rpc.codec import MsgspecCodec
-from armorclaw.rpc.failure import trace
 from armorclaw.rpc.peer import Peer
 from armorclaw.rpc.registry import Registry, Role
 from armorclaw.rpc.wire import SocketWire

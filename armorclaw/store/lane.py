@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 import trio
 
-from armorclaw.errors import ArmorclawError
+from armorclaw.errors import ArmorclawError, trace
 from armorclaw.store.connection import Connection, Error, fatal, storage_error
 
 log = structlog.get_logger(__name__)
@@ -200,8 +200,8 @@ class Lane:
             if job.then is not None and job.error is None:
                 try:
                     job.then(job.value)
-                except Exception as error:  # raised here it would end Trio; the write itself stands
-                    log.exception("a listener failed after its commit")
+                except Exception as error:  # noqa: BLE001 - raised here it would end Trio; the write stands
+                    log.error("a listener failed after its commit", trace=trace(error))
                     job.error = error
             if job.task is not None:
                 trio.lowlevel.reschedule(job.task)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import structlog
 import trio
 
+from armorclaw.errors import trace
 from armorclaw.supervision.child import Child
 from armorclaw.supervision.spec import ChildChange, ChildState
 
@@ -87,8 +88,8 @@ class Announcer:
         for listener in tuple(self._listeners):
             try:
                 listener(change)
-            except Exception:  # supervision must outlive those who watch it
-                log.exception("listener failed", supervisor=change.supervisor, child=change.child)
+            except Exception as error:  # noqa: BLE001 - supervision must outlive those who watch it
+                log.error("listener failed", supervisor=change.supervisor, child=change.child, trace=trace(error))
 
     async def change_of(self, child: Child) -> None:
         """Waits until the state of `child` is set, be it to what it was."""
