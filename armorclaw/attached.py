@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+import structlog
 import trio
 
 from armorclaw.agent.base import BaseAgent, retry_ms, send_params
-from armorclaw.agent.messages import AsyncMessage, Delivery
-from armorclaw.errors import ArmorclawError
-from armorclaw.events.event import Event
+from armorclaw.agent.errors import AgentError
+from armorclaw.agent.messages import AsyncMessage, Delivery, Event
+from armorclaw.errors import ArmorclawError, one_error, trace
+from armorclaw.events import event
 from armorclaw.events.subscription import Subscription
 from armorclaw.events.subscriptions import MAIN, Subscriptions
 
+log = structlog.get_logger(__name__)
+
 SINK_BYTES = 256 * 1024
-"""Events waiting for their handlers; beyond it they wait in the journal. The subscription's window bounds them too."""
+"""Of events waiting for their handlers; more wait in the journal. The subscription's window bounds them too."""
+
+RETRY_SECONDS = 0.5
+"""Before listening again when the store went away underneath."""
 
 
 class Call(Protocol):
@@ -36,23 +43,33 @@ class AttachedAgent(BaseAgent):
     def __init__(
         self,
         name: str,
+        rooms: Sequence[str],
         subscriptions: Subscriptions,
         *,
-        allowed: Callable[[Event], bool],
+        allowed: Callable[[event.Event], bool],
         granted: Callable[[], AbstractAsyncContextManager[None]],
         call: Call,
     ) -> None:
         super().__init__(socket="")
         self._name = name
+        self._granted_rooms = tuple(rooms)
         self._subscriptions = subscriptions
         self._allowed = allowed
         self._granted = granted
         self._call = call
-        self._rooms: defaultdict[str, deque[AsyncMessage]] = defaultdict(deque)
+        self.make_event: Callable[[dict[str, Any]], Event] = lambda wire: AsyncMessage(wire, self)
+        """What handlers get, from an event as on the wire."""
+
+    def __repr__(self) -> str:
+        return f"<AttachedAgent {self._name}>"
 
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def room(self) -> str:
+        return next((room for room in self._granted_rooms if room.startswith("!")), "")
 
     async def send(
         self,
@@ -63,45 +80,75 @@ class AttachedAgent(BaseAgent):
         content: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Delivery:
-        """Send a message of one's own accord. Raises ArmorclawError when the bridge refuses it."""
+        """Send a message of one's own accord. Raises AgentError when the bridge refuses it."""
         return await self.send_params(send_params(room_id, text, msgtype, content, idempotency_key))
 
     async def send_params(self, params: dict[str, Any]) -> Delivery:
-        return Delivery.from_result(await self._call("matrix.send", params))
+        try:
+            return Delivery.from_result(await self._call("matrix.send", params))
+        except ArmorclawError as error:  # as it would come out of a socket
+            kind = error.kind
+            raise AgentError(kind.code, kind.name, str(error), error.hint, kind.retryable) from error
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Hear the rooms granted, and handle what comes, until cancelled; started when nothing can be missed."""
+        """Hear the rooms granted, and handle what comes, until cancelled; started when nothing can be missed.
+
+        What is in hand when it is cancelled is not acknowledged, so it comes again. While the store restarts it
+        waits. Raises conflict when an agent of this name is there already, or takes its events.
+        """
+        hears = False
+
+        def started() -> None:
+            nonlocal hears
+            if not hears:
+                task_status.started()
+            hears = True
+
+        async with self._granted():
+            while True:
+                try:
+                    with one_error():
+                        await self._listen(started)
+                except ArmorclawError as error:
+                    if not error.kind.retryable:
+                        raise
+                    log.warning("attached agent waits for the store", agent=self._name, why=str(error))
+                    await trio.sleep(RETRY_SECONDS)
+
+    async def _listen(self, started: Callable[[], None]) -> None:
+        """Until the subscription ends by an error; what is in hand then comes again with the next."""
         sink = _Sink()
-        async with self._granted(), trio.open_nursery() as nursery:
+        lanes: defaultdict[str, deque[Event]] = defaultdict(deque)
+        async with trio.open_nursery() as nursery:
             subscription = self._subscriptions.open(self._name, MAIN, None, "now", self._allowed, sink)
             await nursery.start(subscription.run)
-            task_status.started()
+            started()
             async for wire in sink:
-                message = AsyncMessage(wire, self)
-                queue = self._rooms[message.room_id]
-                queue.append(message)
-                if len(queue) == 1:
-                    nursery.start_soon(self._work, message.room_id, subscription)
+                made = self.make_event(wire)
+                lane = lanes[made.room_id]
+                lane.append(made)
+                if len(lane) == 1:
+                    nursery.start_soon(self._work, lane, subscription)
 
-    async def _work(self, room: str, subscription: Subscription) -> None:
-        """One room's messages, one after the other; the task ends when there is nothing more to do."""
-        queue = self._rooms[room]
-        while queue:
-            message = queue[0]
+    async def _work(self, lane: deque[Event], subscription: Subscription) -> None:
+        """One room's events, one after the other; the task ends when there is nothing more to do."""
+        while lane:
+            made = lane[0]
             try:
-                if handler := self._handlers.get(message.type):
-                    await handler(message)
+                if handler := self._handlers.get(made.type):
+                    await handler(made)
             except Exception as error:  # noqa: BLE001 - a handler's fault is its own: the event comes again
-                self._failed(message, error)
-                await subscription.nack(message.seq, retry_ms(message.redelivered))
+                log.error(
+                    "handler failed, the event will come again", agent=self._name, of=repr(made), trace=trace(error)
+                )
+                await subscription.nack(made.seq, retry_ms(made.redelivered))
             else:
-                await subscription.ack(message.seq)
-            queue.popleft()
-        del self._rooms[room]
+                await subscription.ack(made.seq)
+            lane.popleft()
 
 
 class _Sink:
-    """Frames from the subscription to the agent, in one task: nothing is encoded for a wire that is not there."""
+    """Frames from the subscription to the agent, in one task."""
 
     def __init__(self) -> None:
         self._frames: deque[bytes] = deque()
@@ -130,11 +177,12 @@ class _Sink:
         self._bytes -= len(frame)
         self._wake()
         message: dict[str, Any] = json.loads(frame)
-        if message["method"] == "events.closed":
-            raise ArmorclawError("conflict", "the attached agent's events went elsewhere", why=str(message["params"]))
         params: dict[str, Any] = message["params"]
+        if message["method"] == "events.closed":
+            what = "the events of an attached agent went elsewhere"
+            raise ArmorclawError("conflict", what, why=str(params["reason"]))
         return params
 
     def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()

@@ -31,10 +31,11 @@ from armorclaw.containers.fleet import Fleet, Services
 from armorclaw.containers.methods import register as register_containers
 from armorclaw.containers.runtimes import Runtimes
 from armorclaw.delivery.outbox import Outbox
-from armorclaw.errors import ArmorclawError, one_error
+from armorclaw.errors import ArmorclawError, one_error, trace
 from armorclaw.events import Event, Journal
 from armorclaw.events.methods import hears
 from armorclaw.events.methods import register as register_events
+from armorclaw.events.retention import Retention
 from armorclaw.events.subscriptions import MAIN, Subscriptions
 from armorclaw.guard.alerts import Alerts
 from armorclaw.guard.audit import AuditLog
@@ -52,6 +53,7 @@ from armorclaw.supervision import (
     ChildChange,
     ChildSpec,
     ChildStartFailed,
+    ChildState,
     Restart,
     RestartLimitExceeded,
     Strategy,
@@ -93,7 +95,7 @@ class Bridge:
         self.database = Database(where.database, partial(load_or_create_key, where.key_file, where.database))
         self.audit = AuditLog(around)
         self.grants = Grants()
-        self.journal = Journal(self.database)
+        self.journal = Journal(self.database, around.clock)
         self.alerts = Alerts(self._record_alert, self.audit)
         self.keystore = KeyStore(self.database, self.audit, around)
         self.subscriptions = Subscriptions(self.database, self.journal, around)
@@ -142,6 +144,7 @@ class Bridge:
         features = Supervisor("features", around=self.around, on_change=_log_crash)
         listeners = Supervisor("listeners", around=self.around, on_change=_log_crash)
         feature_children = [
+            ChildSpec("retention", Retention(self.database, self.around).run),
             ChildSpec("grants", self._grant_declared, restart=Restart.TRANSIENT),
             _branch("matrix", self.accounts.run),
             _branch("containers", partial(self.fleet.run, self.config.agents)),
@@ -181,15 +184,21 @@ class Bridge:
     def _make_folders(self) -> None:
         """Only the bridge writes here. Agents of other uids pass through to their own sockets and code, no more."""
         for folder in (self.config.bridge.state_dir, self.config.bridge.runtime_dir):
+            hint = f"make it: install -d -m 0711 {folder}, or name another in [bridge]"
             try:
-                folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-                if folder.stat().st_uid == os.geteuid():
-                    folder.chmod(0o711)
+                if not folder.exists():
+                    folder.mkdir(mode=0o711, parents=True)
+                    folder.chmod(0o711)  # whatever the umask; a folder that was there is its owner's to change
+                mode = folder.stat().st_mode
             except OSError as error:
-                hint = f"make it: install -d -o $(id -u) -m 0711 {folder}, or name another in [bridge]"
                 raise ArmorclawError(
                     "storage_failed", f"cannot use the folder {folder}", why=error.strerror or "", hint=hint
                 ) from error
+            if os.geteuid() == 0 and not mode & 0o001:
+                why = "agents have uids of their own and cannot pass through it"
+                raise ArmorclawError(
+                    "storage_failed", f"cannot use the folder {folder}", why=why, hint=f"chmod o+x {folder}"
+                )
 
     # -- for programs that embed it
 
@@ -200,13 +209,16 @@ class Bridge:
     def attach(self, name: str, *, rooms: Sequence[str], account: str = "main") -> AttachedAgent:
         """An agent inside this program, with the API it would have in a container; start its `run` in a nursery.
 
-        Raises conflict when an agent of that name is declared.
+        Raises invalid_params for an odd name; `run` raises conflict when there is an agent of that name.
         """
-        if name in self.config.agents or not is_name(name):
-            raise ArmorclawError("conflict", f"an attached agent cannot be named {name!r}")
+        if not is_name(name):
+            hint = "use 1 to 32 characters of a-z, 0-9, - and _, beginning with a letter or digit"
+            raise ArmorclawError("invalid_params", f"an agent cannot be named {name[:80]!r}", hint=hint)
 
         @asynccontextmanager
         async def granted() -> AsyncIterator[None]:
+            if self.grants.account_of(name) is not None:
+                raise ArmorclawError("conflict", f"there is an agent {name!r} already", hint="choose another name")
             self.grants.set(name, account, rooms)
             try:
                 yield
@@ -215,6 +227,7 @@ class Bridge:
 
         return AttachedAgent(
             name,
+            rooms,
             self.subscriptions,
             allowed=partial(hears, self.grants, name),
             granted=granted,
@@ -301,10 +314,12 @@ def _branch(name: str, run: Callable[..., Awaitable[object]]) -> ChildSpec:
 
 
 def _log_crash(change: ChildChange) -> None:
-    if isinstance(change.error, ArmorclawError):
-        log.error("child failed", supervisor=change.supervisor, child=change.child, why=str(change.error))
+    cause = change.error and root_of(change.error)
+    if isinstance(cause, ArmorclawError):
+        if change.state is not ChildState.FAILED:  # that is raised, and said by whoever started the bridge
+            log.error("child failed", supervisor=change.supervisor, child=change.child, why=str(cause))
     elif change.error is not None:
-        log.error("child crashed", supervisor=change.supervisor, child=change.child, exc_info=change.error)
+        log.error("child crashed", supervisor=change.supervisor, child=change.child, trace=trace(change.error))
 
 
 _SICK = ("failed", "restarting", "suspect", "unknown")

@@ -18,7 +18,7 @@ import attrs
 import platformdirs
 
 from armorclaw.errors import ArmorclawError
-from armorclaw.structure import Fault, FaultError, Secret, Size, converter, structure
+from armorclaw.structure import Fault, FaultError, Secret, Size, converter, structure, within
 
 RuntimeName = Literal["auto", "docker", "podman", "sandbox", "process"]
 
@@ -247,7 +247,7 @@ class Config:
             raise ArmorclawError(
                 "config_invalid",
                 f"{source}: {len(lines)} fault{'s' if len(lines) > 1 else ''}",
-                why="\n  ".join(["", *lines]),
+                why="\n".join(lines),
                 hint=f"mend {source} and try again",
                 faults=lines,
             )
@@ -268,7 +268,7 @@ def _faults_between(data: Mapping[str, Any]) -> list[Fault]:
             try:
                 _check_name(name, section[:-1])
             except FaultError as fault:
-                faults.append(Fault(f"{section}.{name}", fault.why, fault.fix))
+                faults.append(Fault(within(section, name), fault.why, fault.fix))
     accounts = entries["accounts"]
     for name, agent in entries["agents"].items():
         if not isinstance(agent, Mapping) or not ("account" in agent or agent.get("rooms")):
@@ -276,5 +276,5 @@ def _faults_between(data: Mapping[str, Any]) -> list[Fault]:
         wanted = agent.get("account", "main")
         if wanted not in accounts:
             fix = f"add [accounts.{wanted}], or name one of: {', '.join(accounts) or 'none yet'}"
-            faults.append(Fault(f"agents.{name}.account", f"there is no account {wanted!r}", fix))
+            faults.append(Fault(within("agents", name) + ".account", f"there is no account {wanted!r}", fix))
     return faults

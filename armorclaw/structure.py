@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ Size = NewType("Size", int)
 T = TypeVar("T")
 
 _SIZE = re.compile(r"(\d{1,15})\s*([kmg]?)(?:i?b)?", re.IGNORECASE)
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class Secret:
@@ -61,6 +64,12 @@ class Fault:
         return f"{self.place or 'top level'}: {self.why} → {self.fix}"
 
 
+def within(place: str, key: str) -> str:
+    """The place of `key` in the table at `place`, as TOML writes it: `agents."odd name"`."""
+    shown = key if _BARE_KEY.fullmatch(key) else json.dumps(key, ensure_ascii=False)
+    return f"{place}.{shown}" if place else shown
+
+
 def structure(values_of: cattrs.Converter, cls: type[T], data: Any, place: str, faults: list[Fault]) -> T | None:
     """Build `cls` from a table, value by value, so that one fault does not hide the next.
 
@@ -71,15 +80,13 @@ def structure(values_of: cattrs.Converter, cls: type[T], data: Any, place: str, 
         return None
     attrs.resolve_types(cls)  # type: ignore[type-var]  # checked by attrs.has at the caller
     fields = {field.name: field for field in attrs.fields(cls) if field.name != "name"}  # type: ignore[arg-type]
-    for key in data.keys() - fields.keys():
+    for key in sorted(data.keys() - fields.keys()):
         known = ", ".join(sorted(fields))
-        faults.append(
-            Fault(f"{place}.{key}".lstrip("."), "there is no such key", f"remove it, or choose from: {known}")
-        )
+        faults.append(Fault(within(place, key), "there is no such key", f"remove it, or choose from: {known}"))
     before = len(faults)
     values: dict[str, Any] = {}
     for key, field in fields.items():
-        here = f"{place}.{key}".lstrip(".")
+        here = within(place, key)
         if key not in data:
             if field.default is attrs.NOTHING:
                 faults.append(Fault(here, "a required key is missing", f"add {key} = …"))
@@ -113,7 +120,7 @@ def _entries(
     if not isinstance(data, Mapping):
         faults.append(Fault(place, "a table is expected here", f"write [{place}.NAME] and its keys below it"))
         return {}
-    return {name: structure(values_of, cls, entry, f"{place}.{name}", faults) for name, entry in data.items()}
+    return {name: structure(values_of, cls, entry, within(place, name), faults) for name, entry in data.items()}
 
 
 def _is_literal(wanted: Any) -> bool:

@@ -3,65 +3,99 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
-from armorclaw.agent.messages import AsyncMessage, Delivery, Message
+from armorclaw.agent.messages import Delivery, Message
 from armorclaw.attached import AttachedAgent
 from armorclaw.bridge import Bridge, open_bridge
 from armorclaw.config import Config
+from armorclaw.errors import ArmorclawError
+
+HANDLER_THREADS = 16
+"""Handlers of one agent that run at once; as many rooms are served side by side."""
+
+T = TypeVar("T")
+Handler = TypeVar("Handler", bound=Callable[[Any], object])
 
 
 class ThreadedAgent:
     """An attached agent whose handlers are plain functions, each called on a worker thread, never two of one room at
-    once. Registering a handler before `start` misses nothing.
+    once. Give it its handlers first, then `start` it: so it misses nothing.
     """
 
     def __init__(self, bridge: ThreadedBridge, agent: AttachedAgent) -> None:
         self._bridge = bridge
         self._agent = agent
+        self._threads = trio.CapacityLimiter(HANDLER_THREADS)
+        agent.make_event = lambda wire: Message(wire, self)
 
     @property
     def name(self) -> str:
         return self._agent.name
 
-    def on_message(self, handler: Callable[[Message], object]) -> Callable[[Message], object]:
-        """Decorator: call the function with each message; returning acknowledges it, raising has it come again."""
+    @property
+    def room(self) -> str:
+        """The first room it is granted by its id."""
+        return self._agent.room
 
-        async def on_thread(message: AsyncMessage) -> None:
-            # abandoned when the bridge closes: the message was not acknowledged, so it comes again
-            await trio.to_thread.run_sync(handler, _blocking(message, self), abandon_on_cancel=True)
+    def on_message(self, handler: Handler) -> Handler:
+        """Decorator: call the function with each message of the rooms granted.
 
-        self._agent.on_message(on_thread)
-        return handler
+        Returning acknowledges the message; raising has it come again, later.
+        """
+        return self.on_event("m.room.message")(handler)
 
-    def send(self, room_id: str, text: str, msgtype: str = "m.text") -> Delivery:
-        """Send a message of one's own accord. Raises ArmorclawError when the bridge refuses it."""
-        sent: Delivery = self._bridge.run(partial(self._agent.send, room_id, text, msgtype))
-        return sent
+    def on_event(self, event_type: str) -> Callable[[Handler], Handler]:
+        """Decorator: call the function with each event of a type."""
+
+        def register(handler: Handler) -> Handler:
+            async def on_thread(message: Message) -> None:
+                # abandoned when the bridge closes: the event was not acknowledged, so it comes again
+                await trio.to_thread.run_sync(
+                    handler,
+                    message,
+                    thread_name="armorclaw handler",
+                    abandon_on_cancel=True,
+                    limiter=self._threads,
+                )
+
+            self._agent.on_event(event_type)(on_thread)
+            return handler
+
+        return register
+
+    def send(
+        self,
+        room_id: str,
+        text: str,
+        msgtype: str = "m.text",
+        *,
+        content: dict[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Delivery:
+        """Send a message of one's own accord. Raises AgentError when the bridge refuses it."""
+        send = partial(self._agent.send, content=content, idempotency_key=idempotency_key)
+        return self._bridge.run(partial(send, room_id, text, msgtype))
 
     def send_params(self, params: dict[str, Any]) -> Delivery:
-        sent: Delivery = self._bridge.run(partial(self._agent.send_params, params))
-        return sent
+        """For messages, which reply through it."""
+        return self._bridge.run(partial(self._agent.send_params, params))
 
     def start(self) -> None:
-        """Begin to hear; returns when nothing can be missed any more."""
+        """Begin to hear; returns when nothing can be missed any more. Raises conflict when the name is taken."""
         self._bridge.start(self._agent.run)
 
 
-def _blocking(message: AsyncMessage, agent: ThreadedAgent) -> Message:
-    """The same event, with a `reply` that blocks."""
-    made = Message.__new__(Message)
-    made.__dict__.update(message.__dict__, _agent=agent)
-    return made
-
-
 class ThreadedBridge:
-    """What `run_in_thread` gives. Its methods may be called from any thread but the bridge's own."""
+    """What `run_in_thread` gives. Its methods block, and may be called from any thread but the bridge's own.
+
+    All raise unavailable once the bridge has ended; why it did comes out of the block of `run_in_thread`.
+    """
 
     def __init__(self, bridge: Bridge, nursery: trio.Nursery, token: trio.lowlevel.TrioToken) -> None:
         self.config = bridge.config
@@ -69,64 +103,104 @@ class ThreadedBridge:
         self._nursery = nursery
         self._token = token
 
+    def __repr__(self) -> str:
+        return f"<ThreadedBridge at {self.config.bridge.socket}>"
+
     def call(self, method: str, **params: Any) -> Any:
         """Call a method of the wire as the operator. Raises what the method raises."""
         return self.run(partial(self._bridge.call, method, **params))
 
     def attach(self, name: str, *, rooms: Sequence[str], account: str = "main") -> ThreadedAgent:
-        """An agent inside this program; give it handlers, then `start` it."""
+        """An agent inside this program; give it handlers, then `start` it. Raises invalid_params for an odd name."""
         return ThreadedAgent(self, self._bridge.attach(name, rooms=rooms, account=account))
 
-    def run(self, function: Callable[[], Any]) -> Any:
-        """Await `function()` on the bridge's loop. Raises what it raises, RunFinishedError after the end."""
-        return trio.from_thread.run(function, trio_token=self._token)
+    def until_connected(self) -> None:
+        """Until every Matrix account is connected."""
+        self.run(self._bridge.until_connected)
+
+    def until_joined(self, rooms: Sequence[str], *, account: str = "main") -> None:
+        """Until the account is in these rooms: what was said there before is not for its agents."""
+        self.run(partial(self._bridge.until_joined, rooms, account=account))
+
+    def run(self, function: Callable[[], Awaitable[T]]) -> T:
+        """Await `function()` on the bridge's loop. Raises what it raises."""
+        try:
+            return trio.from_thread.run(function, trio_token=self._token)
+        except (trio.RunFinishedError, trio.Cancelled) as error:
+            raise ArmorclawError("unavailable", "the bridge has ended") from error
 
     def start(self, run: Callable[..., Any]) -> None:
         """Start a child of the bridge's own nursery and return when it has started."""
         self.run(partial(self._nursery.start, run))
 
 
+class _Runner:
+    """The thread, and the word that ends it, which may be said at any time."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._thread = threading.Thread(target=self._run, name="armorclaw bridge")
+        self._decided = threading.Event()
+        self._scope = trio.CancelScope()
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._stopping = False
+        self.bridge: ThreadedBridge | None = None
+        self.error: BaseException | None = None
+
+    def start(self) -> None:
+        """Returns when the bridge is up, or has failed."""
+        self._thread.start()
+        self._decided.wait()
+
+    def stop(self) -> None:
+        """Stop the bridge in order, however far it is; returns when its thread has ended."""
+        self._stopping = True  # for a thread that has no token yet
+        if self._token is not None:
+            try:
+                self._token.run_sync_soon(partial(self._scope.cancel, reason="the bridge is closed"))
+            except trio.RunFinishedError:
+                pass
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            trio.run(self._hold)
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that asked for the bridge
+            self.error = error
+        finally:
+            self._decided.set()
+
+    async def _hold(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        with self._scope:
+            if self._stopping:
+                return
+            async with open_bridge(self._config) as bridge, trio.open_nursery() as nursery:
+                self.bridge = ThreadedBridge(bridge, nursery, self._token)
+                self._decided.set()
+                await trio.sleep_forever()
+
+
 @contextmanager
 def run_in_thread(config: Config) -> Iterator[ThreadedBridge]:
     """A bridge in a thread, for the length of a block: for asyncio and for programs without a loop.
 
-    Raises what keeps it from starting. Leaving stops everything in order and waits for that.
+    Raises what keeps it from starting, and at the end of the block what made it end by itself. Leaving stops
+    everything in order and waits for that.
     """
-    started = threading.Event()
-    handles: list[ThreadedBridge] = []
-    stops: list[Callable[[], None]] = []
-    errors: list[BaseException] = []
-
-    async def main() -> None:
-        stop = trio.Event()
-        token = trio.lowlevel.current_trio_token()
-        async with open_bridge(config) as bridge, trio.open_nursery() as nursery:
-            handles.append(ThreadedBridge(bridge, nursery, token))
-            stops.append(lambda: token.run_sync_soon(stop.set))
-            started.set()
-            await stop.wait()
-            nursery.cancel_scope.cancel(reason="the bridge is closed")
-
-    def thread() -> None:
-        try:
-            trio.run(main)
-        except BaseException as error:  # noqa: BLE001 - raised again where the bridge was asked for
-            errors.append(error)
-        finally:
-            started.set()
-
-    runner = threading.Thread(target=thread, name="armorclaw bridge")
-    runner.start()
-    started.wait()
+    runner = _Runner(config)
     try:
-        if handles:
-            yield handles[0]
-    finally:
-        for stop in stops:
-            try:
-                stop()
-            except trio.RunFinishedError:
-                pass
-        runner.join()
-    if errors:
-        raise errors[0]
+        runner.start()
+        if runner.bridge is not None:
+            yield runner.bridge
+    except ArmorclawError as error:
+        runner.stop()
+        if runner.error is not None and error.name == "unavailable":
+            raise runner.error from error  # why there is nobody to answer
+        raise
+    except BaseException:
+        runner.stop()
+        raise
+    runner.stop()
+    if runner.error is not None:
+        raise runner.error

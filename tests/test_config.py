@@ -76,7 +76,7 @@ def test_every_fault_is_named_at_once() -> None:
             "accounts.main.homeserver",
             "accounts.main.user",
             "accounts.main.password",
-            "accounts.Two!",
+            'accounts."Two!"',
             "agents.a.runtime",
             "agents.a.command",
             "agents.a.rooms",

@@ -1,14 +1,14 @@
 """The command line: `armorclaw run | status | version | demo`.
 
-stdout is data, stderr is talk; exit statuses are those of the table in errors.py. Each group of verbs is a module that
-is imported when its verb is used.
+stdout is data, stderr is talk; exit statuses are those of the table in errors.py. Each verb is a module that is
+imported when it is used.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
+from typing import NoReturn
 
 import click
 
@@ -19,6 +19,12 @@ _VERBS = {
     "run": "armorclaw.cli.run",
     "status": "armorclaw.cli.status",
 }
+
+USAGE = 2
+"""Exit status of a command line that is not understood."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and the number of the signal."""
 
 
 class _Verbs(click.Group):
@@ -34,9 +40,12 @@ class _Verbs(click.Group):
         return super().get_command(ctx, cmd_name)
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-def armorclaw() -> None:
+@click.group(cls=_Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
+def armorclaw(context: click.Context) -> None:
     """Run AI agents you need not trust: each in a container whose only door is the bridge."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @armorclaw.command()
@@ -46,21 +55,24 @@ def version(as_json: bool) -> None:
     click.echo(f'{{"version":"{__version__}"}}' if as_json else f"armorclaw {__version__}")
 
 
-def main(arguments: list[str] | None = None) -> Any:
-    """Run the command line and exit with its status; an error the table knows is three lines on stderr."""
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its status; an error that the table knows is three lines on stderr."""
     # imported here: `--help` and `version` need no table
     from armorclaw.errors import ArmorclawError
 
     try:
-        armorclaw.main(arguments, prog_name="armorclaw", standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        status = armorclaw.main(arguments, prog_name="armorclaw", standalone_mode=False)
+    except click.Abort:
+        sys.exit(INTERRUPTED)
     except click.ClickException as error:
-        error.show()
-        sys.exit(2)
+        context = getattr(error, "ctx", None)
+        _complain([error.format_message(), f"hint: {context.command_path if context else 'armorclaw'} --help"])
+        sys.exit(USAGE)
     except ArmorclawError as error:
-        click.echo("armorclaw: " + "\n".join(error.lines()), err=True)
+        _complain(error.lines())
         sys.exit(error.kind.exit_status)
-    sys.exit(0)
+    sys.exit(status)  # None, or what a command passed to click's `exit`
+
+
+def _complain(lines: list[str]) -> None:
+    click.echo("armorclaw: " + "\n".join(lines), err=True)

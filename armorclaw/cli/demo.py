@@ -11,7 +11,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,40 +20,25 @@ import click
 import trio
 
 from armorclaw.bridge import Bridge, open_bridge
+from armorclaw.cli import echo_agent
+from armorclaw.cli.choice import PULLED_IMAGE, Choice, choose
 from armorclaw.cli.process import harden, set_up_logging
 from armorclaw.cli.steps import Steps
 from armorclaw.clock import Surroundings
-from armorclaw.config import Account, BridgeSection, Config, RuntimeName
-from armorclaw.containers.detect import Candidate, candidates
-from armorclaw.containers.engine import EngineRuntime
-from armorclaw.containers.image import python_image
-from armorclaw.containers.sandbox import SandboxRuntime
+from armorclaw.config import Account, BridgeSection, Config
 from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.structure import Secret
-from armorclaw.supervision import ChildSpec, Supervisor
-from armorclaw.testing.homeserver import Homeserver
+from armorclaw.supervision import ChildSpec, ChildStartFailed, Supervisor, root_of
+from armorclaw.testing.homeserver import START_TIMEOUT, Homeserver
 from armorclaw.testing.person import Person, Seen
 
-IMAGE = "armorclaw-demo-python:latest"
-PULLED_IMAGE = "python:3.12-slim"
-PROOF_SECONDS = 30.0
 READY_SECONDS = 60.0
+"""For the agent to be ready and the bridge to be in the room."""
 
-ECHO = '''\
-"""The agent of `armorclaw demo`: says back what it hears."""
+PROOF_SECONDS = 30.0
+"""For the answer."""
 
-from armorclaw.agent import Agent
-
-agent = Agent()
-
-
-@agent.on_message
-def answer(message):
-    message.reply(f"echo: {message.body}")
-
-
-agent.run()
-'''
+_in_thread = trio.to_thread.run_sync
 
 
 @click.command("demo")
@@ -65,214 +50,225 @@ agent.run()
     help="Use this one; by default the strongest that works here.",
 )
 @click.option("--unsafe", is_flag=True, help="Run the agent as a plain process, with no isolation at all.")
-def command(once: bool, pull: bool, runtime: str | None, unsafe: bool) -> None:
+@click.pass_context
+def command(context: click.Context, once: bool, pull: bool, runtime: str | None, unsafe: bool) -> None:
     """Start a real homeserver, the bridge and an agent; show that a person gets an answer."""
+    if unsafe and runtime:
+        raise click.UsageError("--unsafe and --runtime cannot both be followed", context)
     harden()
     set_up_logging(logging.ERROR)
-    with _folders() as (state, run):
-        trio.run(_demo, Demo(Steps(), state, run, pull=pull, wanted="process" if unsafe else runtime, once=once))
+    with _own_folder() as folder:
+        demo = Demo(Steps(), folder, wanted="process" if unsafe else runtime, pull=pull, once=once)
+        ended_by = trio.run(demo.run)
+    if ended_by is not None and not demo.proven:
+        context.exit(128 + ended_by)
 
 
 @contextmanager
-def _folders() -> Iterator[tuple[Path, Path]]:
-    """A folder for state and one for sockets, both gone afterwards. Others may pass through, not look in."""
-    # short, because a socket's path has 107 bytes at most; not the home, because agents of other uids pass through
-    parent = Path("/run") if os.geteuid() == 0 else Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    root = Path(tempfile.mkdtemp(prefix="armorclaw-demo-", dir=parent if os.access(parent, os.W_OK) else None))
+def _own_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards. Agents of other uids pass through it to their sockets, and see nothing."""
+    # short, because a socket's path has 107 bytes at most
+    parent = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", "")
+    folder = Path(tempfile.mkdtemp(prefix="armorclaw-demo-", dir=parent if os.access(parent, os.W_OK) else None))
     try:
-        root.chmod(0o711)
-        yield root / "state", root / "run"
+        folder.chmod(0o711)
+        yield folder
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-@attrs.frozen
-class Choice:
-    """Where the agent will run, and why there."""
-
-    runtime: RuntimeName
-    image: str | None
-    engine_socket: Path | None
-    text: str
-
-
-@attrs.frozen
 class Demo:
-    steps: Steps
-    state: Path
-    run: Path
-    pull: bool
-    wanted: str | None
-    once: bool
+    """All parts in their order. Leaving `run`, however it ends, has ended everything that was started."""
 
+    def __init__(self, steps: Steps, folder: Path, *, wanted: str | None, pull: bool, once: bool) -> None:
+        self.proven = False
+        self._steps = steps
+        self._folder = folder
+        self._wanted = wanted
+        self._pull = pull
+        self._once = once
+        self._homeserver = Homeserver(folder / "synapse")
 
-async def _demo(demo: Demo) -> None:
-    """Everything in its order; a signal ends it, and leaving ends everything that was started."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        with one_error():
+    async def run(self) -> signal.Signals | None:
+        """Until the proof, or, to be tried out, until SIGINT or SIGTERM: then returns which. Raises what failed."""
+        ended_by: signal.Signals | None = None
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, one_error():
             async with trio.open_nursery() as nursery:
 
                 async def end_on_signal() -> None:
-                    async for _ in signals:
-                        nursery.cancel_scope.cancel(reason="asked to stop")
-                        return
+                    nonlocal ended_by
+                    async for number in signals:
+                        ended_by = signal.Signals(number)
+                        nursery.cancel_scope.cancel(reason=f"{ended_by.name} came")
 
                 nursery.start_soon(end_on_signal)
-                await _show(demo)
+                await self._show()
                 nursery.cancel_scope.cancel(reason="the demo is over")
+        return ended_by
 
-
-async def _show(demo: Demo) -> None:
-    steps = demo.steps
-    homeserver = Homeserver(demo.state / "synapse")
-    supervisor = Supervisor("demo", around=Surroundings())
-    async with trio.open_nursery() as nursery:
-        with steps.step("homeserver (Synapse)") as step:
-            demo.state.mkdir()
-            demo.state.chmod(0o711)  # whatever the umask
-            children = [ChildSpec("synapse", partial(_keep, homeserver), start_timeout=120.0, grace=8.0)]
-            await nursery.start(supervisor.run, children)
-            step.outcome = homeserver.url
-        with steps.step("a person, an account for the bridge, a room"):
-            person, password = await _register(homeserver, "you")
-            bot, bot_password = await _register(homeserver, "echo")
-            alice = await trio.to_thread.run_sync(Person.login, homeserver.url, person, password)
-        with alice:
-            room = await trio.to_thread.run_sync(partial(alice.create_room, "armorclaw demo", invite=[bot]))
-            with steps.step("where the agent runs") as step:
-                choice = await _choose(demo)
-                step.outcome = choice.text
-            if choice.runtime == "process":
-                steps.say("The agent runs as a plain process: it sees your files and network.", style="bold red")
-            config = _config(demo, homeserver, bot, bot_password, choice)
-            async with AsyncExitStack() as stack:
-                with steps.step("bridge"):
-                    bridge = await stack.enter_async_context(open_bridge(config))
+    async def _show(self) -> None:
+        steps, homeserver = self._steps, self._homeserver
+        async with trio.open_nursery() as nursery:
+            with steps.step("homeserver (Synapse)") as step:
+                await self._start_homeserver(nursery)
+                step.outcome = homeserver.url
+            with steps.step("a person, an account for the bridge, a room"):
+                person = await _register(homeserver, "you")
+                account = await _register(homeserver, "echo")
+                alice = await _in_thread(Person.login, homeserver.url, person.user, person.password)
+                room = await _in_thread(partial(alice.create_room, "armorclaw demo", invite=[account.user]))
+            with alice:
+                choice = await self._choose()
+                config = self._config(account, choice)
+                with steps.step("bridge") as step:
+                    bridge = await nursery.start(_hold_bridge, config)
+                    step.outcome = str(config.bridge.socket)
                 with steps.step("agent, with its key handed over in sealed memory"):
-                    await _start_agent(demo, bridge, choice, room)
-                await _prove(steps, alice, bot, room)
-                if not demo.once:
-                    _invite(steps, homeserver, person, password, config)
+                    await self._start_agent(bridge, choice, room)
+                await self._prove(alice, account.user, room)
+                if not self._once:
+                    self._invite(person, config)
                     await trio.sleep_forever()
-        nursery.cancel_scope.cancel(reason="the demo is over")
+            nursery.cancel_scope.cancel(reason="the demo is over")
 
-
-async def _keep(homeserver: Homeserver, *, task_status: trio.TaskStatus[None]) -> None:
-    """Synapse as a child: ready when it answers, ended with its supervisor, a crash when it dies."""
-    await trio.to_thread.run_sync(homeserver.start)
-    try:
-        pid = homeserver.pid
-        assert pid is not None
-        fd = os.pidfd_open(pid)
+    async def _start_homeserver(self, nursery: trio.Nursery) -> None:
+        supervisor = Supervisor("demo", around=Surroundings())
+        synapse = ChildSpec("synapse", self._keep_homeserver, start_timeout=START_TIMEOUT + 10)
         try:
-            task_status.started()
-            await trio.lowlevel.wait_readable(fd)
+            await nursery.start(supervisor.run, [synapse])
+        except ChildStartFailed as error:
+            raise root_of(error) from error
+
+    async def _keep_homeserver(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Synapse as a child: ready when it answers, failed when it dies, gone when this ends."""
+        homeserver = self._homeserver
+        try:
+            await _start(homeserver)
+            pid = homeserver.pid
+            assert pid is not None
+            process = os.pidfd_open(pid)
+            try:
+                task_status.started()
+                await trio.lowlevel.wait_readable(process)
+            finally:
+                os.close(process)
+            raise ArmorclawError("start_failed", "Synapse ended")
         finally:
-            os.close(fd)
-        raise ArmorclawError("start_failed", "Synapse ended", hint=f"read {homeserver.log_path}")
-    finally:
-        with trio.CancelScope(shield=True):  # bounded: it is killed after a grace of its own
-            await trio.to_thread.run_sync(homeserver.stop)
+            with trio.CancelScope(shield=True):  # it is killed, which takes milliseconds: its state goes as well
+                await _in_thread(homeserver.kill)
+
+    async def _choose(self) -> Choice:
+        steps = self._steps
+        with steps.step("where the agent runs") as step:
+            choice = await choose(self._wanted, pull=self._pull, logs=self._folder / "logs")
+            step.outcome = choice.text
+        for reason in choice.passed_over:
+            steps.say(f"    not {reason}", style="dim")
+        if choice.runtime == "process":
+            steps.say("    UNSAFE: nothing isolates the agent, it sees your files and your network", style="bold red")
+        return choice
+
+    def _config(self, account: Login, choice: Choice) -> Config:
+        homeserver = self._homeserver.url
+        return Config(
+            bridge=BridgeSection(
+                state_dir=self._folder / "state",
+                runtime_dir=self._folder / "run",
+                engine_socket=choice.engine_socket,
+            ),
+            accounts={"main": Account(homeserver=homeserver, user=account.user, password=Secret(account.password))},
+        )
+
+    async def _start_agent(self, bridge: Bridge, choice: Choice, room: str) -> None:
+        await bridge.call("store_key", id="demo", provider="openai", token=secrets.token_urlsafe(32))
+        await bridge.call(
+            "start",
+            name="echo",
+            runtime=choice.runtime,
+            code=echo_agent.__file__,
+            rooms=[room],
+            keys=["demo"],
+            **({"image": choice.image} if choice.image else {}),
+        )
+        agent = bridge.fleet.get("echo")
+        with trio.move_on_after(READY_SECONDS) as waiting:
+            while not (agent.generation and agent.generation.is_ready):
+                await agent.progress.wait()
+            await bridge.until_joined([room])
+        if waiting.cancelled_caught:
+            why = agent.last_end or f"the agent is {agent.state}, the room {room}"
+            raise ArmorclawError("timed_out", f"no agent in the room within {READY_SECONDS:g} s", why=why)
+
+    async def _prove(self, alice: Person, bot: str, room: str) -> None:
+        """Send and see the answer as the person: what is shown is what Matrix says, not what we believe."""
+        steps, text = self._steps, "Is anybody there?"
+        await _in_thread(alice.catch_up)
+        with steps.step("proof: a message and its answer") as step:
+            began = time.perf_counter()
+            event_id = await _in_thread(alice.send, room, text)
+
+            def answers(seen: Seen) -> bool:
+                relation = seen.content.get("m.relates_to", {})
+                return seen.sender == bot and relation.get("m.in_reply_to", {}).get("event_id") == event_id
+
+            wait = partial(alice.wait_for, answers, timeout=PROOF_SECONDS)
+            answer = await _in_thread(wait, abandon_on_cancel=True)
+            step.outcome = f"{(answer.at - began) * 1000:.0f} ms from send to answer seen"
+        steps.say(f"    {alice.user_id}: {text}   {event_id}")
+        steps.say(f"    {bot}: {answer.body}   {answer.event_id}")
+        self.proven = True
+
+    def _invite(self, person: Login, config: Config) -> None:
+        say, homeserver = self._steps.say, self._homeserver
+        say("")
+        say("Talk to it with any Matrix client on this machine:")
+        say(f"    homeserver {homeserver.url}   user {person.user}   password {person.password}")
+        say("From another machine, forward the port first:")
+        say(f"    ssh -L {homeserver.port}:127.0.0.1:{homeserver.port} {socket.gethostname()}")
+        say(f"Ask the bridge: armorclaw status --socket {config.bridge.socket}")
+        say("Ctrl-C ends everything.")
 
 
-async def _register(homeserver: Homeserver, name: str) -> tuple[str, str]:
+@attrs.frozen
+class Login:
+    """A user that the demo has registered."""
+
+    user: str
+    password: str = attrs.field(repr=False)
+
+
+async def _register(homeserver: Homeserver, name: str) -> Login:
     password = secrets.token_urlsafe(12)
-    return await trio.to_thread.run_sync(homeserver.register, name, password), password
+    return Login(await _in_thread(homeserver.register, name, password), password)
 
 
-async def _choose(demo: Demo) -> Choice:
-    """The strongest runtime that works here, saying why a stronger one does not; never a plain process unasked."""
-    if demo.wanted == "process":
-        return Choice("process", None, None, "a plain process, UNSAFE, as asked")
-    reasons = []
-    if demo.wanted != "sandbox":
-        found = [one for one in await candidates() if demo.wanted in (None, one.kind)]
-        for one in found:
-            if not one.usable:
-                reasons.append(f"{one.kind}: {one.text}")
-                continue
+async def _hold_bridge(config: Config, *, task_status: trio.TaskStatus[Bridge]) -> None:
+    async with open_bridge(config) as bridge:
+        task_status.started(bridge)
+        await trio.sleep_forever()
+
+
+async def _start(homeserver: Homeserver) -> None:
+    """Start it in a thread. A thread cannot be cancelled, but what it waits for can be killed."""
+    started = False
+
+    async def kill_when_cancelled() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):  # the thread notices within its next look
+                while not started:
+                    await _in_thread(homeserver.kill)
+                    await trio.sleep(0.05)
+
+    with one_error():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kill_when_cancelled)
             try:
-                return await _in_engine(one, pull=demo.pull)
-            except ArmorclawError as error:
-                reasons.append(f"{one.kind}: {error}")
-        if demo.wanted is not None:
-            why = "; ".join(reasons) or "none was found"
-            raise ArmorclawError("engine_unreachable", f"{demo.wanted} cannot be used", why=why)
-    facts = await SandboxRuntime(demo.state / "logs").check()
-    why = f" (not a container, because {'; '.join(reasons)})" if reasons else ""
-    return Choice("sandbox", None, None, f"bubblewrap{why}: {facts}")
-
-
-async def _in_engine(engine: Candidate, *, pull: bool) -> Choice:
-    async with EngineRuntime.open(engine.socket_path) as runtime:
-        for image in (PULLED_IMAGE, "python:3-slim", "python:3"):
-            try:
-                await runtime.check_image(image)
+                await _in_thread(homeserver.start)
             except ArmorclawError:
-                continue
-            return _chosen(engine, image, f"{engine.kind}, image {image}")
-        if pull:
-            await runtime.engine.pull(PULLED_IMAGE)
-            return _chosen(engine, PULLED_IMAGE, f"{engine.kind}, image {PULLED_IMAGE} (pulled)")
-        image_id = await python_image(runtime.engine, tag=IMAGE)
-    return _chosen(
-        engine, image_id, f"{engine.kind}, an image made from this host's own Python (--pull for {PULLED_IMAGE})"
-    )
-
-
-def _chosen(engine: Candidate, image: str, text: str) -> Choice:
-    kind: RuntimeName = "podman" if engine.kind == "podman" else "docker"
-    return Choice(kind, image, Path(engine.socket_path), text)
-
-
-def _config(demo: Demo, homeserver: Homeserver, bot: str, password: str, choice: Choice) -> Config:
-    return Config(
-        bridge=BridgeSection(
-            state_dir=demo.state / "bridge", runtime_dir=demo.run, engine_socket=choice.engine_socket
-        ),
-        accounts={"main": Account(homeserver=homeserver.url, user=bot, password=Secret(password))},
-    )
-
-
-async def _start_agent(demo: Demo, bridge: Bridge, choice: Choice, room: str) -> None:
-    code = demo.state / "echo" / "main.py"
-    code.parent.mkdir(mode=0o755)
-    code.write_text(ECHO, encoding="utf-8")
-    await bridge.call("store_key", id="demo", provider="openai", token=secrets.token_urlsafe(32))
-    asked = {"name": "echo", "runtime": choice.runtime, "code": str(code.parent), "rooms": [room], "keys": ["demo"]}
-    await bridge.call("start", **asked, **({"image": choice.image} if choice.image else {}))
-    agent = bridge.fleet.get("echo")
-    with trio.move_on_after(READY_SECONDS) as waiting:
-        while not (agent.generation and agent.generation.is_ready):
-            await agent.progress.wait()
-    if waiting.cancelled_caught:
-        raise ArmorclawError("timed_out", f"the agent was not ready within {READY_SECONDS:g} s", why=agent.last_end)
-
-
-async def _prove(steps: Steps, alice: Person, bot: str, room: str) -> None:
-    """Send as the person, see the answer as the person; what is shown is what Matrix says, not what we believe."""
-    text = "Is anybody there?"
-    await trio.to_thread.run_sync(alice.catch_up)
-    with steps.step("proof: a message and its answer") as step:
-        began = time.perf_counter()
-        event_id = await trio.to_thread.run_sync(alice.send, room, text)
-
-        def answers(seen: Seen) -> bool:
-            relation = seen.content.get("m.relates_to", {})
-            return seen.sender == bot and relation.get("m.in_reply_to", {}).get("event_id") == event_id
-
-        wait = partial(alice.wait_for, answers, timeout=PROOF_SECONDS)
-        answer = await trio.to_thread.run_sync(wait, abandon_on_cancel=True)
-        step.outcome = f"{(answer.at - began) * 1000:.0f} ms from send to answer seen"
-    steps.say(f"    {alice.user_id}: {text}   {event_id}")
-    steps.say(f"    {bot}: {answer.body}   {answer.event_id}")
-
-
-def _invite(steps: Steps, homeserver: Homeserver, person: str, password: str, config: Config) -> None:
-    steps.say("")
-    steps.say("Talk to it with any Matrix client on this machine:")
-    steps.say(f"    homeserver {homeserver.url}   user {person}   password {password}")
-    steps.say("From another machine, forward the port first:")
-    steps.say(f"    ssh -L {homeserver.port}:127.0.0.1:{homeserver.port} {socket.gethostname()}")
-    steps.say(f"Ask the bridge: armorclaw status --socket {config.bridge.socket}")
-    steps.say("Ctrl-C ends everything.")
+                await trio.lowlevel.checkpoint_if_cancelled()  # then it failed because it was killed
+                raise
+            finally:
+                started = True
+            nursery.cancel_scope.cancel(reason="it has started")

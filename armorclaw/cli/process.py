@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
@@ -31,6 +32,7 @@ def set_up_logging(level: int = logging.INFO) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _in_order,
             *(() if terminal else (structlog.processors.dict_tracebacks,)),
             renderer,
         ],
@@ -40,6 +42,11 @@ def set_up_logging(level: int = logging.INFO) -> None:
     )
     # mautrix and httpx speak the standard library's logging: their warnings only, never their URLs
     logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
+
+
+def _in_order(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """What happened first, for eyes that read the JSON."""
+    return {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event} | dict(event)
 
 
 def notify(state: str) -> None:

@@ -11,6 +11,7 @@ import structlog
 import trio
 
 from armorclaw.bridge import open_bridge
+from armorclaw.cli.files import FILE
 from armorclaw.cli.process import harden, notify, set_up_logging
 from armorclaw.config import Config
 
@@ -18,9 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 @click.command("run")
-@click.option(
-    "--config", "file", type=click.Path(path_type=Path), required=True, help="The configuration file (TOML)."
-)
+@click.option("--config", "file", type=FILE, required=True, help="The configuration file (TOML).")
 @click.option("--verbose", is_flag=True, help="Log more.")
 def command(file: Path, verbose: bool) -> None:
     """Run the bridge until SIGTERM or Ctrl-C; a second one ends it at once."""

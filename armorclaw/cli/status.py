@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from armorclaw.cli.files import FILE
 from armorclaw.errors import ArmorclawError
 from armorclaw.rpc.blocking import call
 
@@ -23,8 +24,8 @@ def socket_of(config: Path | None, socket: Path | None) -> Path:
 
 
 @click.command("status")
-@click.option("--config", type=click.Path(path_type=Path), help="The configuration file of the bridge.")
-@click.option("--socket", type=click.Path(path_type=Path), help="The socket of the bridge.")
+@click.option("--config", type=FILE, help="The configuration file of the bridge.")
+@click.option("--socket", type=FILE, help="The socket of the bridge.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(config: Path | None, socket: Path | None, as_json: bool) -> None:
     """Show how the bridge, its Matrix sessions and its agents are."""
@@ -47,7 +48,9 @@ def lines(status: dict[str, Any]) -> list[str]:
     ]
     for account in status["accounts"]:
         who = account.get("user_id") or ""
-        shown.append(f"matrix   {account['account']:<16} {account['state']:<12} {who}")
+        why = f"  {account['reason']}" if account["reason"] else ""
+        shown.append(f"matrix   {account['account']:<16} {account['state']:<12} {who}{why}")
+        shown += [f"         not in the granted room {room}" for room in account["rooms_missing"]]
     for agent in status["agents"]:
         why = f"  last end: {agent['last_end']}" if agent["last_end"] else ""
         shown.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
 import trio
@@ -33,16 +32,19 @@ class Runtimes:
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep what is opened open until `close`, also while cancelled: containers are removed through it last."""
+        """Keep what is opened open until `close`, also while cancelled: containers are removed through it last.
+
+        Whoever runs this calls `close` however it ends itself; a cancelled `run` waits for that.
+        """
         self._closed = trio.Event()
-        with trio.CancelScope(shield=True):  # its owner calls `close` however it ends
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
                 task_status.started()
                 await self._closed.wait()
-                self._nursery = None
-                self._open.clear()
-                nursery.cancel_scope.cancel(reason="no agent is left")
+            finally:
+                self._nursery = None  # what is open is still used to remove containers; nothing more is opened
+        self._open.clear()
 
     def close(self) -> None:
         """Let `run` end; when no agent is left."""
@@ -59,8 +61,13 @@ class Runtimes:
 
     async def get(self, kind: str) -> Runtime:
         """ "docker", "podman", "sandbox", "process", or "engine" for whichever of the first two there is."""
+        if kind in ("sandbox", "process"):  # nothing to open: no engine that hangs holds these up
+            if kind not in self._open:
+                self._open[kind] = SandboxRuntime(self._logs) if kind == "sandbox" else ProcessRuntime(self._logs)
+            await trio.lowlevel.checkpoint()
+            return self._open[kind]
         async with self._opening:
-            key = kind if kind in ("sandbox", "process") else await self._engine(kind)
+            key = await self._engine(kind)
             if key not in self._open:
                 if self._nursery is None:
                     raise ArmorclawError("unavailable", "the containers are restarting")
@@ -78,17 +85,12 @@ class Runtimes:
                     raise
         return found
 
-    async def _hold(self, key: str, *, task_status: trio.TaskStatus[Runtime]) -> None:
-        opened: AbstractAsyncContextManager[Runtime]
-        if key == "sandbox":
-            opened = nullcontext(SandboxRuntime(self._logs))
-        elif key == "process":
-            opened = nullcontext(ProcessRuntime(self._logs))
-        else:
-            opened = EngineRuntime.open(key)
-        async with opened as runtime:
+    async def _hold(self, socket_path: str, *, task_status: trio.TaskStatus[Runtime]) -> None:
+        async with EngineRuntime.open(socket_path) as runtime:
             task_status.started(runtime)
-            await trio.sleep_forever()
+            await trio.lowlevel.checkpoint_if_cancelled()  # who wanted it has gone: it was not taken over
+            with trio.CancelScope(shield=True):  # until `close`, which comes when no agent is left
+                await self._closed.wait()
 
     async def _engine(self, kind: str) -> str:
         """The socket of the engine that `kind` means. Raises engine_unreachable, saying why not for each place."""

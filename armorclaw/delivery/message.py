@@ -11,8 +11,8 @@ from armorclaw.errors import ArmorclawError
 CONTENT_LIMIT = 64 * 1024
 """Bytes of content. Matrix allows 65,536 for the whole event, so no larger content can ever be sent."""
 
-KEY_LIMIT = 255
-"""Characters of an idempotency key."""
+KEY_LIMIT = 300
+"""Characters of an idempotency key: a Matrix event id has up to 255, and the number of a reply comes behind it."""
 
 State = Literal["queued", "sent", "failed"]
 

@@ -11,7 +11,7 @@ import trio
 
 from armorclaw.clock import Surroundings
 from armorclaw.delivery.message import Delivery, Outgoing
-from armorclaw.delivery.sender import Sender
+from armorclaw.delivery.sender import EXPIRED, Sender
 from armorclaw.delivery.transport import Transport
 from armorclaw.errors import ArmorclawError
 from armorclaw.guard.audit import AuditLog
@@ -41,9 +41,13 @@ _BY_KEY = f"SELECT {_COLUMNS} FROM outbox WHERE agent = ? AND idempotency_key = 
 _QUEUED = f"SELECT {_COLUMNS} FROM outbox WHERE state = 'queued' ORDER BY seq"
 _CONTENT = "SELECT content FROM outbox WHERE seq = ? AND state = 'queued'"
 _ATTEMPTED = "UPDATE outbox SET attempts = ?, reason = ? WHERE seq = ? AND state = 'queued'"
+_REQUEUE = (
+    "UPDATE outbox SET state = 'queued', content = ?, reason = NULL, attempts = 0, settled_ms = NULL, created_ms = ?"
+    " WHERE seq = ?"
+)
 _SETTLE = (
-    "UPDATE outbox SET state = ?, event_id = ?, reason = ?, attempts = ?, settled_ms = ?,"
-    " content = CASE ? WHEN 'sent' THEN x'' ELSE content END WHERE seq = ? AND state = 'queued'"
+    "UPDATE outbox SET state = ?, event_id = ?, reason = ?, attempts = ?, settled_ms = ?, content = x''"
+    " WHERE seq = ? AND state = 'queued'"
 )
 
 
@@ -68,7 +72,8 @@ class Outbox:
     async def enqueue(self, out: Outgoing) -> Delivery:
         """Accepts a message: when this returns, it and its transaction id survive a power cut.
 
-        With an idempotency key that the agent has used before, returns that delivery as it is now. Raises
+        With an idempotency key that the agent has used before, returns that delivery as it is now; one that the
+        homeserver refused is tried again, for whoever asks again has reason to hope. Raises
         `queue_full` and what the store raises; cancelled, the message may or may not be accepted, which the same key
         tells.
         """
@@ -90,11 +95,11 @@ class Outbox:
             if out.idempotency_key is not None:
                 row = conn.execute(_BY_KEY, (out.agent, out.idempotency_key)).fetchone()
                 if row is not None:
-                    return Delivery(*row)
+                    return self._again(conn, Delivery(*row), out)
             return self._insert(conn, delivery, out)
 
         def then(stored: Delivery) -> None:
-            if stored.delivery_id == delivery.delivery_id:
+            if stored.state == "queued" and stored.delivery_id not in self._queued:
                 self._accepted(stored, out.content)
 
         return await self._db.write(work, durable=True, then=then)
@@ -160,12 +165,12 @@ class Outbox:
         await self._db.write(lambda conn: conn.execute(_ATTEMPTED, row), then=lambda _: self._note(delivery))
 
     async def settle(self, delivery: Delivery) -> None:
-        """Keeps the end of a message: sent, and then without its body, or failed.
+        """Keeps the end of a message, sent or failed, without its body.
 
         Need not survive a power cut: sent again under the same transaction id, it is the same event.
         """
         d = attrs.evolve(delivery, settled_ms=self._around.clock.now_ms())
-        row = (d.state, d.event_id, d.reason, d.attempts, d.settled_ms, d.state, d.seq)
+        row = (d.state, d.event_id, d.reason, d.attempts, d.settled_ms, d.seq)
 
         def work(conn: Connection) -> None:
             conn.execute(_SETTLE, row)
@@ -203,6 +208,16 @@ class Outbox:
             conn, "message.accepted", delivery_id=d.delivery_id, account=d.account, agent=d.agent, room_id=d.room_id
         )
         return attrs.evolve(delivery, seq=seq)
+
+    def _again(self, conn: Connection, earlier: Delivery, out: Outgoing) -> Delivery:
+        """Queue what the homeserver refused once more; what may have reached it after all stays as it is."""
+        if earlier.state != "failed" or (earlier.reason or "").startswith(EXPIRED):
+            return earlier
+        again = attrs.evolve(
+            earlier, state="queued", reason=None, attempts=0, settled_ms=None, created_ms=self._around.clock.now_ms()
+        )
+        conn.execute(_REQUEUE, (out.content, again.created_ms, again.seq))
+        return again
 
     def _accepted(self, delivery: Delivery, content: bytes) -> None:
         self._count(delivery, 1)

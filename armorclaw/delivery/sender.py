@@ -33,6 +33,8 @@ GIVE_UP_MS = 24 * 3600 * 1000
 """Milliseconds after which a message that could not be sent has failed. Homeservers also forget transaction ids after
 about a day, so sending it later could show it twice."""
 
+EXPIRED = "not sent within"
+"""How the reason of such a failure begins."""
 
 STORE_FIRST, STORE_LAST = 0.1, 5.0
 """Seconds between attempts while the store does not answer."""
@@ -188,5 +190,5 @@ class Sender:
 
 
 def _expired(delivery: Delivery) -> str:
-    reason = f"not sent within {GIVE_UP_MS // 3_600_000} hours"
+    reason = f"{EXPIRED} {GIVE_UP_MS // 3_600_000} hours"
     return f"{reason}: {delivery.reason}" if delivery.reason else reason

@@ -8,6 +8,7 @@ import attrs
 import structlog
 import trio
 
+from armorclaw.clock import Clock
 from armorclaw.errors import trace
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
@@ -25,7 +26,7 @@ SCAN_LIMIT = 4096
 
 # ruff: noqa: S608 - the statements below are put together from constants
 _COLUMNS = "type, content, at_ms, id, account, agent, room_id, sender, event_id"
-_INSERT = f"INSERT INTO journal ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_INSERT = f"INSERT INTO journal ({_COLUMNS}, stored_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _AFTER = f"SELECT {_COLUMNS}, seq FROM journal WHERE seq > ? ORDER BY seq LIMIT {SCAN_LIMIT}"
 _ONE = f"SELECT {_COLUMNS}, seq FROM journal WHERE seq = ?"
 _HEAD = "SELECT seq FROM sqlite_sequence WHERE name = 'journal'"  # also right when old rows are gone
@@ -48,8 +49,9 @@ class Journal:
     Both halves are here so that they cannot be told apart: what a listener hears is on record, in the same order.
     """
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, clock: Clock | None = None) -> None:
         self._db = db
+        self._clock = clock or Clock()
         self._listeners: dict[int, Listener] = {}
         self._added = 0
         self._known: int | None = None
@@ -71,9 +73,10 @@ class Journal:
         passes the result to `publish` as, or in, the `then` of its write: nowhere else is the order certain.
         """
         new = []
+        now = self._clock.now_ms()
         for event in events:
             row = (event.type, event.content, event.at_ms, event.id, event.account, event.agent)
-            cursor = conn.execute(_INSERT, (*row, event.room_id, event.sender, event.event_id))
+            cursor = conn.execute(_INSERT, (*row, event.room_id, event.sender, event.event_id, now))
             if cursor.rowcount == 1 and cursor.lastrowid is not None:
                 new.append(attrs.evolve(event, seq=cursor.lastrowid))
         return new

@@ -59,6 +59,14 @@ class Done:
     ok: bool = True
 
 
+@attrs.define
+class _Held:
+    """The subscriptions of one connection: those it has, by id, and how many are about to be."""
+
+    open: dict[str, Subscription] = attrs.field(factory=dict)
+    opening: int = 0
+
+
 def hears(grants: Grants, agent: str, event: Event) -> bool:
     """Whether an agent may hear an event: one of a room granted to it, or about itself."""
     if event.room_id is not None:
@@ -73,11 +81,11 @@ def _everything(event: Event) -> bool:
 def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -> None:
     """Adds events.subscribe, events.unsubscribe and events.ack for operators and agents."""
     listeners = {Role.OPERATOR, Role.AGENT}
-    by_peer: WeakKeyDictionary[Peer, dict[str, Subscription]] = WeakKeyDictionary()
+    by_peer: WeakKeyDictionary[Peer, _Held] = WeakKeyDictionary()
 
     def find(call: Call, name: str) -> Subscription:
         try:
-            return by_peer[call.peer][name]
+            return by_peer[call.peer].open[name]
         except KeyError:
             raise ArmorclawError("not_found", f"this connection has no subscription {name[:80]!r}") from None
 
@@ -87,14 +95,18 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
     async def subscribe(call: Call, params: Subscribe) -> Subscribed:
         if not isinstance(call.peer, Peer):
             raise ArmorclawError("invalid_request", "events.subscribe needs a connection to push to")
-        mine = by_peer.setdefault(call.peer, {})
-        if len(mine) >= MAX_PER_CONNECTION:
+        mine = by_peer.setdefault(call.peer, _Held())
+        if len(mine.open) + mine.opening >= MAX_PER_CONNECTION:
             raise ArmorclawError("queue_full", f"this connection has {MAX_PER_CONNECTION} subscriptions")
         allowed = _everything if call.agent is None else partial(hears, grants, call.agent)
         wanted = EventFilter.from_json(params.filter)
         subscription = subscriptions.open(call.agent or "", params.name, wanted, params.from_, allowed, call.peer)
         subscription.hold()
-        await call.peer.nursery.start(_run, subscription, mine)
+        mine.opening += 1
+        try:
+            await call.peer.nursery.start(_run, subscription, mine.open)
+        finally:
+            mine.opening -= 1
         call.peer.nursery.start_soon(_release, subscription)  # begins to run once this answer is written
         return Subscribed(subscription.id, subscription.position)
 
@@ -109,7 +121,7 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
     async def ack(call: Call, params: Ack) -> Done:
         if params.nack_ms is not None:
             await find(call, params.subscription).nack(params.seq, params.nack_ms)
-        elif params.subscription in by_peer.get(call.peer, {}):
+        elif call.peer in by_peer and params.subscription in by_peer[call.peer].open:
             await find(call, params.subscription).ack(params.seq, cumulative=params.cumulative)
         else:  # it may come late, when another connection has the subscription: it is a fact all the same
             owner = call.agent or ""

@@ -58,6 +58,16 @@ class _Entry:
         self.logging_in = trio.Lock()
         self.logged_in = trio.Event()
 
+    def is_in(self, room: str) -> bool:
+        """Whether the account has joined a room, given by id or by alias."""
+        room_id = self.granted.id_of(room)
+        return room_id is not None and self.rooms.joined(room_id)
+
+    def rooms_missing(self) -> frozenset[str]:
+        """The rooms that are granted to agents, and that the account is not in."""
+        outside = {room for room in self.granted.room_ids() if not self.rooms.joined(room)}
+        return self.granted.unresolved() | outside
+
 
 class Accounts:
     """All accounts. `agents` names those that had grants before this was made; later grants are followed."""
@@ -104,7 +114,19 @@ class Accounts:
 
     def reports(self) -> list[dict[str, Any]]:
         """The state of all accounts, as plain values."""
-        return [entry.status.report() for entry in self._entries.values()]
+        return [
+            {**entry.status.report(), "rooms_missing": sorted(entry.rooms_missing())}
+            for entry in self._entries.values()
+        ]
+
+    async def until_joined(self, account: str, rooms: Iterable[str]) -> None:
+        """Until the account is in these rooms, ids or aliases, and hears all that is said there from then on.
+
+        It only gets into rooms that are granted to an agent, and that let it in. Raises matrix_not_configured.
+        """
+        entry, wanted = self._entry(account), tuple(rooms)
+        while not all(entry.is_in(room) for room in wanted):
+            await entry.granted.changed.wait()
 
     def encrypted(self, account: str, room_id: str) -> bool | None:
         """Whether messages in this room must be encrypted, as far as it is known without asking."""

@@ -38,6 +38,10 @@ class Granted:
         """The granted aliases whose room is not known."""
         return frozenset(room for room in self._rooms() if room.startswith("#")) - self._ids.keys()
 
+    def id_of(self, room: str) -> str | None:
+        """The id of a room given by id or alias; None for an alias that is not resolved, or names no room."""
+        return self._ids.get(room) if room.startswith("#") else room
+
     def resolved(self, alias: str, room_id: str) -> None:
         """Whoever is granted `alias` is granted `room_id`, now and later."""
         self._ids[alias] = room_id

@@ -159,6 +159,7 @@ class Session:
         self._client.use(stored.user_id, stored.device_id, stored.access_token)
         self._status.logged_in(stored.user_id, stored.device_id)
         self._rooms.replace(await self._services.db.read(self._rooms.load))
+        self._granted.poke()
         doorman = Doorman(self._client, self._granted, self._rooms, self._services.around)
         await doorman.look_up_aliases()
         sync = SyncLoop(

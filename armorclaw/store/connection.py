@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,8 @@ def open_connection(path: Path, key: bytes, *, read_only: bool = False) -> Conne
 def storage_error(error: Exception, path: Path, *, doing: str) -> ArmorclawError | None:
     """What a SQLite error says about the storage; None when the SQL or its data is at fault, not the storage."""
     code = _primary(error)
+    if code == _IOERR and _is_full(path):  # where it maps memory of a file, SQLite cannot tell
+        code = _FULL
     if code not in _WHY:
         return None
     name = "storage_corrupt" if code in (_CORRUPT, _NOTADB) else "storage_failed"
@@ -82,6 +85,13 @@ def storage_error(error: Exception, path: Path, *, doing: str) -> ArmorclawError
         why=f"{_WHY[code]} ({getattr(error, 'sqlite_errorname', '')})",
         hint=_HINT.get(code, "").format(path=path),
     )
+
+
+def _is_full(path: Path) -> bool:
+    try:
+        return os.statvfs(path.parent).f_bavail == 0
+    except OSError:
+        return False
 
 
 def fatal(error: Exception) -> bool:

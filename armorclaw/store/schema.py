@@ -63,7 +63,8 @@ CREATE TABLE journal (
     room_id TEXT,
     sender TEXT,
     event_id TEXT,
-    content BLOB NOT NULL            -- JSON
+    content BLOB NOT NULL,           -- JSON
+    stored_ms INTEGER NOT NULL       -- when it came here; at_ms is what its sender says
 );
 CREATE UNIQUE INDEX journal_matrix ON journal (account, event_id) WHERE event_id IS NOT NULL;
 CREATE TABLE subscriptions (

@@ -228,7 +228,10 @@ class AgentFactory:
         runtime: str = "sandbox",
         image: str | None = None,
     ) -> AgentHandle:
-        """Start it and wait until it is ready. A function must stand alone: it is copied as source into a script."""
+        """Start it and wait until it is ready and the bridge in its rooms.
+
+        A function must stand alone: it is copied as source into a script.
+        """
         if runtime == "sandbox" and shutil.which("bwrap") is None:
             self._missing("bubblewrap is not installed: apt-get install bubblewrap")
         name = name or (what.__name__ if callable(what) else Path(what).stem).replace("_", "-").lower()
@@ -252,4 +255,9 @@ class AgentFactory:
         self._bridge.call("start", **asked)
         handle = AgentHandle(name, self._bridge)
         handle.wait_ready()
+        # what is said before the bridge has joined is not for the agent
+        wait_until(lambda: not self._missing_rooms().intersection(rooms), READY_SECONDS, "the bridge is in the rooms")
         return handle
+
+    def _missing_rooms(self) -> set[str]:
+        return {room for account in self._bridge.call("status")["accounts"] for room in account["rooms_missing"]}

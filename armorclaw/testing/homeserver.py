@@ -218,10 +218,11 @@ class Homeserver:
         }
 
     def _wait_until_healthy(self, log_start: int) -> None:
-        assert self._process is not None
+        process = self._process  # kept here: another thread may `kill` meanwhile, which ends the wait
+        assert process is not None
         deadline = time.monotonic() + START_TIMEOUT
         while not self._healthy():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None or time.monotonic() > deadline:
                 with self.log_path.open("rb") as log:
                     log.seek(log_start)
                     said = log.read().decode(errors="replace").strip()

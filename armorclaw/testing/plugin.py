@@ -128,11 +128,17 @@ async def armorclaw_trio_bridge(homeserver: Homeserver, armorclaw_folder: Path) 
 @pytest.fixture
 async def armorclaw_trio_agent(armorclaw_trio_bridge: Any, nursery: Any) -> Any:
     """Attaches `async def` functions as agents of the bridge."""
+    import trio
+
+    from armorclaw.testing.handles import READY_SECONDS
 
     async def attach(function: Any, *, rooms: list[str], name: str = "") -> Any:
         attached = armorclaw_trio_bridge.attach(name or function.__name__.replace("_", "-"), rooms=rooms)
         attached.on_message(function)
         await nursery.start(attached.run)
+        # what is said before the bridge has joined is not for the agent
+        with trio.fail_after(READY_SECONDS):
+            await armorclaw_trio_bridge.until_joined(rooms)
         return attached
 
     return attach

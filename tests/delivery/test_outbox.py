@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -12,6 +13,7 @@ from armorclaw.clock import Surroundings
 from armorclaw.delivery import outbox as outbox_module
 from armorclaw.delivery.message import CONTENT_LIMIT, Outgoing
 from armorclaw.delivery.outbox import Outbox
+from armorclaw.delivery.sender import EXPIRED
 from armorclaw.delivery.transport import Refused
 from armorclaw.errors import ArmorclawError
 from armorclaw.guard.audit import AuditLog
@@ -76,19 +78,39 @@ async def test_the_same_key_is_the_same_message_whatever_its_body(world: World, 
     assert len(world.rows()) == 4
 
 
-async def test_the_same_key_finds_a_message_that_is_sent_or_failed(world: World, out: Out) -> None:
-    world.server.trouble["!bad:x"].append(Refused("M_FORBIDDEN"))
+async def test_the_same_key_finds_a_message_that_is_sent(world: World, out: Out) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(world.outbox.serve, "main", world.server)
         sent = await world.outbox.enqueue(out("x", key="1"))
-        failed = await world.outbox.enqueue(out("x", "!bad:x", key="2"))
         await trio.testing.wait_all_tasks_blocked()
         assert (await world.outbox.enqueue(out("x", key="1"))).event_id == "$0"
-        found = await world.outbox.enqueue(out("x", "!bad:x", key="2"))
-        assert (found.delivery_id, found.state, found.reason) == (failed.delivery_id, "failed", "M_FORBIDDEN")
         assert (await world.reopen().enqueue(out("x", key="1"))).delivery_id == sent.delivery_id
         nursery.cancel_scope.cancel(reason="done")
-    assert len(world.server.attempts) == 2
+    assert len(world.server.attempts) == 1
+
+
+async def test_the_same_key_tries_again_what_was_refused(world: World, out: Out) -> None:
+    """A reply that was refused once is not refused for ever: its event comes again, and with it the same key."""
+    world.server.trouble["!bad:x"].append(Refused("M_FORBIDDEN"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.outbox.serve, "main", world.server)
+        refused = await world.outbox.enqueue(out("x", "!bad:x", key="2"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await world.outbox.status(refused.delivery_id)).reason == "M_FORBIDDEN"
+        again = await world.outbox.enqueue(out("other", "!bad:x", key="2"))
+        assert (again.delivery_id, again.txn_id, again.state) == (refused.delivery_id, refused.txn_id, "queued")
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await world.outbox.status(refused.delivery_id)).state == "sent"
+        assert "other" in world.server.attempts[-1][3], "what it says now is what is sent"
+        nursery.cancel_scope.cancel(reason="done")
+    assert len(world.rows()) == 1
+
+
+async def test_what_may_have_arrived_is_not_tried_again(world: World, out: Out) -> None:
+    """After a day of attempts nobody knows whether one arrived, and the homeserver may have forgotten its id."""
+    first = await world.outbox.enqueue(out("x", key="3"))
+    await world.outbox.settle(attrs.evolve(first, state="failed", reason=f"{EXPIRED} 24 hours"))
+    assert (await world.outbox.enqueue(out("x", key="3"))).state == "failed"
 
 
 async def test_one_key_from_many_tasks_at_once_makes_one_row(world: World, out: Out) -> None:
@@ -158,7 +180,7 @@ def test_what_matrix_could_not_carry_is_refused_at_once(out: Out) -> None:
     assert caught.value.name == "too_large"
 
 
-@pytest.mark.parametrize("key", ["", "k" * 256])
+@pytest.mark.parametrize("key", ["", "k" * 301])
 def test_odd_keys_are_refused(out: Out, key: str) -> None:
     with pytest.raises(ArmorclawError) as caught:
         out("x", key=key)

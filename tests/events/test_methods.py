@@ -12,10 +12,12 @@ import trio
 import trio.testing
 
 from armorclaw.clock import Surroundings
+from armorclaw.errors import ArmorclawError
 from armorclaw.events.journal import Journal
 from armorclaw.events.methods import MAX_PER_CONNECTION, register
 from armorclaw.events.subscriptions import Subscriptions
 from armorclaw.guard.grants import Grants
+from armorclaw.rpc.local import call_local
 from armorclaw.rpc.peer import Peer
 from armorclaw.rpc.registry import Registry, Role
 from armorclaw.store import Database
@@ -214,3 +216,79 @@ async def test_a_reader_that_stops_is_given_no_more_than_it_may_have_and_then_th
         await bridge.publish(body="x" * 50_000)
         assert await brisk.event() == (seq, 0)
     assert [(await client.event())[0] for _ in range(40)] == list(range(1, 41))
+
+
+async def test_the_limit_holds_for_those_asked_for_at_once(bridge: Bridge) -> None:
+    client = await bridge.connect()
+    wanted = MAX_PER_CONNECTION + 10
+    lines = [json.dumps({"jsonrpc": "2.0", "id": n, "method": "events.subscribe"}) for n in range(wanted)]
+    await client._stream.send_all("\n".join(lines).encode() + b"\n")
+    answers = [await client.read() for _ in range(wanted)]
+    refused = [answer["error"]["data"]["name"] for answer in answers if "error" in answer]
+    assert refused == ["queue_full"] * 10
+    assert bridge.subscriptions.open_count == MAX_PER_CONNECTION
+
+
+async def test_a_name_subscribed_again_on_the_same_connection_goes_on_there(bridge: Bridge) -> None:
+    client = await bridge.connect()
+    await client.call("events.subscribe", name="main")
+    await bridge.publish()
+    assert await client.event() == (1, 0)
+    await client.call("events.subscribe", name="main")
+    assert await client.event() == (1, 1)
+    assert await client.call("events.ack", subscription="main", seq=1) == {"ok": True}
+    assert bridge.subscriptions.open_count == 1
+    assert all(message.get("method") != "events.closed" for message in client.messages)
+
+
+async def test_another_connection_takes_over_and_the_first_is_told(bridge: Bridge) -> None:
+    one, two = await bridge.connect(), await bridge.connect()
+    await one.call("events.subscribe", name="main")
+    await two.call("events.subscribe", name="main")
+    notice = await one.read()
+    assert (notice["method"], notice["params"]["subscription"]) == ("events.closed", "main")
+    assert await one.call("events.unsubscribe", subscription="main") == "not_found"
+    await bridge.publish()
+    assert await two.event() == (1, 0)
+
+
+async def test_a_subscription_that_cannot_begin_is_none(bridge: Bridge) -> None:
+    client = await bridge.connect()
+    for _ in range(MAX_PER_CONNECTION + 1):  # nor is it counted
+        assert await client.call("events.subscribe", name="no name") == "invalid_params"
+    assert await client.call("events.unsubscribe", subscription="no name") == "not_found"
+    assert "subscription" in await client.call("events.subscribe", name="main")
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("events.ack", {"subscription": "main"}),
+        ("events.ack", {"subscription": "main", "seq": "1"}),
+        ("events.ack", {"subscription": "main", "seq": True}),
+        ("events.ack", {"subscription": "main", "seq": 99}),
+        ("events.ack", {"subscription": "main", "seq": -1, "cumulative": 1}),
+        ("events.ack", {"subscription": "main", "seq": 1, "nack_ms": -1}),
+        ("events.ack", {"subscription": "main", "seq": 1, "nack_ms": 2**40}),
+        ("events.unsubscribe", {}),
+        ("events.unsubscribe", {"subscription": None}),
+    ],
+)
+async def test_wrong_params_of_the_others(bridge: Bridge, method: str, params: dict[str, Any]) -> None:
+    client = await bridge.connect()
+    await client.call("events.subscribe", name="main")
+    await bridge.publish()
+    await client.event()
+    assert await client.call(method, **params) == "invalid_params"
+
+
+async def test_without_a_connection_there_is_nothing_to_push_to(bridge: Bridge) -> None:
+    with pytest.raises(ArmorclawError) as caught:
+        await call_local(bridge._registry, "events.subscribe", {}, role=Role.AGENT, agent="echo")
+    assert caught.value.name == "invalid_request"
+
+
+async def test_observers_and_remotes_hear_nothing(bridge: Bridge) -> None:
+    names = ["events.ack", "events.subscribe", "events.unsubscribe"]
+    assert bridge._registry.names(Role.OPERATOR) == bridge._registry.names(Role.AGENT) == names
+    assert bridge._registry.names(Role.OBSERVER) == bridge._registry.names(Role.REMOTE) == []

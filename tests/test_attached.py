@@ -1,0 +1,233 @@
+"""Agents inside the program, on a bridge without Matrix: events are put straight into its journal."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from armorclaw import Bridge, open_bridge
+from armorclaw.agent import AgentError, AsyncMessage
+from armorclaw.attached import AttachedAgent
+from armorclaw.config import Agent, BridgeSection, Config
+from armorclaw.errors import ArmorclawError
+from armorclaw.events.event import Event
+
+ROOM, OTHER = "!one:x", "!two:x"
+
+
+def config_in(folder: Path, **sections: Any) -> Config:
+    return Config(bridge=BridgeSection(state_dir=folder / "state", runtime_dir=folder / "run"), **sections)
+
+
+@pytest.fixture
+async def bridge(armorclaw_folder: Path) -> AsyncIterator[Bridge]:
+    async with open_bridge(config_in(armorclaw_folder)) as running:
+        yield running
+
+
+async def say(bridge: Bridge, *texts: str, room: str = ROOM) -> None:
+    """As if they had just come from Matrix."""
+    await bridge.journal.record(
+        [
+            Event.make(
+                "m.room.message",
+                {"msgtype": "m.text", "body": text},
+                at_ms=0,
+                account="main",
+                room_id=room,
+                sender="@alice:x",
+                event_id=f"${text}",
+            )
+            for text in texts
+        ]
+    )
+
+
+class Heard:
+    """What a handler heard, to be waited for."""
+
+    def __init__(self) -> None:
+        self.messages: list[AsyncMessage] = []
+        self._changed = trio.Event()
+
+    async def __call__(self, message: AsyncMessage) -> None:
+        self.messages.append(message)
+        self._changed.set()
+        self._changed = trio.Event()
+
+    @property
+    def bodies(self) -> list[str]:
+        return [message.body for message in self.messages]
+
+    async def until(self, count: int) -> list[str]:
+        with trio.fail_after(5):
+            while len(self.messages) < count:
+                await self._changed.wait()
+        return self.bodies
+
+
+@asynccontextmanager
+async def running(agent: AttachedAgent) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(agent.run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def attach(bridge: Bridge, handler: Callable[[AsyncMessage], Awaitable[None]], *rooms: str) -> AttachedAgent:
+    agent = bridge.attach("inside", rooms=rooms or [ROOM])
+    agent.on_message(handler)
+    return agent
+
+
+@pytest.mark.mission("P1.1", "P1.2")
+async def test_it_hears_its_rooms_and_no_others(bridge: Bridge) -> None:
+    heard = Heard()
+    agent = attach(bridge, heard)
+    assert (agent.name, agent.room) == ("inside", ROOM)
+    async with running(agent):
+        await say(bridge, "not for it", room=OTHER)
+        await say(bridge, "hello", "again")
+        assert await heard.until(2) == ["hello", "again"]
+    message = heard.messages[0]
+    assert (message.sender, message.event_id, message.room_id) == ("@alice:x", "$hello", ROOM)
+    await say(bridge, "too late")  # nobody is granted the room any more
+    assert heard.bodies == ["hello", "again"]
+    assert bridge.grants.rooms_of("inside") == frozenset()
+
+
+async def test_in_order_in_a_room_and_side_by_side_across_rooms(bridge: Bridge) -> None:
+    gate, heard = trio.Event(), Heard()
+
+    async def handler(message: AsyncMessage) -> None:
+        if message.body == "slow":
+            await gate.wait()
+        await heard(message)
+
+    async with running(attach(bridge, handler, ROOM, OTHER)):
+        await say(bridge, "slow", "next")
+        await say(bridge, "elsewhere", room=OTHER)
+        assert await heard.until(1) == ["elsewhere"]
+        gate.set()
+        assert await heard.until(3) == ["elsewhere", "slow", "next"]
+
+
+@pytest.mark.mission("P1.5", "P3.3")
+async def test_a_handler_that_raises_hears_it_again(bridge: Bridge) -> None:
+    """Later, so what comes after it in the room goes first; others never notice."""
+    heard = Heard()
+
+    async def handler(message: AsyncMessage) -> None:
+        await heard(message)
+        if message.body == "bad" and not message.redelivered:
+            raise ValueError("cannot take this")
+
+    async with running(attach(bridge, handler)):
+        await say(bridge, "bad", "good")
+        assert await heard.until(3) == ["bad", "good", "bad"]
+    assert [message.redelivered for message in heard.messages] == [0, 0, 1]
+
+
+@pytest.mark.mission("P3.1")
+async def test_what_was_not_finished_comes_again(armorclaw_folder: Path) -> None:
+    """To the next run, and to the next bridge; what was finished does not."""
+    heard = Heard()
+
+    async def handler(message: AsyncMessage) -> None:
+        await heard(message)
+        if message.body == "long" and len(heard.messages) < 4:
+            await trio.sleep_forever()
+
+    async with open_bridge(config_in(armorclaw_folder)) as bridge:
+        async with running(attach(bridge, handler)):
+            await say(bridge, "short", "long")
+            await heard.until(2)
+        async with running(attach(bridge, handler)):
+            await heard.until(3)
+    async with open_bridge(config_in(armorclaw_folder)) as bridge:
+        async with running(attach(bridge, handler)):
+            assert await heard.until(4) == ["short", "long", "long", "long"]
+            await say(bridge, "more")
+            assert (await heard.until(5))[4:] == ["more"]
+
+
+@pytest.mark.mission("P3.3")
+async def test_it_outlives_a_restart_of_the_store(bridge: Bridge) -> None:
+    heard = Heard()
+    async with running(attach(bridge, heard)):
+        await say(bridge, "before")
+        await heard.until(1)
+        await bridge._root.restart("store")
+        await bridge.call("health")
+        await say(bridge, "after")
+        assert await heard.until(2) == ["before", "after"]
+
+
+async def test_a_restart_of_the_store_in_the_middle_of_a_handler(bridge: Bridge) -> None:
+    """The acknowledgement fails, so the event comes again: at least once, never lost."""
+    heard = Heard()
+
+    async def handler(message: AsyncMessage) -> None:
+        await heard(message)
+        if len(heard.messages) == 1:
+            await bridge._root.stop("store")
+
+    async with running(attach(bridge, handler)):
+        await say(bridge, "hello")
+        await heard.until(1)
+        await bridge._root.restart("store")
+        assert await heard.until(2) == ["hello", "hello"]
+
+
+async def test_other_events_have_handlers_too(bridge: Bridge) -> None:
+    heard = Heard()
+    agent = bridge.attach("inside", rooms=[ROOM])
+    agent.on_event("m.room.topic")(heard)
+    async with running(agent):
+        await say(bridge, "without a handler it is acknowledged")
+        topic = Event.make("m.room.topic", {"topic": "t"}, at_ms=0, account="main", room_id=ROOM, event_id="$t")
+        await bridge.journal.record([topic])
+        await heard.until(1)
+    assert heard.messages[0].content == {"topic": "t"}
+
+
+@pytest.mark.mission("S.5")
+async def test_it_may_write_to_its_rooms_only(bridge: Bridge) -> None:
+    """Refused as a container would be: by the same error, with the same code."""
+    agent = bridge.attach("inside", rooms=[ROOM])
+    async with running(agent):
+        with pytest.raises(AgentError) as caught:
+            await agent.send(OTHER, "hello")
+    assert (caught.value.name, caught.value.code) == ("room_denied", -32010)
+    assert "grant the room" in caught.value.hint
+
+
+async def test_its_name_is_its_own(armorclaw_folder: Path) -> None:
+    declared = Agent(command=("true",), runtime="process")
+    async with open_bridge(config_in(armorclaw_folder, agents={"boxed": declared})) as bridge:
+        for name in ("", "../up", "A"):
+            with pytest.raises(ArmorclawError) as odd:
+                bridge.attach(name, rooms=[ROOM])
+            assert odd.value.name == "invalid_params"
+        async with running(bridge.attach("inside", rooms=[ROOM])):
+            for name in ("inside", "boxed"):
+                with pytest.raises(ArmorclawError) as taken:
+                    await bridge.attach(name, rooms=[OTHER]).run()
+                assert taken.value.name == "conflict"
+            assert bridge.grants.rooms_of("inside") == {ROOM}
+        async with running(bridge.attach("inside", rooms=[OTHER])):
+            pass
+
+
+async def test_more_than_its_sink_takes(bridge: Bridge) -> None:
+    """A handler that is slow costs the bridge nothing: the rest waits in the journal."""
+    heard = Heard()
+    texts = [f"{number:03} " + "x" * 5_000 for number in range(300)]
+    async with running(attach(bridge, heard)):
+        await say(bridge, *texts)
+        assert await heard.until(300) == texts
