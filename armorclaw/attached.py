@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-import structlog
 import trio
 
 from armorclaw.agent.base import BaseAgent, retry_ms, send_params
@@ -18,8 +18,9 @@ from armorclaw.errors import ArmorclawError, one_error, trace
 from armorclaw.events import event
 from armorclaw.events.subscription import Subscription
 from armorclaw.events.subscriptions import MAIN, Subscriptions
+from armorclaw.log import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 SINK_BYTES = 256 * 1024
 """Of events waiting for their handlers; more wait in the journal. The subscription's window bounds them too."""
@@ -35,7 +36,7 @@ class Call(Protocol):
 
 
 class AttachedAgent(BaseAgent):
-    """Handlers are `async def` functions on Trio; in order in each room, side by side across rooms.
+    """Handlers are `async def` functions on Trio, or plain and quick; in order in a room, side by side across rooms.
 
     `run` serves them until cancelled. Returning acknowledges an event; raising has it come again, later.
     """
@@ -136,7 +137,9 @@ class AttachedAgent(BaseAgent):
             made = lane[0]
             try:
                 if handler := self._handlers.get(made.type):
-                    await handler(made)
+                    result = handler(made)
+                    if inspect.isawaitable(result):
+                        await result
             except Exception as error:  # noqa: BLE001 - a handler's fault is its own: the event comes again
                 log.error(
                     "handler failed, the event will come again", agent=self._name, of=repr(made), trace=trace(error)

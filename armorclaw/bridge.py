@@ -20,13 +20,12 @@ from functools import partial
 from typing import Any
 
 import attrs
-import structlog
 import trio
 
 from armorclaw._version import __version__
 from armorclaw.attached import AttachedAgent
 from armorclaw.clock import Surroundings
-from armorclaw.config import Config, is_name
+from armorclaw.config import Config, check_rooms, is_name
 from armorclaw.containers.fleet import Fleet, Services
 from armorclaw.containers.methods import register as register_containers
 from armorclaw.containers.runtimes import Runtimes
@@ -42,6 +41,7 @@ from armorclaw.guard.audit import AuditLog
 from armorclaw.guard.grants import Grants
 from armorclaw.guard.keystore import KeyStore
 from armorclaw.guard.methods import register as register_guard
+from armorclaw.log import get_logger
 from armorclaw.matrix.accounts import Accounts
 from armorclaw.matrix.methods import MatrixMethods
 from armorclaw.rpc.local import call_local
@@ -49,6 +49,7 @@ from armorclaw.rpc.registry import Registry, Role
 from armorclaw.rpc.unix import bind_unix, serve_unix
 from armorclaw.store import Connection, Database
 from armorclaw.store.keyfile import load_or_create_key
+from armorclaw.structure import FaultError
 from armorclaw.supervision import (
     ChildChange,
     ChildSpec,
@@ -61,7 +62,7 @@ from armorclaw.supervision import (
     root_of,
 )
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 @attrs.frozen
@@ -143,11 +144,12 @@ class Bridge:
         self._make_folders()
         features = Supervisor("features", around=self.around, on_change=_log_crash)
         listeners = Supervisor("listeners", around=self.around, on_change=_log_crash)
+        contained = {name: each for name, each in self.config.agents.items() if each.runtime != "attached"}
         feature_children = [
             ChildSpec("retention", Retention(self.database, self.around).run),
             ChildSpec("grants", self._grant_declared, restart=Restart.TRANSIENT),
             _branch("matrix", self.accounts.run),
-            _branch("containers", partial(self.fleet.run, self.config.agents)),
+            _branch("containers", partial(self.fleet.run, contained)),
         ]
         children = (
             ChildSpec("store", self.database.run),
@@ -206,17 +208,29 @@ class Bridge:
         """Call a method of the wire as the operator, without a socket. Raises what the method raises."""
         return await call_local(self.registry, method, params, role=Role.OPERATOR)
 
-    def attach(self, name: str, *, rooms: Sequence[str], account: str = "main") -> AttachedAgent:
+    def attach(self, name: str, *, rooms: Sequence[str] = (), account: str = "main") -> AttachedAgent:
         """An agent inside this program, with the API it would have in a container; start its `run` in a nursery.
 
-        Raises invalid_params for an odd name; `run` raises conflict when there is an agent of that name.
+        One that is declared with runtime "attached" has the rooms of its declaration, and misses nothing while the
+        program is down. Any other hears `rooms` while it runs: what is said while it does not is not for it.
+        Raises invalid_params for an odd name or room, matrix_not_configured for an unknown account; `run` raises
+        conflict when there is an agent of that name.
         """
-        if not is_name(name):
-            hint = "use 1 to 32 characters of a-z, 0-9, - and _, beginning with a letter or digit"
-            raise ArmorclawError("invalid_params", f"an agent cannot be named {name[:80]!r}", hint=hint)
+        declared = self.config.agents.get(name)
+        is_declared = declared is not None and declared.runtime == "attached"
+        if declared is not None and is_declared:
+            if rooms:
+                raise ArmorclawError(
+                    "invalid_params", f"the rooms of {name} are in its declaration", hint="leave them out"
+                )
+            rooms, account = declared.rooms, declared.account
+        self._check_attached(name, rooms, account)
 
         @asynccontextmanager
         async def granted() -> AsyncIterator[None]:
+            if is_declared:
+                yield
+                return
             if self.grants.account_of(name) is not None:
                 raise ArmorclawError("conflict", f"there is an agent {name!r} already", hint="choose another name")
             self.grants.set(name, account, rooms)
@@ -233,6 +247,18 @@ class Bridge:
             granted=granted,
             call=partial(call_local, self.registry, role=Role.AGENT, agent=name),
         )
+
+    def _check_attached(self, name: str, rooms: Sequence[str], account: str) -> None:
+        if not is_name(name):
+            hint = "use 1 to 32 characters of a-z, 0-9, - and _, beginning with a letter or digit"
+            raise ArmorclawError("invalid_params", f"an agent cannot be named {name[:80]!r}", hint=hint)
+        if self.config.accounts and account not in self.config.accounts:  # without any there is no Matrix to miss
+            what = f"there is no Matrix account {account!r} for agent {name}"
+            raise ArmorclawError("matrix_not_configured", what, hint=f"add [accounts.{account}] to the configuration")
+        try:
+            check_rooms(rooms)
+        except FaultError as fault:
+            raise ArmorclawError("invalid_params", f"rooms of agent {name}", why=fault.why, hint=fault.fix) from None
 
     async def until_connected(self) -> None:
         """Until every account's session is connected; what is wrong meanwhile is in `status`."""

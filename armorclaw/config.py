@@ -20,7 +20,7 @@ import platformdirs
 from armorclaw.errors import ArmorclawError
 from armorclaw.structure import Fault, FaultError, Secret, Size, converter, structure, within
 
-RuntimeName = Literal["auto", "docker", "podman", "sandbox", "process"]
+RuntimeName = Literal["auto", "docker", "podman", "sandbox", "process", "attached"]
 
 MIB = 1024 * 1024
 
@@ -52,7 +52,9 @@ def _homeserver(instance: object, attribute: attrs.Attribute[Any], value: str) -
         port_ok = parts.port is None or parts.port > 0
     except ValueError:
         raise FaultError(f"{value!r} is not a URL", 'write it as "https://matrix.example.org"') from None
-    plain = not (parts.query or parts.fragment or parts.username or parts.path.strip("/"))
+    if parts.username or parts.password:
+        raise FaultError("a user or a password in a URL is no secret any more", "remove it, and name a password_file")
+    plain = not (parts.query or parts.fragment or parts.path.strip("/"))
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_ok or not plain:
         raise FaultError(f"{value!r} is not the URL of a homeserver", 'write it as "https://matrix.example.org"')
     if "example" in parts.hostname.split(".")[-2:]:
@@ -60,7 +62,12 @@ def _homeserver(instance: object, attribute: attrs.Attribute[Any], value: str) -
 
 
 def _rooms(instance: object, attribute: attrs.Attribute[Any], value: Sequence[str]) -> None:
-    for room in value:
+    check_rooms(value)
+
+
+def check_rooms(rooms: Sequence[str]) -> None:
+    """Raise FaultError for what is neither a room id nor an alias."""
+    for room in rooms:
         if not re.fullmatch(r"[!#][^\s\x00-\x1f\x7f/?%]{1,254}", room):
             raise FaultError(
                 f"{room!r} is neither a room id nor an alias",
@@ -78,8 +85,11 @@ def _env(instance: object, attribute: attrs.Attribute[Any], value: Mapping[str, 
 
 def _names(instance: object, attribute: attrs.Attribute[Any], value: Sequence[str]) -> None:
     for text in value:
-        if not 0 < len(text) <= 128 or not text.isprintable():
-            raise FaultError(f"{text!r} is not the id of a key", "use 1 to 128 printable characters")
+        # not quoted: what looks least like an id is a key itself, pasted here
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text) or text.startswith(("sk-", "ghp_", "AKIA")):
+            raise FaultError(
+                "an entry is not the id of a key", "name keys as list_keys shows them; never the key itself"
+            )
 
 
 def _default_state_dir() -> Path:
@@ -178,6 +188,8 @@ class Agent:
     `code` is a file or folder of the host, copied and mounted read-only at /agent; with it the default command is
     `python3 /agent/main.py` (or the one file). `rooms` are the only rooms it hears and may write to; `keys` the only
     secrets it is given. `ready_timeout` is how many seconds it has to say it is ready; 0 never demands it.
+    Runtime "attached" is for one that lives in the program that embeds the bridge (`Bridge.attach`): declared, it
+    misses nothing while that program is down.
     """
 
     image: str | None = None
@@ -194,14 +206,22 @@ class Agent:
     name: str = ""
 
     def __attrs_post_init__(self) -> None:
-        if not (self.command or self.code or self.image):
+        self.check_together(attrs.asdict(self, recurse=False))
+
+    @staticmethod
+    def check_together(given: Mapping[str, Any]) -> None:
+        """What no single value can tell; `given` may hold values that are wrong by themselves."""
+        runtime, image = given.get("runtime"), given.get("image")
+        has_work = bool(given.get("command") or given.get("code") or image)
+        if runtime == "attached":
+            if has_work:
+                raise FaultError("an attached agent runs in a program of its own", "remove image, command and code")
+        elif not has_work:
             raise FaultError("there is nothing to run", "give an image, a command or code")
-        if self.runtime in ("docker", "podman") and self.image is None:
-            raise FaultError(
-                f'runtime "{self.runtime}" needs an image', 'add image = "…", or use runtime = "sandbox"'
-            )
-        if self.runtime in ("sandbox", "process") and self.image is not None:
-            raise FaultError(f'runtime "{self.runtime}" has no images', 'remove image, or use runtime = "docker"')
+        if runtime in ("docker", "podman") and image is None:
+            raise FaultError(f'runtime "{runtime}" needs an image', 'add image = "…", or use runtime = "sandbox"')
+        if runtime in ("sandbox", "process") and image is not None:
+            raise FaultError(f'runtime "{runtime}" has no images', 'remove image, or use runtime = "docker"')
 
 
 @attrs.frozen

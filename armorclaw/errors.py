@@ -129,8 +129,8 @@ def one_error() -> Iterator[None]:
 
 
 def trace(error: BaseException) -> str:
-    """The traceback as text for a log: lines of code only.
+    """The traceback as text for a log: lines of code and the error's own sentence, no values of variables.
 
-    Log renderers that are given the exception itself may show the values of local variables, and those may be secrets.
+    Log renderers that are given the exception itself may show local variables, and those may be secrets.
     """
     return "".join(traceback.format_exception(error))

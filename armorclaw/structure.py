@@ -73,6 +73,8 @@ def within(place: str, key: str) -> str:
 def structure(values_of: cattrs.Converter, cls: type[T], data: Any, place: str, faults: list[Fault]) -> T | None:
     """Build `cls` from a table, value by value, so that one fault does not hide the next.
 
+    A class may have a static `check_together(data)` that raises FaultError for values that do not fit together.
+
     cattrs turns single values; it would run no validator of a class that has any unusable value.
     """
     if not isinstance(data, Mapping):
@@ -105,13 +107,13 @@ def structure(values_of: cattrs.Converter, cls: type[T], data: Any, place: str, 
                 field.validator(None, field, values[key])
         except FaultError as fault:
             faults.append(Fault(here, fault.why, fault.fix))
-    if len(faults) > before:
-        return None
-    try:
-        return cls(**values)
-    except FaultError as fault:
-        faults.append(Fault(place, fault.why, fault.fix))
-        return None
+    together = getattr(cls, "check_together", None)
+    if together is not None:
+        try:
+            together(data)
+        except FaultError as fault:
+            faults.append(Fault(place, fault.why, fault.fix))
+    return cls(**values) if len(faults) == before else None
 
 
 def _entries(

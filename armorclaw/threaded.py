@@ -110,7 +110,7 @@ class ThreadedBridge:
         """Call a method of the wire as the operator. Raises what the method raises."""
         return self.run(partial(self._bridge.call, method, **params))
 
-    def attach(self, name: str, *, rooms: Sequence[str], account: str = "main") -> ThreadedAgent:
+    def attach(self, name: str, *, rooms: Sequence[str] = (), account: str = "main") -> ThreadedAgent:
         """An agent inside this program; give it handlers, then `start` it. Raises invalid_params for an odd name."""
         return ThreadedAgent(self, self._bridge.attach(name, rooms=rooms, account=account))
 

@@ -102,8 +102,9 @@ def _type(kind: Any) -> str:
 def _default(field: attrs.Attribute[Any]) -> str:
     if field.default is attrs.NOTHING:
         return ""
-    if isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]
-        return f"`{field.default.factory()!r}`"
+    factory = getattr(field.default, "factory", None)
+    if factory is not None:
+        return f"`{factory()!r}`"
     return f"`{field.default!r}`"
 
 

@@ -13,7 +13,7 @@ import trio
 from armorclaw import Bridge, open_bridge
 from armorclaw.agent import AgentError, AsyncMessage
 from armorclaw.attached import AttachedAgent
-from armorclaw.config import Agent, BridgeSection, Config
+from armorclaw.config import Account, Agent, BridgeSection, Config
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
 
@@ -231,3 +231,50 @@ async def test_more_than_its_sink_takes(bridge: Bridge) -> None:
     async with running(attach(bridge, heard)):
         await say(bridge, *texts)
         assert await heard.until(300) == texts
+
+
+@pytest.mark.mission("P1.1")
+async def test_declared_it_misses_nothing_while_its_program_is_down(armorclaw_folder: Path) -> None:
+    """Its rooms are granted, and its place is kept, before anything comes."""
+    declared = Agent(runtime="attached", rooms=(ROOM,))
+    config = config_in(armorclaw_folder, agents={"inside": declared})
+    async with open_bridge(config) as bridge:
+        await say(bridge, "early")
+        assert bridge.grants.rooms_of("inside") == {ROOM}
+    async with open_bridge(config) as bridge:
+        heard = Heard()
+        agent = bridge.attach("inside")
+        agent.on_message(heard)
+        async with running(agent):
+            assert await heard.until(1) == ["early"]
+        assert bridge.grants.rooms_of("inside") == {ROOM}, "the grant outlives its run"
+        assert bridge.status().agents == [], "it has no container"
+        with pytest.raises(ArmorclawError, match="declaration"):
+            bridge.attach("inside", rooms=[OTHER])
+
+
+@pytest.mark.parametrize(
+    "params", [{"rooms": ["nonsense"]}, {"rooms": [ROOM], "account": "other"}, {"rooms": ["!a:b/../../login"]}]
+)
+async def test_what_it_cannot_hear_is_said_at_once(armorclaw_folder: Path, params: dict[str, Any]) -> None:
+    account = Account(homeserver="http://127.0.0.1:9", user="bot")
+    async with open_bridge(config_in(armorclaw_folder, accounts={"main": account})) as bridge:
+        with pytest.raises(ArmorclawError):
+            bridge.attach("inside", **params)
+
+
+async def test_a_plain_function_is_a_handler_too(bridge: Bridge) -> None:
+    seen: list[str] = []
+    done = trio.Event()
+
+    def plain(message: AsyncMessage) -> None:
+        seen.append(message.body)
+        done.set()
+
+    agent = bridge.attach("inside", rooms=[ROOM])
+    agent.on_message(plain)
+    async with running(agent):
+        await say(bridge, "hello")
+        with trio.fail_after(5):
+            await done.wait()
+    assert seen == ["hello"]

@@ -13,6 +13,8 @@ from typing import Any
 
 import structlog
 
+from armorclaw.log import get_logger
+
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 
@@ -60,4 +62,4 @@ def notify(state: str) -> None:
         try:
             out.sendto(state.encode(), address)
         except OSError as error:
-            structlog.get_logger(__name__).warning("systemd does not listen", why=error.strerror)
+            get_logger(__name__).warning("systemd does not listen", why=error.strerror)

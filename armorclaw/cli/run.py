@@ -7,15 +7,15 @@ import signal
 from pathlib import Path
 
 import click
-import structlog
 import trio
 
 from armorclaw.bridge import open_bridge
 from armorclaw.cli.files import FILE
 from armorclaw.cli.process import harden, notify, set_up_logging
 from armorclaw.config import Config
+from armorclaw.log import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 @click.command("run")

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Protocol
 
 import attrs
-import structlog
 import trio
 
 from armorclaw import config
@@ -21,10 +20,11 @@ from armorclaw.containers.runtime import Running, Runtime
 from armorclaw.containers.secrets import SecretGrant
 from armorclaw.containers.spec import ContainerSpec, Found
 from armorclaw.errors import ArmorclawError, one_error
+from armorclaw.log import get_logger
 from armorclaw.rpc.peer import Call, Peer
 from armorclaw.supervision import ChildChange, ChildState, in_words
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 STOP_GRACE = 4.5
 """Seconds a container has to end after it was asked to; then it is killed. Its handlers get 4."""

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-import structlog
 import trio
 
 from armorclaw.containers.engine_config import (
@@ -23,8 +22,9 @@ from armorclaw.containers.engine_http import Engine, EngineFault
 from armorclaw.containers.runtime import Peer
 from armorclaw.containers.spec import ContainerSpec, Exit, Found
 from armorclaw.errors import ArmorclawError
+from armorclaw.log import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 CREATE_SECONDS = 30.0
 REMOVE_SECONDS = 10.0

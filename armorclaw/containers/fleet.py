@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Protocol
 
 import attrs
-import structlog
 import trio
 
 from armorclaw import config
@@ -27,12 +26,13 @@ from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.guard.audit import AuditLog
 from armorclaw.guard.grants import Grants
 from armorclaw.guard.keystore import KeyStore
+from armorclaw.log import get_logger
 from armorclaw.rpc.registry import Registry, Role
 from armorclaw.rpc.unix import serve_unix
 from armorclaw.store import Connection, Database
 from armorclaw.supervision import Backoff, ChildChange, ChildSpec, ChildState, Supervisor
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 START_PATIENCE = 3.5
 """Seconds `start` and `stop` wait before they answer with how far things are; their clients give up after 4 to 5."""

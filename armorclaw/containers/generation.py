@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import attrs
-import structlog
 import trio
 
 from armorclaw.containers.runtime import Running
 from armorclaw.containers.secrets import SecretGrant
 from armorclaw.errors import ArmorclawError
+from armorclaw.log import get_logger
 from armorclaw.rpc.peer import Peer
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 RECONNECT_PATIENCE = 10.0
 """Seconds an agent whose session broke, while its container lives, has to come back before it is restarted."""

@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import structlog
 import trio
 
 from armorclaw.errors import ArmorclawError
+from armorclaw.log import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 FILE_BYTES = 1024 * 1024
 """Size at which NAME.log becomes NAME.log.1, in place of the one before."""

@@ -6,7 +6,6 @@ import secrets
 from collections import Counter
 
 import attrs
-import structlog
 import trio
 
 from armorclaw.clock import Surroundings
@@ -15,11 +14,12 @@ from armorclaw.delivery.sender import EXPIRED, Sender
 from armorclaw.delivery.transport import Transport
 from armorclaw.errors import ArmorclawError
 from armorclaw.guard.audit import AuditLog
+from armorclaw.log import get_logger
 from armorclaw.store import Connection, Database
 
 __all__ = ["Delivery", "Outbox", "Outgoing"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 ACCOUNT_LIMIT = 10_000
 """Queued messages of one account: what a homeserver that is away for hours may cost, in rows."""

@@ -8,17 +8,17 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 import attrs
-import structlog
 import trio
 
 from armorclaw.clock import Surroundings
 from armorclaw.delivery.message import Delivery
 from armorclaw.delivery.transport import Delayed, Refused, Transport
 from armorclaw.errors import ArmorclawError
+from armorclaw.log import get_logger
 
 T = TypeVar("T")
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 PUTS_AT_ONCE = 16
 """Requests in flight for one account; each room has at most one, which is what keeps its order."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import attrs
-import structlog
 import trio
 
 from armorclaw.clock import Clock
 from armorclaw.errors import trace
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
+from armorclaw.log import get_logger
 from armorclaw.store import Connection, Database
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 Listener = Callable[[Sequence[Event]], None]
 

@@ -5,14 +5,14 @@ The audit trail is never deleted: it is there to be complete.
 
 from __future__ import annotations
 
-import structlog
 import trio
 
 from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError
+from armorclaw.log import get_logger
 from armorclaw.store import Connection, Database
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 DAY_MS = 24 * 3600 * 1000
 

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import structlog
 import trio
 
 from armorclaw.errors import ArmorclawError
@@ -15,8 +14,9 @@ from armorclaw.events.event import Event, ascii_json, frame, frame_head
 from armorclaw.events.filter import EventFilter
 from armorclaw.events.journal import Journal
 from armorclaw.events.window import WINDOW_EVENTS, Window
+from armorclaw.log import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 NACK_LIMIT_MS = 3_600_000
 """The longest that an event may be put off, in milliseconds."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from weakref import WeakValueDictionary
 
-import structlog
 import trio
 
 from armorclaw.clock import Surroundings
@@ -15,9 +14,10 @@ from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
 from armorclaw.events.journal import Journal
 from armorclaw.events.subscription import Sink, Subscription
+from armorclaw.log import get_logger
 from armorclaw.store import Database
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 MAIN = "main"
 """The name of an agent's own subscription: pushed to its session, or polled by `matrix.receive`."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
-import structlog
-
 from armorclaw.errors import ArmorclawError
 from armorclaw.guard.audit import AuditLog
+from armorclaw.log import get_logger
 from armorclaw.store import Connection
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 Severity = Literal["info", "warning", "error"]
 

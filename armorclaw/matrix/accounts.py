@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
-import structlog
 import trio
 
 from armorclaw.clock import Surroundings
@@ -19,6 +18,7 @@ from armorclaw.delivery.outbox import Outbox
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.journal import Journal
 from armorclaw.guard.grants import Grants
+from armorclaw.log import get_logger
 from armorclaw.matrix.granted import Granted
 from armorclaw.matrix.rooms import Rooms
 from armorclaw.matrix.status import SessionState, SessionStatus
@@ -31,7 +31,7 @@ from armorclaw.supervision.supervisor import Supervisor
 if TYPE_CHECKING:
     from armorclaw.matrix.session import Session
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 LOGIN_ANSWER = 3.5
 """Seconds after which matrix.login answers `logging_in`; its clients give up after 5."""

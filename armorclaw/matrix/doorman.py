@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import structlog
 import trio
 from mautrix.errors import MatrixError
 
 from armorclaw.clock import Surroundings
+from armorclaw.log import get_logger
 from armorclaw.matrix.client import MatrixClient
 from armorclaw.matrix.granted import Granted
 from armorclaw.matrix.pacing import Pacing
 from armorclaw.matrix.rooms import Rooms
 from armorclaw.matrix.transport import judge
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 FIRST_LOOK = 10.0
 """Seconds that the first look-up of aliases may hold the sync back: events of a room not known by its id are lost."""

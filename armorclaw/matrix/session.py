@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import attrs
-import structlog
 import trio
 from mautrix.errors import MatrixError
 
@@ -15,6 +14,7 @@ from armorclaw.delivery.outbox import Outbox
 from armorclaw.delivery.transport import Refused
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.journal import Journal
+from armorclaw.log import get_logger
 from armorclaw.matrix import login
 from armorclaw.matrix.client import MatrixClient
 from armorclaw.matrix.doorman import Doorman
@@ -28,7 +28,7 @@ from armorclaw.matrix.transport import judge, open_api
 from armorclaw.store import Database
 from armorclaw.structure import Secret
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 LASTING = 60.0
 """Seconds after which a login was worth it: the next one follows quickly again."""

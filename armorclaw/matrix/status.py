@@ -6,12 +6,12 @@ import enum
 from collections.abc import Callable
 from typing import Any
 
-import structlog
 import trio
 
 from armorclaw.clock import Clock
+from armorclaw.log import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 FRESH_SECONDS = 60.0
 """A session whose last answered sync is older than this is not called connected; a quiet long poll takes 30."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import structlog
 import trio
 from mautrix.errors import MatrixError, MatrixRequestError
 
@@ -16,6 +15,7 @@ from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
+from armorclaw.log import get_logger
 from armorclaw.matrix import login
 from armorclaw.matrix.answer import (
     Answer,
@@ -35,7 +35,7 @@ from armorclaw.matrix.status import SessionStatus
 from armorclaw.matrix.transport import Verdict, judge
 from armorclaw.store import Connection
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 GAP_PAGE = 200
 GAP_LIMIT = 5_000

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import structlog
 import trio
 
 from armorclaw.errors import ArmorclawError, trace
+from armorclaw.log import get_logger
 from armorclaw.rpc.codec import MsgspecCodec
 from armorclaw.rpc.failure import error_from_wire
 from armorclaw.rpc.jsonrpc import Core, Event, Notification, Request, Response, Send
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from armorclaw.clock import Surroundings
     from armorclaw.rpc.registry import Method, Registry, Role
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 FRAME_DEADLINE = 10.0
 """Seconds from the first byte of a message to its last."""

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Self
 
 import attrs
-import structlog
 import trio
 
 from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError, trace
+from armorclaw.log import get_logger
 from armorclaw.rpc.codec import MsgspecCodec
 from armorclaw.rpc.peer import Peer
 from armorclaw.rpc.registry import Registry, Role
 from armorclaw.rpc.wire import SocketWire
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 MAX_PATH = 107
 """Bytes of a socket's path, as Linux has it."""

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import structlog
 import trio
 
 from armorclaw.errors import ArmorclawError, trace
+from armorclaw.log import get_logger
 from armorclaw.store.connection import Connection, Error, fatal, storage_error
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 MAX_WAITING = 1024
 """Closures handed over and not yet answered; the next caller waits. Bounds memory and the time that closing takes."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import structlog
 import trio
 
 from armorclaw.errors import trace
+from armorclaw.log import get_logger
 from armorclaw.supervision.child import Child
 from armorclaw.supervision.spec import ChildChange, ChildState
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Changes:

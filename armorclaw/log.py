@@ -1,0 +1,35 @@
+"""Where log lines go: structlog where the program has set it up, else the standard library's logging.
+
+A library must not write to its program's stdout, which structlog does as long as nobody configures it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import structlog
+
+_PROCESSORS = (
+    structlog.stdlib.filter_by_level,
+    structlog.processors.KeyValueRenderer(key_order=["event"], repr_native_str=False),
+)
+
+
+class Logger:
+    """Takes `log.info("what happened", key=value)` and so on, at every level."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._plain = structlog.wrap_logger(
+            logging.getLogger(name), processors=_PROCESSORS, wrapper_class=structlog.stdlib.BoundLogger
+        )
+
+    def __getattr__(self, level: str) -> Any:
+        # asked at each line: a program may set structlog up at any time, and a test for a while
+        return getattr(structlog.get_logger(self._name) if structlog.is_configured() else self._plain, level)
+
+
+def get_logger(name: str) -> Logger:
+    """The logger of a module: `log = get_logger(__name__)`."""
+    return Logger(name)
