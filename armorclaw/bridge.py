@@ -291,11 +291,17 @@ class Bridge:
             agents=[attrs.asdict(standing) for standing in standings],
         )
 
-    def health(self) -> Health:
-        """ "healthy", or "degraded" with the reasons."""
+    def health(self, *, of: str | None = None) -> Health:
+        """ "healthy", or "degraded" with the reasons; `of` an agent, with those alone that are its own affair."""
         status = self.status()
-        reasons = [f"agent {a['name']} is {a['state']}" for a in status.agents if a["state"] in _SICK]
-        reasons += [f"matrix {a['account']} is {a['state']}" for a in status.accounts if not a["connected"]]
+        accounts = {self.grants.account_of(of)} if of is not None else set(self.config.accounts)
+        agents = [a for a in status.agents if of in (None, a["name"])]
+        reasons = [f"agent {a['name']} is {a['state']}" for a in agents if a["state"] in _SICK]
+        reasons += [
+            f"matrix {a['account']} is {a['state']}"
+            for a in status.accounts
+            if a["account"] in accounts and not a["connected"]
+        ]
         return Health("degraded" if reasons else "healthy", reasons)
 
     def _register_methods(self) -> None:
@@ -307,7 +313,7 @@ class Bridge:
 
         @self.registry.method("health", result=Health, roles=everyone, doc="Whether all is well.")
         def _health(call: Any, params: Any) -> Health:
-            return self.health()
+            return self.health(of=call.agent)
 
         register_guard(self.registry, self.keystore)
         register_events(self.registry, self.subscriptions, self.grants)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import trio
 
 from armorclaw import Bridge
@@ -15,7 +14,6 @@ def echo(message: Any) -> None:
     message.reply(f"echo: {message.body}")
 
 
-@pytest.mark.mission("P1.2")
 def test_a_person_gets_an_answer(
     matrix_user: Callable[[str], Person], bridge: BridgeProcess, agent: AgentFactory
 ) -> None:

@@ -166,7 +166,8 @@ class Agent:
         """One generation, from its container to its removal.
 
         Ready is when the agent says so, or, for one of which that is not demanded, when its container runs. An engine
-        that cannot be reached is no fault of the agent: it is waited for, however long.
+        that cannot be reached, or a key that nobody has stored yet, is no fault of the agent: it is waited for,
+        however long.
 
         Resource handling: however it ends, the container is removed, its secrets are overwritten, the socket is gone.
 
@@ -183,10 +184,10 @@ class Agent:
             except Exception as error:
                 self.last_end = _words(error)
                 launch.settle(error)
-                if launch.came_off or not _is_engine_lost(error):
+                if launch.came_off or not isinstance(error, ArmorclawError) or error.name not in _WAITED_FOR:
                     raise
                 if pause == ENGINE_RETRY[0]:
-                    log.warning("engine cannot be reached; its agents wait", agent=self.name, why=str(error))
+                    log.warning("agent waits", agent=self.name, why=str(error), hint=error.hint)
                 self._moved(State.RESTARTING)
             finally:
                 launch.settle(self._stopped())
@@ -394,6 +395,9 @@ async def _answers(runtime: Runtime) -> bool:
     except ArmorclawError as error:
         return not _is_engine_lost(error)
     return True
+
+
+_WAITED_FOR = frozenset({"engine_unreachable", "key_not_found"})
 
 
 def _is_engine_lost(error: BaseException) -> bool:

@@ -443,3 +443,14 @@ def test_the_environment() -> None:
     assert made["LANG"] == "de"
     assert (made["X"], made["ARMORCLAW_MATRIX_ROOM"], made["ARMORCLAW_SOCKET"]) == ("1", "!b:x", "/s")
     assert "ARMORCLAW_MATRIX_ROOM" not in environment(declared(), "/s")
+
+
+async def test_a_key_that_comes_late_is_waited_for(house: FakeHouse, autojump_clock: MockClock) -> None:
+    """An agent may be declared before its key is stored; that is no failure, however long it takes."""
+    await house.up(declared(keys=("later",)))
+    await trio.sleep(3600)
+    assert names(house) == {"ada": "restarting"}
+    assert "later" in house.fleet.get("ada").last_end
+    await house.keystore.store(id="later", provider="openai", token="sk-1")
+    await house.until("running")
+    assert house.fleet.get("ada").generations == 1
