@@ -21,7 +21,8 @@ CURSORS_LIMIT = 64
 
 ACKED_LIMIT = 10_000
 """Acknowledgements kept above the oldest unacknowledged event. Past it, nothing new is given out until that one is
-settled; else an owner that never settles one event would make the table grow with the journal."""
+settled, and only what is in the owner's hands can be acknowledged; else an owner that never settles one event would
+make the table grow with the journal."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -44,6 +45,10 @@ class Holder(Protocol):
 
     def knows(self, seq: int) -> bool:
         """Whether the holder has come as far as `seq`, so that it exists."""
+        ...
+
+    def gave(self, seq: int) -> bool:
+        """Whether `seq` was given out and is not settled."""
         ...
 
     def settled(self, floor: int, seq: int | None) -> None:
@@ -91,8 +96,11 @@ class Cursor:
         too many, and what the store raises.
         """
         async with self._loading:
-            if not self._loaded or (matching is not None and matching != self.filter):
-                await self._db.write(lambda conn: self._load(conn, matching, start), durable=True, then=self._set)
+            if self._loaded and (matching is None or matching == self.filter):
+                return
+            # a cursor is made to last; a filter is not worth a flush of the disk, as often as it may be changed
+            exists = self._loaded or await self._db.read(self._exists)
+            await self._db.write(lambda conn: self._load(conn, matching, start), durable=not exists, then=self._set)
 
     def done(self, seq: int) -> bool:
         """Whether this event is acknowledged."""
@@ -102,7 +110,7 @@ class Cursor:
         """Settles one event, or with `cumulative` all up to it. Again is harmless.
 
         Survives kill -9; after a power cut the event may come once more. Raises `invalid_params` for a number that
-        was never given out, and what the store raises.
+        was never given out, `queue_full` past `ACKED_LIMIT`, and what the store raises.
         """
         if seq <= self.floor or (seq in self.acked and not cumulative):
             if self.holder is not None:
@@ -112,6 +120,10 @@ class Cursor:
         floor = max(self.floor, seq) if cumulative else self.floor
         if self.holder is not None:
             floor = max(floor, self.holder.settled_floor(seq, cumulative=cumulative))
+        if seq > floor and len(self.acked) >= ACKED_LIMIT and not (self.holder is not None and self.holder.gave(seq)):
+            why = f"{ACKED_LIMIT} events behind one that is not are acknowledged"
+            hint = "acknowledge the oldest, or use cumulative"
+            raise ArmorclawError("queue_full", f"event {seq} of subscription {self.name!r}", why=why, hint=hint)
 
         def work(conn: Connection) -> None:
             if not known and (seq < 1 or seq > head(conn)):
@@ -126,14 +138,23 @@ class Cursor:
         """Moves the floor over events that were settled or not meant for this owner."""
         await self._db.write(lambda conn: self._raise_floor(conn, floor), then=lambda _: self._acked(floor, None))
 
+    def _exists(self, conn: Connection) -> bool:
+        if conn.execute(_LOAD, (self.owner, self.name)).fetchone() is not None:
+            return True
+        self._refuse_too_many(conn)
+        return False
+
+    def _refuse_too_many(self, conn: Connection) -> None:
+        (others,) = conn.execute(_COUNT, (self.owner,)).fetchone()
+        if others >= CURSORS_LIMIT:
+            why = f"an owner has at most {CURSORS_LIMIT} named subscriptions"
+            raise ArmorclawError("conflict", f"subscription {self.name!r}", why=why, hint="reuse a name")
+
     def _load(self, conn: Connection, matching: EventFilter | None, start: Start) -> tuple[str, int, list[int]]:
         key = (self.owner, self.name)
         row = conn.execute(_LOAD, key).fetchone()
         if row is None:
-            (others,) = conn.execute(_COUNT, (self.owner,)).fetchone()
-            if others >= CURSORS_LIMIT:
-                why = f"an owner has at most {CURSORS_LIMIT} named subscriptions"
-                raise ArmorclawError("conflict", f"subscription {self.name!r}", why=why, hint="reuse a name")
+            self._refuse_too_many(conn)
             now = head(conn)
             row = ((matching or EventFilter()).to_json(), now if start == "now" else min(max(start, 0), now))
             conn.execute(_MAKE, (*key, *row))

@@ -11,10 +11,14 @@ import attrs
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event, ascii_json
 
-PATTERNS_LIMIT = 256
+PATTERNS_LIMIT = 32
 """Patterns in one field of a filter."""
 PATTERN_LIMIT = 255
 """Characters of one pattern; as long as a Matrix identifier may be."""
+STARS_LIMIT = 8
+"""Stars in one pattern. A filter is tried at each event, so these limits are what it may cost everyone."""
+FILTER_LIMIT = 8 * 1024
+"""Bytes of a whole filter as JSON."""
 
 
 @attrs.frozen
@@ -36,6 +40,8 @@ class EventFilter:
             (of_event, _Patterns.of(ours, getattr(self, ours))) for of_event, ours in fields if getattr(self, ours)
         )
         object.__setattr__(self, "_tests", tuple(tests))
+        if self._tests and len(self.to_json()) > FILTER_LIMIT:
+            raise ArmorclawError("invalid_params", "filter", why=f"it may have {FILTER_LIMIT} bytes")
 
     def matches(self, event: Event) -> bool:
         """Whether the event passes. Safe to call on any thread."""
@@ -76,6 +82,8 @@ class _Patterns:
         if len(given) > PATTERNS_LIMIT or any(len(one) > PATTERN_LIMIT for one in given):
             why = f"at most {PATTERNS_LIMIT} patterns of {PATTERN_LIMIT} characters"
             raise ArmorclawError("invalid_params", f"filter.{field}", why=why)
+        if any(one.count("*") > STARS_LIMIT for one in given):
+            raise ArmorclawError("invalid_params", f"filter.{field}", why=f"at most {STARS_LIMIT} stars in a pattern")
         wild = tuple(tuple(one.split("*")) for one in given if "*" in one)
         return cls(frozenset(one for one in given if "*" not in one), wild)
 

@@ -124,11 +124,21 @@ class Journal:
 
         return remove
 
-    async def after(self, seq: int, limit: int, matching: EventFilter | None = None) -> Page:
-        """The next events behind `seq`, at most `limit`; `matching` is applied on the reading thread."""
+    async def after(
+        self,
+        seq: int,
+        limit: int,
+        matching: EventFilter | None = None,
+        allowed: Callable[[Event], bool] | None = None,
+    ) -> Page:
+        """The next events behind `seq`, at most `limit`, that are `allowed` and fit the filter.
+
+        Both are asked on the reading thread, and the filter is not tried on what is not allowed: how long that takes
+        would tell its owner of events that are none of its business.
+        """
 
         def work(conn: Connection) -> Page:
-            return _page(conn, seq, limit, matching)
+            return _page(conn, seq, limit, matching, allowed)
 
         page = await self._db.read(work)
         if page.complete:
@@ -165,7 +175,13 @@ def head(conn: Connection) -> int:
     return 0 if row is None else int(row[0])
 
 
-def _page(conn: Connection, seq: int, limit: int, matching: EventFilter | None) -> Page:
+def _page(
+    conn: Connection,
+    seq: int,
+    limit: int,
+    matching: EventFilter | None,
+    allowed: Callable[[Event], bool] | None,
+) -> Page:
     events: list[Event] = []
     position, size, looked_at = seq, 0, 0
     for row in conn.execute(_AFTER, (seq,)):
@@ -174,7 +190,7 @@ def _page(conn: Connection, seq: int, limit: int, matching: EventFilter | None) 
         event = Event(*row)
         looked_at += 1
         position = event.seq
-        if matching is None or matching.matches(event):
+        if (allowed is None or allowed(event)) and (matching is None or matching.matches(event)):
             events.append(event)
             size += len(event.content)
     if looked_at == SCAN_LIMIT:

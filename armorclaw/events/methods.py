@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import attrs
+import trio
 
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
@@ -17,15 +21,16 @@ from armorclaw.guard.grants import Grants
 from armorclaw.rpc.peer import Call, Peer
 from armorclaw.rpc.registry import Registry, Role
 
-MAX_PER_CONNECTION = 32
-"""Subscriptions of one connection."""
+MAX_SUBSCRIPTIONS = 32
+"""Of one agent, on all its connections together, or of one connection of an operator: each is asked at each event."""
 
 
 @attrs.frozen
 class Subscribe:
     """With a `name` the subscription outlives the connection and its events want to be acknowledged.
 
-    `from_` is where a new one begins: "now", or the number of the last event already seen.
+    `from_` is where a new one begins: "now", or the number of the last event already seen. For an agent that is
+    never before what it has acknowledged of its subscription "main".
     """
 
     name: str | None = None
@@ -59,14 +64,6 @@ class Done:
     ok: bool = True
 
 
-@attrs.define
-class _Held:
-    """The subscriptions of one connection: those it has, by id, and how many are about to be."""
-
-    open: dict[str, Subscription] = attrs.field(factory=dict)
-    opening: int = 0
-
-
 def hears(grants: Grants, agent: str, event: Event) -> bool:
     """Whether an agent may hear an event: one of a room granted to it, or about itself."""
     if event.room_id is not None:
@@ -81,32 +78,56 @@ def _everything(event: Event) -> bool:
 def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -> None:
     """Adds events.subscribe, events.unsubscribe and events.ack for operators and agents."""
     listeners = {Role.OPERATOR, Role.AGENT}
-    by_peer: WeakKeyDictionary[Peer, _Held] = WeakKeyDictionary()
+    by_peer: WeakKeyDictionary[Peer, dict[str, Subscription]] = WeakKeyDictionary()
+    counts: Counter[str | Peer] = Counter()  # subscriptions there are or are about to be, of an agent or a connection
 
     def find(call: Call, name: str) -> Subscription:
         try:
-            return by_peer[call.peer].open[name]
+            return by_peer[call.peer][name]
         except KeyError:
             raise ArmorclawError("not_found", f"this connection has no subscription {name[:80]!r}") from None
 
-    doc = "Have events pushed as `event` notifications."
+    @contextmanager
+    def counted(call: Call) -> Iterator[None]:
+        whose = call.agent if call.agent is not None else call.peer
+        if counts[whose] >= MAX_SUBSCRIPTIONS:
+            who = "this connection" if call.agent is None else f"agent {call.agent}"
+            raise ArmorclawError("queue_full", f"{who} has {MAX_SUBSCRIPTIONS} subscriptions")
+        counts[whose] += 1
+        try:
+            yield
+        finally:
+            counts[whose] -= 1
+            if not counts[whose]:
+                del counts[whose]
+
+    async def serve(subscription: Subscription, call: Call, *, task_status: trio.TaskStatus[None]) -> None:
+        mine = by_peer.setdefault(call.peer, {})
+        with counted(call):
+            mine[subscription.id] = subscription
+            try:
+                await subscription.run(task_status=task_status)
+            finally:
+                if mine.get(subscription.id) is subscription:
+                    del mine[subscription.id]
+
+    doc = (
+        "Have events pushed as `event` notifications. An agent has at most 32 subscriptions, and cannot begin one "
+        "before what it has acknowledged of its own, `main`: rooms granted later may have been others' before."
+    )
 
     @registry.method("events.subscribe", params=Subscribe, result=Subscribed, roles=listeners, doc=doc)
     async def subscribe(call: Call, params: Subscribe) -> Subscribed:
         if not isinstance(call.peer, Peer):
             raise ArmorclawError("invalid_request", "events.subscribe needs a connection to push to")
-        mine = by_peer.setdefault(call.peer, _Held())
-        if len(mine.open) + mine.opening >= MAX_PER_CONNECTION:
-            raise ArmorclawError("queue_full", f"this connection has {MAX_PER_CONNECTION} subscriptions")
         allowed = _everything if call.agent is None else partial(hears, grants, call.agent)
         wanted = EventFilter.from_json(params.filter)
-        subscription = subscriptions.open(call.agent or "", params.name, wanted, params.from_, allowed, call.peer)
+        start = params.from_
+        if call.agent is not None and start != "now":
+            start = max(start, await subscriptions.floor(call.agent))
+        subscription = subscriptions.open(call.agent or "", params.name, wanted, start, allowed, call.peer)
         subscription.hold()
-        mine.opening += 1
-        try:
-            await call.peer.nursery.start(_run, subscription, mine.open)
-        finally:
-            mine.opening -= 1
+        await call.peer.nursery.start(serve, subscription, call)
         call.peer.nursery.start_soon(_release, subscription)  # begins to run once this answer is written
         return Subscribed(subscription.id, subscription.position)
 
@@ -121,7 +142,7 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
     async def ack(call: Call, params: Ack) -> Done:
         if params.nack_ms is not None:
             await find(call, params.subscription).nack(params.seq, params.nack_ms)
-        elif call.peer in by_peer and params.subscription in by_peer[call.peer].open:
+        elif params.subscription in by_peer.get(call.peer, ()):
             await find(call, params.subscription).ack(params.seq, cumulative=params.cumulative)
         else:  # it may come late, when another connection has the subscription: it is a fact all the same
             owner = call.agent or ""
@@ -131,12 +152,3 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
 
 async def _release(subscription: Subscription) -> None:
     subscription.release()
-
-
-async def _run(subscription: Subscription, mine: dict[str, Subscription], *, task_status: Any) -> None:
-    mine[subscription.id] = subscription
-    try:
-        await subscription.run(task_status=task_status)
-    finally:
-        if mine.get(subscription.id) is subscription:
-            del mine[subscription.id]

@@ -168,6 +168,10 @@ class Subscription:
         """See `Holder`."""
         return seq <= self._position
 
+    def gave(self, seq: int) -> bool:
+        """See `Holder`."""
+        return seq in self._window
+
     def give_way(self, sink: object) -> None:
         """See `Holder`: who subscribes again on the same connection needs no telling."""
         self.close("another connection took over", tell=sink is not self._sink)
@@ -232,7 +236,8 @@ class Subscription:
     def _wants(self, event: Event) -> bool:
         if self._cursor is not None and self._cursor.done(event.seq):
             return False
-        return (self._matching is None or self._matching.matches(event)) and self._allowed(event)
+        # `allowed` first: it is cheap, and how long a filter takes must not tell of events of others
+        return self._allowed(event) and (self._matching is None or self._matching.matches(event))
 
     def _crowded(self) -> bool:
         return self._cursor is not None and (self._window.crowded or len(self._cursor.acked) >= ACKED_LIMIT)
@@ -292,7 +297,7 @@ class Subscription:
 
     async def _catch_up(self) -> None:
         if not self._ahead and not self._at_head():
-            page = await self._journal.after(self._position, WINDOW_EVENTS, self._matching)
+            page = await self._journal.after(self._position, WINDOW_EVENTS, self._matching, self._allowed)
             self._ahead.extend(page.events)
             self._scanned = page.position
         self._fill()

@@ -70,7 +70,8 @@ class Subscriptions:
 
         With a name it goes on from the cursor of that name, which is made at `start` if there is none, and takes
         over from the connection that had it. Its id is its name, so an acknowledgement that comes late still finds
-        it. `allowed` is the access policy: asked at each push, so it may change its mind; `filter` only narrows it.
+        it. `allowed` is the access policy: asked at each push, so it may change its mind, and on the store's reading
+        thread, so it must be quick and may only look things up; `filter` only narrows it.
         """
         cursor = None if name is None else self._cursor(owner, name)
         self._opened += 1
@@ -118,6 +119,12 @@ class Subscriptions:
                 cursor.given = end
             return batch
 
+    async def floor(self, owner: str) -> int:
+        """Up to where the owner has settled everything of its main cursor, which is made if there is none."""
+        cursor = self._cursor(owner, MAIN)
+        await cursor.load(None, "now")
+        return cursor.floor
+
     def forget_batch(self, owner: str) -> None:
         """The batch given out last was lost on its way: the next `take` gives it again."""
         cursor = self._cursors.get((owner, MAIN))
@@ -135,7 +142,7 @@ class Subscriptions:
         position = cursor.floor
         batch: list[Event] = []
         while True:
-            page = await self._journal.after(position, limit, cursor.filter)
+            page = await self._journal.after(position, limit, cursor.filter, allowed)
             if cursor.holder is not None:
                 raise ArmorclawError(
                     "conflict",

@@ -7,7 +7,8 @@ comes within 4.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -32,6 +33,9 @@ SEND_WAIT = 3.5
 
 POLL_LIMIT = 4.0
 """Seconds that matrix.receive waits at most, whatever is asked for."""
+
+TIMEOUT_LIMIT_MS = 2**31 - 1
+"""What may be asked for, in milliseconds: the largest that clients in other languages can mean."""
 
 CONTENT_LIMIT = 60_000
 """Bytes of a message's content; a whole event may have 65,536, says the specification."""
@@ -64,13 +68,28 @@ class SendParams:
     account: str | None = None
 
 
+def _between(low: int, high: int) -> Callable[[object, attrs.Attribute[int], int], None]:
+    """A validator that does not repeat the value, which may be a number of any length."""
+
+    def check(_params: object, field: attrs.Attribute[int], value: int) -> None:
+        if not low <= value <= high:
+            raise ValueError(f"{field.name} must be from {low} to {high}")
+
+    return check
+
+
+def _is_cursor(_params: object, field: attrs.Attribute[str], value: str) -> None:
+    if not re.fullmatch("[0-9]{0,32}", value):
+        raise ValueError(f"{field.name} must be that of an answer, or empty")
+
+
 @attrs.frozen
 class ReceiveParams:
     """`cursor` is the one of the answer before, or empty; `timeout_ms` is how long to wait for the first event."""
 
-    cursor: str = ""
-    timeout_ms: int = attrs.field(default=0, validator=attrs.validators.ge(0))
-    limit: int = attrs.field(default=10, validator=[attrs.validators.ge(1), attrs.validators.le(100)])
+    cursor: str = attrs.field(default="", validator=_is_cursor)
+    timeout_ms: int = attrs.field(default=0, validator=_between(0, TIMEOUT_LIMIT_MS))
+    limit: int = attrs.field(default=10, validator=_between(1, 100))
 
 
 class MatrixMethods:
@@ -82,6 +101,7 @@ class MatrixMethods:
         self._subscriptions = subscriptions
         self._grants = grants
         self._given: dict[str, str] = {}  # owner → the cursor given last
+        self._polling: set[str] = set()  # owners that have a receive under way
 
     def register(self, registry: Registry) -> None:
         """Add them to the table."""
@@ -149,10 +169,21 @@ class MatrixMethods:
     async def receive(self, call: Call, params: ReceiveParams) -> dict[str, Any]:
         """Poll for events of granted rooms: {events, count, cursor}.
 
-        Each call acknowledges the batch before. Events that are pushed to a connection of the same owner cannot be
-        polled as well.
+        Each call acknowledges the batch before. Without a cursor, a batch whose answer was lost on its way is lost;
+        a call with the cursor of the last answer that did arrive has it again. There is one call at a time for each
+        agent, and one for all operators; events that are pushed to a connection cannot be polled as well.
         """
         owner = call.agent or ""
+        if owner in self._polling:
+            what = f"{owner or 'the operator'} has a matrix.receive under way"
+            raise ArmorclawError("conflict", what, hint=f"wait for its answer, {POLL_LIMIT:g} s at most")
+        self._polling.add(owner)
+        try:
+            return await self._receive(call, owner, params)
+        finally:
+            self._polling.discard(owner)
+
+    async def _receive(self, call: Call, owner: str, params: ReceiveParams) -> dict[str, Any]:
         if params.cursor and self._given.get(owner) not in (None, params.cursor):
             self._subscriptions.forget_batch(owner)  # the answer with the other cursor has not arrived
 

@@ -43,7 +43,7 @@ def call(path: str | os.PathLike[str], method: str, params: Any = None, *, timeo
     if reply.get("error") is not None:
         from armorclaw.rpc.failure import error_from_wire  # only now: it takes imports
 
-        raise error_from_wire(reply["error"])
+        raise error_from_wire(reply["error"], cut=False)
     return reply["result"]
 
 

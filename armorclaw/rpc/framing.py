@@ -23,6 +23,7 @@ A driver that reads lines need not come here while every line decodes: such a li
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Optional, Union
 
 PARSE_ERROR = -32700
@@ -85,6 +86,7 @@ def _nested(depth: int) -> bytes:
     return b"(?:" + plain + b"|" + bracketed + b")"
 
 
+_WHOLE = rb"-?(?:[1-9][0-9]*|0)"
 _RUN_DEPTH = 2
 _RUN_PAUSE = 8
 
@@ -92,11 +94,22 @@ _skip_white = re.compile(_WS).match
 _skip_escapes = re.compile(rb'(?:\\[^\n][^"\\\n]*){0,1000}').match
 _skip_word = re.compile(rb"[0-9A-Za-z+.\-]*").match
 _is_atom = re.compile(_ATOM).fullmatch
-# elements with the comma behind each: what a long array or object consists of
-_skip_items = re.compile(b"(?:" + _WS + _nested(_RUN_DEPTH) + _WS + b",){0,64}").match
-_skip_members = re.compile(
-    b"(?:" + _WS + _SHORT_STRING + _WS + b":" + _WS + _nested(_RUN_DEPTH) + _WS + b",){0,64}"
-).match
+
+
+def _run(head: bytes, depth: int) -> Callable[..., Optional[re.Match[bytes]]]:
+    """Elements with the comma behind each, as a long array or object consists of; `head` stands before each.
+
+    Whole numbers come first, though they are values like others: a frame can hold half a million of them. That all
+    alternatives fit them costs nothing, as nothing follows that could fail and make the engine try the others.
+    """
+    end = _WS + b","
+    elements = _WHOLE + b",|" + _WHOLE + end + b"|" + _nested(depth) + end
+    return re.compile(b"(?:" + _WS + head + b"(?:" + elements + b")){0,512}").match
+
+
+# the place in the tuple is how many brackets an element may open
+_skip_items = tuple(_run(b"", depth) for depth in range(_RUN_DEPTH + 1))
+_skip_members = tuple(_run(_SHORT_STRING + _WS + b":" + _WS, depth) for depth in range(_RUN_DEPTH + 1))
 
 _WHITE = frozenset(b" \t\r\n")
 _ATOM_STARTS = frozenset(b"-0123456789tfn")
@@ -246,8 +259,8 @@ class Frames:
         pos = self._at
         expect = self._expect
         closers = self._closers
-        deepest_run = self._max_depth - _RUN_DEPTH
-        pause = 0  # places at which not to try a run, after one that got nowhere
+        max_depth = self._max_depth
+        pause = 0  # places at which to try no run, but of numbers and words, after one that got nowhere
         while pos < size:
             if expect in _IN_QUOTES:
                 pos, ended = _string(buf, pos, size)
@@ -277,8 +290,8 @@ class Frames:
                 expect = _VALUE
                 continue
             elif expect <= _FIRST_ITEM and byte in _CLOSER:
-                if len(closers) == self._max_depth:
-                    raise _WrongByteError(pos, "nested deeper than %d" % self._max_depth, self._max_depth)
+                if len(closers) == max_depth:
+                    raise _WrongByteError(pos, "nested deeper than %d" % max_depth, max_depth)
                 closers.append(_CLOSER[byte])
                 expect = _FIRST_KEY if byte == _OPEN_BRACE else _FIRST_ITEM
             elif expect <= _FIRST_ITEM and byte == _QUOTE:
@@ -304,11 +317,12 @@ class Frames:
                 raise _WrongByteError(pos)
             # behind a comma or an opening bracket: elements, perhaps many
             pos += 1
-            if pause:
+            if pause and (pos == size or buf[pos] not in _ATOM_STARTS):
                 pause -= 1
-            elif len(closers) <= deepest_run:
+            else:
                 keys = expect in _KEYS
-                ran = _end((_skip_members if keys else _skip_items)(buf, pos, size))
+                depth = 0 if pause else min(max_depth - len(closers), _RUN_DEPTH)
+                ran = _end((_skip_members if keys else _skip_items)[depth](buf, pos, size))
                 if ran > pos:
                     pos = ran
                     expect = _KEY if keys else _VALUE

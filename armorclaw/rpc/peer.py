@@ -21,11 +21,13 @@ from armorclaw.rpc.codec import MsgspecCodec
 from armorclaw.rpc.failure import error_from_wire
 from armorclaw.rpc.jsonrpc import Core, Event, Notification, Request, Response, Send
 from armorclaw.rpc.outgoing import Outgoing, close_all
+from armorclaw.rpc.quiet import Quiet
+from armorclaw.rpc.registry import Role
 from armorclaw.rpc.wire import wire_for
 
 if TYPE_CHECKING:
     from armorclaw.clock import Surroundings
-    from armorclaw.rpc.registry import Method, Registry, Role
+    from armorclaw.rpc.registry import Method, Registry
 
 log = get_logger(__name__)
 
@@ -37,6 +39,10 @@ CALL_DEADLINE = 30.0
 
 MAX_IN_FLIGHT = 64
 """Async handlers running for one connection; while so many run, nothing more is read."""
+
+PARAMS_IN_FLIGHT = 1024 * 1024
+"""Bytes that the params of those handlers had as JSON; while there are so many, nothing more is read. One call goes
+over it at most, by as much as a frame may have."""
 
 SOFT_LIMIT = 256 * 1024
 """Bytes kept for a reader that is slow: beyond, nothing more is read from it, and `room` says none. Far below
@@ -106,7 +112,8 @@ class Peer:
     """One end of one connection, on any Trio stream; a Unix socket can also pass descriptors.
 
     `role` and `agent` say where the connection came in, `uid` and `pid` who made it (the pid for records only). The
-    peer takes the stream over. It is a sink of events: `push`, `room`, `wait_room`.
+    peer takes the stream over. It is a sink of events: `push`, `room`, `wait_room`. Connections that share a `quiet`
+    share what they may write into the log.
     """
 
     def __init__(
@@ -120,6 +127,7 @@ class Peer:
         pid: int | None = None,
         around: Surroundings,
         on_close: Callable[[Peer], object] | None = None,
+        quiet: Quiet | None = None,
     ) -> None:
         self.role = role
         self.agent = agent
@@ -135,6 +143,8 @@ class Peer:
         self._at_close: list[Callable[[Peer], object]] = [on_close] if on_close else []
         self._waiting: dict[int, _Waiting] = {}
         self._in_flight = 0
+        self._params_in_flight = 0  # bytes
+        self._quiet = quiet or Quiet()
         self._out = Outgoing(self._wire, on_progress=self._ease, on_lost=self._lose)
         self._reading = False  # messages of one read are being handled: their answers go out together afterwards
         self._calls: trio.Nursery | None = None  # handlers, and the drain task
@@ -213,7 +223,8 @@ class Peer:
                 raise self._gone(method)
             raise ArmorclawError("timed_out", f"{method} was not answered within {timeout:g} s")
         if waiting.response.error is not None:
-            raise error_from_wire(waiting.response.error)
+            # only what the bridge itself says to a client is taken whole
+            raise error_from_wire(waiting.response.error, cut=self.role is not Role.OPERATOR)
         try:
             return _CODEC.value(waiting.response.result)
         except ValueError as error:
@@ -296,12 +307,16 @@ class Peer:
 
     def _is_full(self) -> bool:
         """Whether to read no more for now."""
-        return self._in_flight >= MAX_IN_FLIGHT or self._out.buffered > SOFT_LIMIT
+        return (
+            self._in_flight >= MAX_IN_FLIGHT
+            or self._params_in_flight >= PARAMS_IN_FLIGHT
+            or self._out.buffered > SOFT_LIMIT
+        )
 
     def _take(self, response: Response) -> None:
         waiting = self._waiting.pop(response.id, None) if type(response.id) is int else None
         if waiting is None:
-            log.debug("answer to no question", agent=self.agent, pid=self.pid)
+            self._quiet(log.debug, "answer to no question", agent=self.agent, pid=self.pid)
             return
         waiting.response = response
         waiting.event.set()
@@ -314,18 +329,21 @@ class Peer:
             method = self._methods.get(message.method)
             if method is None:
                 raise self._refusal(message.method)
-            params = method.read(self._params(message))
+            text, message.params = message.params, None  # read once: a handler that waits must not keep it
+            params = method.read(_value(text))
             if method.is_async:
                 assert self._calls is not None
+                size = len(text or b"")
                 self._in_flight += 1
-                self._calls.start_soon(self._run, method, call, message, params, name=f"call {method.name}")
+                self._params_in_flight += size
+                self._calls.start_soon(self._run, method, call, message, params, size, name=f"call {method.name}")
                 return
             answer = self._answer(message, method, method.handler(call, params))
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is the caller's answer
             answer = self._failure(call, message, error)
         self._write(answer, call.take_fds())
 
-    async def _run(self, method: Method, call: Call, message: Request | Notification, params: Any) -> None:
+    async def _run(self, method: Method, call: Call, message: Request | Notification, params: Any, size: int) -> None:
         answer = b""
         try:
             with trio.move_on_after(CALL_DEADLINE) as scope:
@@ -341,16 +359,9 @@ class Peer:
             raise
         finally:
             self._in_flight -= 1
+            self._params_in_flight -= size
             self._write(answer, call.take_fds())
             self._ease()
-
-    def _params(self, message: Request | Notification) -> Any:
-        if message.params is None:
-            return None
-        try:
-            return _CODEC.value(message.params)
-        except ValueError as error:
-            raise ArmorclawError("parse_error", "the params hold a value that is out of range") from error
 
     def _answer(self, message: Request | Notification, method: Method, value: Any) -> bytes:
         if type(message) is Notification:
@@ -364,15 +375,16 @@ class Peer:
         known = _known(error)
         if known is None:
             number = f"{self._random.getrandbits(48):012x}"
-            log.error("handler failed", method=message.method, error_id=number, trace=trace(error))
+            method = message.method
+            self._quiet(log.error, "handler failed", kind=method, method=method, error_id=number, trace=trace(error))
             known = ArmorclawError("internal", "something went wrong inside the bridge", error_id=number)
         if type(message) is Request:
             try:
                 return self._core.error(message, known.payload())
             except (ValueError, TypeError):  # data that is no JSON: then without
                 return self._core.error(message, {"code": known.kind.code, "message": ascii(str(known))})
-        method = message.method if message.method in self._methods else None  # no text of strangers in the log
-        log.info("notification failed", method=method, error=known.name, agent=self.agent)
+        known_method = message.method if message.method in self._methods else None  # no text of strangers in the log
+        self._quiet(log.info, "notification failed", method=known_method, error=known.name, agent=self.agent)
         return b""
 
     def _refusal(self, name: str) -> ArmorclawError:
@@ -405,7 +417,7 @@ class Peer:
 
     def _lose(self, reason: str) -> None:
         """Nothing more can be written."""
-        log.info("connection lost", reason=reason, agent=self.agent, uid=self.uid)
+        self._quiet(log.info, "connection lost", reason=reason, agent=self.agent, uid=self.uid)
         self._why = reason
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel(reason=reason)
@@ -430,6 +442,15 @@ class Peer:
                 callback(self)
             except Exception as error:  # noqa: BLE001 - one owner's slip must not keep the end from the others
                 log.error("at_close failed", agent=self.agent, trace=trace(error))
+
+
+def _value(params: bytes | None) -> Any:
+    if params is None:
+        return None
+    try:
+        return _CODEC.value(params)
+    except ValueError as error:
+        raise ArmorclawError("parse_error", "the params hold a value that is out of range") from error
 
 
 def _known(error: BaseException) -> ArmorclawError | None:

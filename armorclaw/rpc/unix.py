@@ -22,6 +22,7 @@ from armorclaw.errors import ArmorclawError, trace
 from armorclaw.log import get_logger
 from armorclaw.rpc.codec import MsgspecCodec
 from armorclaw.rpc.peer import Peer
+from armorclaw.rpc.quiet import Quiet
 from armorclaw.rpc.registry import Registry, Role
 from armorclaw.rpc.wire import SocketWire
 
@@ -154,6 +155,18 @@ class Gate:
             del self._open[uid]
 
 
+AGENT_CONNECTIONS = 8
+"""Connections to one agent's socket. The library uses one; what an agent can make the bridge hold grows with them."""
+
+TURN_AWAYS = 8
+"""Callers of one listener that are being told why they cannot come in; any more are closed without a word."""
+
+
+def gate_for(role: Role) -> Gate:
+    """The gate of a listener that was given none."""
+    return Gate(AGENT_CONNECTIONS, AGENT_CONNECTIONS) if role is Role.AGENT else Gate()
+
+
 def same_user(peer: PeerCredentials) -> bool:
     """The usual `allow`: the user the bridge runs as, and root."""
     return peer.uid in (0, os.geteuid())
@@ -175,9 +188,12 @@ async def serve_unix(
     """Serve every connection of this listener until cancelled.
 
     `allow` is asked before a byte is read; those it refuses are told so, reported to `on_refused`, and closed. `path`
-    is removed at the end. One connection's fault never reaches another.
+    is removed at the end. One connection's fault never reaches another. Without a `gate` the listener has its own:
+    see `gate_for`.
     """
-    gate = gate or Gate()
+    gate = gate or gate_for(role)
+    quiet = Quiet()
+    turning_away = 0
 
     async def serve_one(stream: trio.SocketStream, credentials: PeerCredentials) -> None:
         peer = Peer(
@@ -188,20 +204,28 @@ async def serve_unix(
             uid=credentials.uid,
             pid=credentials.pid,
             around=around,
+            quiet=quiet,
         )
         try:
             await peer.serve()
         except Exception as error:  # noqa: BLE001 - it is this connection's own
-            log.error("connection failed", agent=agent, uid=credentials.uid, trace=trace(error))
+            quiet(log.error, "connection failed", agent=agent, uid=credentials.uid, trace=trace(error))
         finally:
             gate.leave(credentials.uid)
+
+    async def turn_away(stream: trio.SocketStream, name: str, what: str) -> None:
+        nonlocal turning_away
+        try:
+            await _turn_away(stream, name, what)
+        finally:
+            turning_away -= 1
 
     async with listener:
         try:
             async with trio.open_nursery() as nursery:
                 task_status.started()
                 while True:
-                    stream = await _accept(listener)
+                    stream = await _accept(listener, quiet)
                     if stream is None:
                         continue
                     with peer_of(stream.socket) as credentials:
@@ -211,15 +235,16 @@ async def serve_unix(
                         nursery.start_soon(serve_one, stream, caller, name=f"peer {caller.pid}")
                         continue
                     if allowed:
-                        log.warning("too many connections", uid=credentials.uid, agent=agent)
+                        quiet(log.warning, "too many connections", uid=credentials.uid, agent=agent)
                         refusal = ("unavailable", "too many connections")
                     else:
-                        log.warning("caller refused", uid=credentials.uid, pid=credentials.pid, agent=agent)
+                        quiet(log.warning, "caller refused", uid=credentials.uid, pid=credentials.pid, agent=agent)
                         refusal = ("denied", "this socket is not for your user")
                         if on_refused is not None:
                             on_refused(credentials)
-                    if len(nursery.child_tasks) < 2 * gate.total:
-                        nursery.start_soon(_turn_away, stream, *refusal, name="turn away")
+                    if turning_away < TURN_AWAYS:
+                        turning_away += 1
+                        nursery.start_soon(turn_away, stream, *refusal, name="turn away")
                     else:
                         await trio.aclose_forcefully(stream)
         finally:
@@ -229,12 +254,12 @@ async def serve_unix(
                     remove_stale(Path(path))
 
 
-async def _accept(listener: trio.SocketListener) -> trio.SocketStream | None:
+async def _accept(listener: trio.SocketListener, quiet: Quiet) -> trio.SocketStream | None:
     try:
         return await listener.accept()
     except OSError as error:
         if error.errno in _NO_RESOURCES:
-            log.error("cannot accept", error=os.strerror(error.errno))
+            quiet(log.error, "cannot accept", error=os.strerror(error.errno))
             await trio.sleep(_RETRY)
             return None
         if error.errno in (errno.ECONNABORTED, errno.EINTR):

@@ -110,6 +110,20 @@ async def test_a_filter_that_fits_rarely_is_answered_in_parts(journal: Journal, 
     assert (page.position, page.complete) == (SCAN_LIMIT, False)
 
 
+async def test_the_filter_is_not_tried_on_what_is_not_allowed(journal: Journal, new_event: MakeEvent) -> None:
+    tried: list[int] = []
+
+    class Spy(EventFilter):
+        def matches(self, event: Event) -> bool:
+            tried.append(event.seq)
+            return True
+
+    await journal.record([new_event(room) for room in ("!a:x", "!b:x", "!a:x")])
+    page = await journal.after(0, 9, Spy(), lambda event: event.room_id == "!a:x")
+    assert [one.seq for one in page.events] == tried == [1, 3]
+    assert (page.position, page.complete) == (3, True)
+
+
 async def test_the_head_survives_the_events(journal: Journal, db: Database, new_event: MakeEvent) -> None:
     await journal.record([new_event(), new_event()])
     await db.write(lambda conn: conn.execute("DELETE FROM journal"))

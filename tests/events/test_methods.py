@@ -14,7 +14,7 @@ import trio.testing
 from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.journal import Journal
-from armorclaw.events.methods import MAX_PER_CONNECTION, register
+from armorclaw.events.methods import MAX_SUBSCRIPTIONS, register
 from armorclaw.events.subscriptions import Subscriptions
 from armorclaw.guard.grants import Grants
 from armorclaw.rpc.local import call_local
@@ -124,7 +124,7 @@ async def test_the_answer_comes_before_the_events(bridge: Bridge) -> None:
     for _ in range(3):
         await bridge.publish()
     for name in (None, "main"):
-        client = await bridge.connect()
+        client = await bridge.connect(None)
         answer = await client.call("events.subscribe", name=name, from_=1)
         assert len(client.messages) == 1
         assert await client.event() == (2, 0)
@@ -199,12 +199,47 @@ async def test_wrong_params(bridge: Bridge, params: dict[str, Any]) -> None:
 
 async def test_a_connection_has_a_limited_number(bridge: Bridge) -> None:
     client = await bridge.connect()
-    for _ in range(MAX_PER_CONNECTION):
+    for _ in range(MAX_SUBSCRIPTIONS):
         await client.call("events.subscribe")
     assert await client.call("events.subscribe") == "queue_full"
     await client.aclose()
     await trio.testing.wait_all_tasks_blocked(0.01)
     assert bridge.subscriptions.open_count == 0
+
+
+async def test_an_agent_has_a_limited_number_on_all_its_connections(bridge: Bridge) -> None:
+    clients = [await bridge.connect() for _ in range(4)]
+    for number in range(MAX_SUBSCRIPTIONS):
+        assert "subscription" in await clients[number % 4].call("events.subscribe")
+    assert await clients[0].call("events.subscribe") == "queue_full"
+    other, operator = await bridge.connect("other"), await bridge.connect(None)
+    assert "subscription" in await other.call("events.subscribe")
+    assert "subscription" in await operator.call("events.subscribe")
+    await clients[0].call("events.unsubscribe", subscription="#1")
+    assert "subscription" in await clients[1].call("events.subscribe")
+    assert await clients[0].call("events.subscribe") == "queue_full"
+    await clients[3].aclose()
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert "subscription" in await clients[0].call("events.subscribe")
+
+
+@pytest.mark.parametrize("from_", [0, 1, -5, 10**30])
+async def test_an_agent_does_not_go_back_behind_its_own_beginning(bridge: Bridge, from_: int) -> None:
+    """A room granted now may have been another agent's before."""
+    await bridge.publish("!b:x")
+    await bridge.subscriptions.ensure("echo", "main")
+    await bridge.publish("!b:x")
+    bridge.grants.set("echo", "main", ["!b:x"])
+    client = await bridge.connect()
+    for name in (None, "mine"):
+        answer = await client.call("events.subscribe", name=name, from_=from_)
+        assert answer["cursor"] == (1 if from_ < 2 else 2)
+    fresh = await bridge.connect("fresh")
+    bridge.grants.set("fresh", "main", ["!b:x"])
+    for name in (None, "main"):
+        assert (await fresh.call("events.subscribe", name=name, from_=0))["cursor"] == 2
+    operator = await bridge.connect(None)
+    assert (await operator.call("events.subscribe", from_=0))["cursor"] == 0
 
 
 async def test_a_reader_that_stops_is_given_no_more_than_it_may_have_and_then_the_rest(bridge: Bridge) -> None:
@@ -220,13 +255,13 @@ async def test_a_reader_that_stops_is_given_no_more_than_it_may_have_and_then_th
 
 async def test_the_limit_holds_for_those_asked_for_at_once(bridge: Bridge) -> None:
     client = await bridge.connect()
-    wanted = MAX_PER_CONNECTION + 10
+    wanted = MAX_SUBSCRIPTIONS + 10
     lines = [json.dumps({"jsonrpc": "2.0", "id": n, "method": "events.subscribe"}) for n in range(wanted)]
     await client._stream.send_all("\n".join(lines).encode() + b"\n")
     answers = [await client.read() for _ in range(wanted)]
     refused = [answer["error"]["data"]["name"] for answer in answers if "error" in answer]
     assert refused == ["queue_full"] * 10
-    assert bridge.subscriptions.open_count == MAX_PER_CONNECTION
+    assert bridge.subscriptions.open_count == MAX_SUBSCRIPTIONS
 
 
 async def test_a_name_subscribed_again_on_the_same_connection_goes_on_there(bridge: Bridge) -> None:
@@ -254,7 +289,7 @@ async def test_another_connection_takes_over_and_the_first_is_told(bridge: Bridg
 
 async def test_a_subscription_that_cannot_begin_is_none(bridge: Bridge) -> None:
     client = await bridge.connect()
-    for _ in range(MAX_PER_CONNECTION + 1):  # nor is it counted
+    for _ in range(MAX_SUBSCRIPTIONS + 1):  # nor is it counted
         assert await client.call("events.subscribe", name="no name") == "invalid_params"
     assert await client.call("events.unsubscribe", subscription="no name") == "not_found"
     assert "subscription" in await client.call("events.subscribe", name="main")

@@ -9,6 +9,7 @@ import trio.testing
 
 from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError
+from armorclaw.events import cursor as cursor_module
 from armorclaw.events import subscription as subscription_module
 from armorclaw.events.cursor import CURSORS_LIMIT
 from armorclaw.events.event import Event
@@ -347,6 +348,59 @@ async def test_too_many_acknowledged_above_an_unsettled_one_hold_up_what_is_new(
     await subscription.ack(1)
     await settle()
     assert sink.seqs == [1, 2, 3, 4, 5]
+
+
+async def test_past_that_only_what_is_in_hand_can_be_acknowledged(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cursor_module, "ACKED_LIMIT", 3)
+    subscription, sink = await world.connect(allowed=lambda event: event.seq <= 5)
+    await world.publish(50)
+    assert sink.seqs == [1, 2, 3, 4, 5]
+    for seq in (20, 21, 22):  # never given to it, but a fact for all we know
+        await subscription.ack(seq)
+    for attempt in (subscription.ack(23), world.subscriptions.ack("echo", "main", 24)):
+        with pytest.raises(ArmorclawError) as caught:
+            await attempt
+        assert caught.value.name == "queue_full"
+    for seq in (2, 3, 4, 5, 20):  # these it has, or they are known
+        await subscription.ack(seq)
+    assert len(subscription._cursor.acked) == 7  # type: ignore[union-attr]
+    await subscription.ack(1)
+    assert subscription._cursor.floor == 50  # type: ignore[union-attr]
+    await subscription.ack(30)
+    await world.disconnect(subscription)
+    await world.publish(9)
+    await world.subscriptions.ack("echo", "main", 59, cumulative=True)
+
+
+async def test_a_filter_that_changes_costs_no_flush_and_one_that_does_not_no_write(world: World) -> None:
+    await world.subscriptions.ensure("echo", "main")
+    assert (world.db.writes, world.db.durable) == (1, 1)
+    for room in ("!a:x", "!a:x", "!b:x", "!b:x", "!a:x"):
+        await world.subscriptions.ensure("echo", "main", filter=EventFilter(rooms=(room,)))
+    assert (world.db.writes, world.db.durable) == (4, 1)
+    again = world.restart()
+    await again.subscriptions.ensure("echo", "main", filter=EventFilter(rooms=("!c:x",)))
+    assert (world.db.writes, world.db.durable) == (5, 1)
+
+
+async def test_the_filter_is_not_tried_on_what_is_not_allowed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str | None] = []
+
+    def matches(self: EventFilter, event: Event) -> bool:
+        tried.append(event.room_id)
+        return True
+
+    monkeypatch.setattr(EventFilter, "matches", matches)
+    await world.publish(1, "!b:x")
+    _, sink = await world.connect(
+        None, filter=EventFilter(rooms=("*",)), start=0, allowed=lambda event: event.room_id == "!a:x"
+    )
+    await world.publish(1, "!b:x")
+    await world.publish(1, "!a:x")
+    assert sink.seqs == [3]
+    assert set(tried) == {"!a:x"}
 
 
 async def test_what_is_not_allowed_any_more_does_not_come_again(

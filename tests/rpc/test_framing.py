@@ -244,6 +244,9 @@ HOSTILE = {
     "deep arrays": b"[" + b"[[[[]]]]," * (MAX_FRAME // 9 - 10),
     "members": b"{" + b'"":1,' * (MAX_FRAME // 5 - 10),
     "spaces": b"[" + b" " * (MAX_FRAME - 100),
+    "integers at the bottom": b"[" * 63 + b"1," * (MAX_FRAME // 2 - 100),
+    "words at the bottom": b"[" * 64 + b" null ," * (MAX_FRAME // 7 - 100),
+    "rows one longer than an expression": b"[" + (b"[" + b"1," * 64 + b"1],") * (MAX_FRAME // 132 - 10),
     "digits": b"1" * (MAX_FRAME - 100),
 }
 
@@ -260,3 +263,20 @@ def test_time_grows_with_the_bytes_and_not_with_the_reads(text: bytes) -> None:
         spent[step] = time.thread_time() - before
     assert spent[4096] < 5 * spent[65536] + 0.1
     assert spent[65536] < 4.0
+
+
+@pytest.mark.parametrize("unit", [b"1,", b" -1 ,", b"null,", b'"",', b"[],"])
+def test_what_lies_deep_costs_no_more_than_what_does_not(unit: bytes) -> None:
+    """Each in a step of Python of its own would take five times as long and more."""
+    spent = []
+    for depth in (1, 63):
+        best = 9.0
+        for _ in range(3):
+            frames = Frames()
+            text = b"[" * depth + unit * (256 * 1024 // len(unit))
+            before = time.thread_time()
+            for i in range(0, len(text), 4096):
+                assert frames.feed(text[i : i + 4096]) == []
+            best = min(best, time.thread_time() - before)
+        spent.append(best)
+    assert spent[1] < 2.5 * spent[0] + 0.005

@@ -19,7 +19,8 @@ from armorclaw.errors import ArmorclawError
 from armorclaw.rpc import outgoing
 from armorclaw.rpc import peer as peer_module
 from armorclaw.rpc.framing import MAX_FRAME
-from armorclaw.rpc.peer import MAX_IN_FLIGHT, SOFT_LIMIT, Peer
+from armorclaw.rpc.jsonrpc import Request
+from armorclaw.rpc.peer import MAX_IN_FLIGHT, PARAMS_IN_FLIGHT, SOFT_LIMIT, Peer
 from armorclaw.rpc.registry import Registry, Role
 from tests.rpc.conftest import House, Raw, call
 
@@ -231,6 +232,58 @@ async def test_only_so_many_handlers_at_once(ends: Ends, house: House) -> None:
         await ends[1].send_eof()
         assert len(await raw.rest_lines()) == count
     assert house.most_running == MAX_IN_FLIGHT
+
+
+async def test_only_so_many_bytes_of_params_at_once(
+    socket_pair: Streams, house: House, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Calls that wait hold what they were given: a few large ones must hold up the reader as many small ones do."""
+    size = PARAMS_IN_FLIGHT // 4
+    line = '{"jsonrpc":"2.0","id":1,"method":"sleep","params":{' + " " * size + '"seconds":1}}\n'
+    async with serving(socket_pair[0], house.registry) as peer:
+        raw = Raw(socket_pair[1])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(raw.send, *[line] * 12)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert house.running == 4
+            for _ in range(12):
+                assert (await raw.line())["result"] == {"seconds": 1}
+        assert house.most_running == 4
+        assert peer._params_in_flight == 0
+
+
+@pytest.mark.parametrize("method", ["anote", "note"])
+async def test_the_text_of_params_is_dropped_once_read(socket_pair: Streams, house: House, method: str) -> None:
+    async with serving(socket_pair[0], house.registry) as peer:
+        message = Request(1, b"1", method, b'{"text":"x"}', None, 0)
+        peer._call(message)
+        assert message.params is None
+        assert (await Raw(socket_pair[1]).line())["result"] == {}
+
+
+async def test_notifications_that_fail_do_not_fill_the_log(socket_pair: Streams, house: House) -> None:
+    lines = ['{"jsonrpc":"2.0","method":"refuse"}\n' * 100, '{"jsonrpc":"2.0","method":"boom"}\n' * 100]
+    with structlog.testing.capture_logs() as logs:
+        async with serving(socket_pair[0], house.registry, role=Role.AGENT):
+            raw = Raw(socket_pair[1])
+            await raw.send(*lines)
+            await raw.ask("echo")
+    assert sorted(entry["event"] for entry in logs) == ["handler failed", "notification failed"]
+
+
+async def test_an_agent_that_answers_with_a_flood_is_cut_short(socket_pair: Streams, house: House) -> None:
+    async with serving(socket_pair[0], house.registry, role=Role.AGENT) as peer:
+        raw = Raw(socket_pair[1])
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def answer() -> None:
+                number = (await raw.line())["id"]
+                await raw.send({"jsonrpc": "2.0", "id": number, "error": {"code": 5, "message": "x" * 900_000}})
+
+            with pytest.raises(ArmorclawError) as caught:
+                await peer.request("agent.shutdown", timeout=5)
+    assert len(str(caught.value)) == 200
 
 
 async def test_what_is_pushed_does_not_wait_for_handlers(ends: Ends, house: House) -> None:

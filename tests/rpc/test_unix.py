@@ -23,8 +23,20 @@ from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError
 from armorclaw.rpc import unix
 from armorclaw.rpc.peer import Peer
+from armorclaw.rpc.quiet import Quiet
 from armorclaw.rpc.registry import Role
-from armorclaw.rpc.unix import Gate, PeerCredentials, bind_unix, peer_of, remove_stale, same_user, serve_unix
+from armorclaw.rpc.unix import (
+    AGENT_CONNECTIONS,
+    TURN_AWAYS,
+    Gate,
+    PeerCredentials,
+    bind_unix,
+    gate_for,
+    peer_of,
+    remove_stale,
+    same_user,
+    serve_unix,
+)
 from tests.rpc.conftest import House, Raw, call
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user for a moment: sudo pytest")
@@ -276,6 +288,48 @@ def test_a_gate_counts_by_user_and_in_all() -> None:
     assert [gate.enter(3), gate.enter(1)] == [True, False]
 
 
+async def test_an_agent_has_fewer_and_those_turned_away_hold_nothing(
+    short: Path, house: House, open_fds: Callable[[], int]
+) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with listening(short / "s", house, role=Role.AGENT, agent="echo"):
+            before = open_fds()
+            streams = [await trio.open_unix_socket(short / "s") for _ in range(AGENT_CONNECTIONS)]
+            assert all(["result" in await Raw(stream).ask("echo") for stream in streams])
+            more = [await trio.open_unix_socket(short / "s") for _ in range(100)]
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            ours = open_fds() - before - len(streams) - len(more)
+            assert ours == AGENT_CONNECTIONS + TURN_AWAYS
+            refusals = [await Raw(stream).rest() for stream in more]
+            assert [b"too many connections" in refusal for refusal in refusals] == [True] * TURN_AWAYS + [False] * (
+                100 - TURN_AWAYS
+            )
+            for stream in more:
+                await stream.aclose()
+            assert all(["result" in await Raw(stream).ask("echo") for stream in streams])
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            async with await trio.open_unix_socket(short / "s") as again:  # those places are free again
+                assert b"too many connections" in await Raw(again).rest()
+            for stream in streams:
+                await stream.aclose()
+    assert 1 <= [entry["event"] for entry in logs].count("too many connections") <= 5
+
+
+async def test_strangers_who_knock_do_not_fill_the_log(short: Path, house: House) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with listening(short / "s", house, role=Role.AGENT, allow=lambda _: False):
+            for _ in range(50):
+                async with await trio.open_unix_socket(short / "s"):
+                    pass
+            await trio.testing.wait_all_tasks_blocked(0.01)
+    assert 1 <= [entry["event"] for entry in logs].count("caller refused") <= 5
+
+
+def test_only_agents_have_a_narrow_gate() -> None:
+    assert gate_for(Role.AGENT) == Gate(per_uid=AGENT_CONNECTIONS, total=AGENT_CONNECTIONS)
+    assert gate_for(Role.OPERATOR) == Gate(per_uid=64, total=1024)
+
+
 async def test_accepting_goes_on_when_descriptors_run_out(
     short: Path, house: House, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -288,10 +342,10 @@ async def test_accepting_goes_on_when_descriptors_run_out(
             raise faults.pop(0)
 
     with structlog.testing.capture_logs() as logs:
-        assert await unix._accept(Faulty()) is None  # type: ignore[arg-type]
-        assert await unix._accept(Faulty()) is None  # type: ignore[arg-type]
+        assert await unix._accept(Faulty(), Quiet()) is None  # type: ignore[arg-type]
+        assert await unix._accept(Faulty(), Quiet()) is None  # type: ignore[arg-type]
         with pytest.raises(OSError):
-            await unix._accept(Faulty())  # type: ignore[arg-type]
+            await unix._accept(Faulty(), Quiet())  # type: ignore[arg-type]
     assert [entry["event"] for entry in logs] == ["cannot accept"]
     await listener.aclose()
 
