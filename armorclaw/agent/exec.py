@@ -3,13 +3,16 @@
 The wrapper talks to the bridge in the program's stead: takes the secrets and hands them on in a sealed file in
 memory, says that the agent is ready, answers pings, passes signals on, reaps orphans, and ends with the program's
 status. With --per-message it also receives: the program is run once for each message, reads it from standard input,
-and what it prints is the answer.
+and what it prints is the answer. Its end is the end of the answer, whatever it leaves in the background; a program
+that does not end in time is killed, with its process group, and the message comes again.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import math
 import os
 import signal
 import subprocess
@@ -18,7 +21,7 @@ from typing import Any, Optional
 
 from armorclaw.agent.agent import Agent
 from armorclaw.agent.base import say, socket_from_environment
-from armorclaw.agent.children import Child, Children
+from armorclaw.agent.children import Children
 from armorclaw.agent.errors import AgentError
 from armorclaw.agent.link import Link
 from armorclaw.agent.messages import Message
@@ -26,7 +29,13 @@ from armorclaw.agent.secrets import Secrets, harden_process, sealed_memfd, secre
 from armorclaw.agent.session import Session
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-_MAX_ANSWER = 65_536  # bytes of standard output that become a message: what a Matrix event may have
+_TIMEOUT = 300.0  # seconds a program has for one message
+_KILLED_WITHIN = 5.0  # seconds that one killed for that gets to be gone, should it be stuck in the kernel
+
+# Bytes of an answer as the JSON string it becomes. The bridge takes 60,000 for the whole content of a message; the
+# rest is for what it is an answer to. As no character of JSON is shorter than in UTF-8, it bounds what is read, too.
+_MAX_ANSWER = 58_000
+_CUT = "\n[cut: the rest does not fit into one message]"
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -36,7 +45,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     harden_process()
     try:
         if options.per_message:
-            return _PerMessage(path, options.command, options.env_keys).serve()
+            return _PerMessage(path, options.command, options.env_keys, options.timeout).serve()
         return _run_once(path, options.command, options.env_keys)
     except AgentError as error:
         say(str(error))
@@ -54,9 +63,23 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="exec")
     verb = verbs.add_parser("exec", help="run a program as an agent", description=__doc__)
     verb.add_argument("--per-message", action="store_true", help="run it once per message: stdin to stdout")
+    verb.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=_TIMEOUT,
+        metavar="SECONDS",
+        help="with --per-message: how long it may run, %(default)g by default; then it is killed",
+    )
     verb.add_argument("--env-keys", action="store_true", help="also set PROVIDER_API_KEY in its environment")
     verb.add_argument("command", nargs="+", metavar="CMD", help="the program and its arguments, after --")
     return parser.parse_args(arguments)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= 86_400 or math.isnan(seconds):
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 86400")
+    return seconds
 
 
 @contextlib.contextmanager
@@ -125,11 +148,12 @@ class _ProgramError(Exception):
 
 
 class _PerMessage(Agent):
-    def __init__(self, path: str, command: Sequence[str], env_keys: bool) -> None:
+    def __init__(self, path: str, command: Sequence[str], env_keys: bool, timeout: float) -> None:
         super().__init__()
         self._path = path
         self._command = command
         self._env_keys = env_keys
+        self._timeout = timeout
         self._children = Children(lambda: None)
         self.on_message(self._answer)
 
@@ -137,16 +161,16 @@ class _PerMessage(Agent):
         try:
             self.run()
         finally:
-            self._children.signal_all(signal.SIGKILL)  # those that did not finish in time
+            self._children.kill_all()  # those that did not finish in time
         return 0
 
     def _answer(self, message: Message) -> None:
         status, output = self._converse(message)
         if status:
             raise _ProgramError(f"{self._command[0]} ended with status {status}")
-        if len(output) > _MAX_ANSWER:
-            raise _ProgramError(f"{self._command[0]} printed more than {_MAX_ANSWER} bytes")
-        text = output.decode("utf-8", "replace").rstrip("\n")
+        text = _fitting(output)
+        if text.endswith(_CUT):
+            say(f"{self._command[0]} printed more than fits into one message; the answer to {message!r} is cut")
         if text:
             message.reply(text)
 
@@ -157,10 +181,22 @@ class _PerMessage(Agent):
             os.pwrite(body, message.body.encode("utf-8", "surrogatepass"), 0)
             with _secrets_for(self.secrets, self._env_keys) as (env, fds):
                 env.update(_facts(message))
-                child = self._children.spawn(self._command, env, pass_fds=fds, stdin=body, stdout=subprocess.PIPE)
+                child = self._children.spawn(
+                    self._command, env, pass_fds=fds, stdin=body, stdout=subprocess.PIPE, own_group=True
+                )
         finally:
             os.close(body)
-        return _gather(child)
+        with contextlib.closing(child):
+            try:
+                output = child.output(_MAX_ANSWER + 1, self._timeout)
+            except TimeoutError:
+                self._children.kill(child)  # before its output is closed, which might end it, but not its group
+                child.wait(_KILLED_WITHIN)
+                why = f"{self._command[0]} did not end within {self._timeout:g} s and was killed"
+                raise _ProgramError(why) from None
+        status = child.wait()
+        assert status is not None
+        return status, output
 
     def _failed(self, event: Any, error: BaseException) -> None:
         if isinstance(error, (_ProgramError, OSError, AgentError)):
@@ -169,12 +205,20 @@ class _PerMessage(Agent):
             super()._failed(event, error)
 
 
-def _gather(child: Child) -> tuple[int, bytes]:
-    with child.stdout as stream:
-        output = stream.read(_MAX_ANSWER + 1)
-        while stream.read(_MAX_ANSWER):
-            pass  # read on, or the program would wait for us for ever
-    return child.wait(), output
+def _fitting(output: bytes) -> str:
+    """What the program printed as the text of a message, without its last line ends; too much ends with _CUT."""
+    text = output.decode("utf-8", "replace")
+    stripped = text.rstrip("\n")
+    if len(output) <= _MAX_ANSWER and len(json.dumps(stripped)) <= _MAX_ANSWER:
+        return stripped
+    low, high = 0, len(text)  # the longest beginning that fits: bisect takes no key before Python 3.10
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(json.dumps(text[:middle] + _CUT)) <= _MAX_ANSWER:
+            low = middle
+        else:
+            high = middle - 1
+    return text[:low] + _CUT
 
 
 def _facts(message: Message) -> Mapping[str, str]:

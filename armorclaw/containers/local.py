@@ -89,13 +89,15 @@ def require_plain_words(spec: ContainerSpec) -> None:
         raise ArmorclawError("config_invalid", f"the command or environment of agent {spec.name!r} has a NUL in it")
 
 
-def resource_limits(limits: Mapping[str, int]) -> list[str]:
+def resource_limits(limits: Mapping[str, int], *, pid: int | None = None) -> list[str]:
     """Words to put in front of a command so that prlimit(1) starts it under `limits`; never above what we have.
 
-    Names are those of prlimit's long options. Core files are always off: they would hold secrets.
+    With `pid` they are a command themselves, which limits that process, but none of its children: whoever has its
+    uid and gid may, and root with CAP_SYS_RESOURCE only. Names are those of prlimit's long options. Core files are
+    always off: they would hold secrets.
     """
     words = [find_program("prlimit", "util-linux"), "--core=0"]
     for name, wanted in limits.items():
         _, hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))
         words.append(f"--{name}={wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)}")
-    return [*words, "--"]
+    return [*words, "--"] if pid is None else [*words, f"--pid={pid}"]

@@ -1,7 +1,9 @@
 """Agents as plain processes: unsafe, for development only, and never chosen unless asked for by name.
 
 What holds: an agent that crashes hurts nobody, its resource limits (number of processes only if it has a uid of its
-own, memory per process), and its end with the bridge. Nothing else: it sees the host's files, network and processes.
+own, memory per process), and the end of its main process with the bridge. Nothing else: it sees the host's files,
+network and processes, and what it started may outlive it. The bridge ends the agent's process group, which a child
+leaves by setsid(2) or setpgid(2); when the bridge itself is killed, the kernel ends the main process alone.
 Run by root, it gets the spec's uid; run by anyone else, it is that user.
 
 Nothing can be mounted here. So that one command and environment do for every runtime, each mount's target is
@@ -58,7 +60,7 @@ class ProcessRuntime(NothingSurvives):
                 raise ArmorclawError(
                     "runtime_missing", "plain processes do not work here", why=await output.last_line()
                 )
-        return "process: UNSAFE, sees the files, network and processes of this host"
+        return "process: UNSAFE, sees the files, network and processes of this host; what it starts may outlive it"
 
     @asynccontextmanager
     async def launch(self, spec: ContainerSpec) -> AsyncIterator[Running]:

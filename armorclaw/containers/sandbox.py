@@ -3,7 +3,11 @@
 What an agent has there: namespaces of its own, no network but an unconnected loopback, no capabilities, a system call
 filter, no way to gain privileges, read-only system files, its own /tmp of bounded size and nothing else to write to.
 What it shares, and `check` says: the host's kernel and the sight of its /usr; memory is limited per process
-(RLIMIT_AS), not for all of them together, and processor time not at all.
+(RLIMIT_AS) and per file in memory (RLIMIT_FSIZE), not for all of them together, and processor time not at all. To
+limit the whole would take a control group, which on most hosts is systemd's to make, not ours.
+
+The first process in there is bubblewrap's own. It has the agent's uid, so an agent may write to its memory and make
+it run anything: that is why it is under the agent's limits as well, besides the filter and the namespaces.
 
 Run by root, bubblewrap itself runs as the agent's uid, in a user namespace (as root, `--uid` would leave it the
 host's uid 0 outside); so all it mounts must be readable by that uid, the folders above included. Run by anyone else,
@@ -74,8 +78,8 @@ class SandboxRuntime(NothingSurvives):
             raise ArmorclawError("runtime_missing", "bubblewrap does not work here", why=end.text)
         return (
             f"sandbox: {await _version()}, own namespaces, no network, no capabilities, "
-            f"{len(denied_calls())} system calls refused; shares the kernel, memory limited per process, "
-            "processor time not limited"
+            f"{len(denied_calls())} system calls refused; shares the kernel, memory limited per process "
+            "and per file but not in total, processor time not limited"
         )
 
     @asynccontextmanager
@@ -102,7 +106,15 @@ class SandboxRuntime(NothingSurvives):
                 words = ["--info-fd", str(info_writer), *_sandbox_words(spec, uid, gid, fds)]
                 # By descriptor, as everybody on the host may read a command line, but not an agent's environment.
                 words_fd = fds.holding("\0".join(words).encode() + b"\0")
-                command = [bwrap, "--args", str(words_fd), "--", *_limits(spec), *Gate.WORDS, *spec.command]
+                command = [
+                    bwrap,
+                    "--args",
+                    str(words_fd),
+                    "--",
+                    *resource_limits(_limits(spec)),
+                    *Gate.WORDS,
+                    *spec.command,
+                ]
                 async with spawned(
                     command,
                     env={},
@@ -113,7 +125,7 @@ class SandboxRuntime(NothingSurvives):
                 ) as child:
                     inherited.close()
                     output.handed_over()
-                    async with _standing(spec, uid, child, output, gate, info) as running:
+                    async with _standing(spec, user, child, output, gate, info) as running:
                         yield running
 
 
@@ -168,10 +180,15 @@ def _sandbox_words(spec: ContainerSpec, uid: int, gid: int, fds: _Descriptors) -
     return words
 
 
-def _limits(spec: ContainerSpec) -> list[str]:
-    """Set inside, where processes are counted apart from those of the same uid outside."""
+def _limits(spec: ContainerSpec) -> dict[str, int]:
+    """For each process inside; not around bubblewrap, where those of the same uid outside would count too.
+
+    A file in memory (memfd_create) is no process's memory until it is mapped: a limit of its own keeps it as small.
+    It holds for the files in /tmp, too, which must be able to fill it.
+    """
     limits = spec.limits
-    return resource_limits({"as": limits.memory, "nofile": limits.files, "nproc": limits.pids})
+    size = max(limits.memory, limits.tmp)
+    return {"as": limits.memory, "fsize": size, "nofile": limits.files, "nproc": limits.pids}
 
 
 def _host_path(spec: ContainerSpec, path: Path) -> Path | None:
@@ -185,7 +202,7 @@ def _host_path(spec: ContainerSpec, path: Path) -> Path | None:
 
 @asynccontextmanager
 async def _standing(
-    spec: ContainerSpec, uid: int, child: Child, output: Output, gate: Gate, info: int
+    spec: ContainerSpec, user: tuple[int, int] | None, child: Child, output: Output, gate: Gate, info: int
 ) -> AsyncIterator[_Sandboxed]:
     """Wait until the sandbox stands; leaving ends all that is in it."""
     stands = False
@@ -198,8 +215,11 @@ async def _standing(
         first = os.pidfd_open(said.child_pid)
     except (OSError, msgspec.MsgspecError):
         raise await _refused(spec, child, output) from None
+    uid = os.geteuid() if user is None else user[0]
     running = _Sandboxed(spec, uid, child, gate, said, first)
     try:
+        if why := await _limited(said.child_pid, spec, user):
+            raise await _refused(spec, child, output, f"its first process cannot be limited: {why}")
         yield running
     finally:
         with trio.move_on_after(KILL_DEADLINE, shield=True):
@@ -209,10 +229,19 @@ async def _standing(
         os.close(first)
 
 
-async def _refused(spec: ContainerSpec, child: Child, output: Output) -> ArmorclawError:
+async def _limited(first: int, spec: ContainerSpec, user: tuple[int, int] | None) -> str:
+    """Put the first process under the agent's limits, too, as its uid: "", or why that did not work."""
+    async with captured(None) as output:
+        command = resource_limits(_limits(spec), pid=first)
+        async with spawned(command, env={}, user=user, output=output.fd) as child:
+            output.handed_over()
+            return "" if await child.wait() == 0 else await output.last_line() or "prlimit failed"
+
+
+async def _refused(spec: ContainerSpec, child: Child, output: Output, reason: str = "") -> ArmorclawError:
     child.send_signal_to_group(signal.SIGKILL)
     await child.wait()
-    reason = (await output.last_line()).removeprefix("bwrap: ")
+    reason = reason or (await output.last_line()).removeprefix("bwrap: ")
     hint = f"uid {spec.uid} must be able to read it, and to pass every folder above" if "denied" in reason else ""
     return ArmorclawError(
         "engine_refused",

@@ -1,8 +1,9 @@
 """The sandbox's system call filter: a deny list in classic BPF, made by hand so that no libseccomp is needed.
 
 bubblewrap sets no filter by itself; it loads the one given by `--seccomp FD`. The filter refuses what an agent has no
-use for and kernels have had holes in: tracing, keyrings, BPF, io_uring, mounting, namespaces, clocks, modules. A deny
-list is weaker than the allow list of a container engine: calls newer than this file pass.
+use for and kernels have had holes in: tracing, keyrings, BPF, io_uring, mounting, namespaces, clocks, modules; and
+the memory that no limit of a process counts: System V's (queues and semaphores too), and secret memory. A deny list
+is weaker than the allow list of a container engine: calls newer than this file pass.
 
 The layout of `struct seccomp_data` and the return values are those of linux/seccomp.h; numbers are from the kernel's
 syscall tables (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h).
@@ -58,9 +59,11 @@ _COMMON = {
     "io_uring_enter": 426,
     "io_uring_register": 427,
     "io_uring_setup": 425,
+    "memfd_secret": 447,
     "mount_setattr": 442,
     "move_mount": 429,
     "open_tree": 428,
+    "open_tree_attr": 467,
     "pidfd_getfd": 438,
     "quotactl_fd": 443,
 }
@@ -69,20 +72,21 @@ _COMMON = {
 _X86_64 = {
     "acct": 163, "add_key": 248, "bpf": 321, "chroot": 161, "clock_adjtime": 305, "clock_settime": 227,
     "delete_module": 176, "fanotify_init": 300, "finit_module": 313, "init_module": 175, "ioperm": 173, "iopl": 172,
-    "kcmp": 312, "kexec_file_load": 320, "kexec_load": 246, "keyctl": 250, "lookup_dcookie": 212, "mount": 165,
-    "move_pages": 279, "name_to_handle_at": 303, "open_by_handle_at": 304, "perf_event_open": 298, "pivot_root": 155,
-    "process_vm_readv": 310, "process_vm_writev": 311, "ptrace": 101, "quotactl": 179, "reboot": 169,
-    "request_key": 249, "setns": 308, "settimeofday": 164, "swapoff": 168, "swapon": 167, "syslog": 103,
-    "umount2": 166, "unshare": 272, "userfaultfd": 323, "vhangup": 153,
+    "kcmp": 312, "kexec_file_load": 320, "kexec_load": 246, "keyctl": 250, "lookup_dcookie": 212, "modify_ldt": 154,
+    "mount": 165, "move_pages": 279, "msgget": 68, "name_to_handle_at": 303, "open_by_handle_at": 304,
+    "perf_event_open": 298, "pivot_root": 155, "process_vm_readv": 310, "process_vm_writev": 311, "ptrace": 101,
+    "quotactl": 179, "reboot": 169, "request_key": 249, "semget": 64, "setns": 308, "settimeofday": 164, "shmat": 30,
+    "shmget": 29, "swapoff": 168, "swapon": 167, "syslog": 103, "umount2": 166, "unshare": 272, "userfaultfd": 323,
+    "vhangup": 153,
 }
 _AARCH64 = {
     "acct": 89, "add_key": 217, "bpf": 280, "chroot": 51, "clock_adjtime": 266, "clock_settime": 112,
     "delete_module": 106, "fanotify_init": 262, "finit_module": 273, "init_module": 105, "kcmp": 272,
     "kexec_file_load": 294, "kexec_load": 104, "keyctl": 219, "lookup_dcookie": 18, "mount": 40, "move_pages": 239,
-    "name_to_handle_at": 264, "open_by_handle_at": 265, "perf_event_open": 241, "pivot_root": 41,
+    "msgget": 186, "name_to_handle_at": 264, "open_by_handle_at": 265, "perf_event_open": 241, "pivot_root": 41,
     "process_vm_readv": 270, "process_vm_writev": 271, "ptrace": 117, "quotactl": 60, "reboot": 142,
-    "request_key": 218, "setns": 268, "settimeofday": 170, "swapoff": 225, "swapon": 224, "syslog": 116,
-    "umount2": 39, "unshare": 97, "userfaultfd": 282, "vhangup": 58,
+    "request_key": 218, "semget": 190, "setns": 268, "settimeofday": 170, "shmat": 196, "shmget": 194, "swapoff": 225,
+    "swapon": 224, "syslog": 116, "umount2": 39, "unshare": 97, "userfaultfd": 282, "vhangup": 58,
 }
 # fmt: on
 

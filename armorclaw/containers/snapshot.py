@@ -2,8 +2,8 @@
 
 An upgrade of the bridge or an edit of an agent's code makes a new copy; what runs keeps the files it started with.
 Agents have uids of their own, so copies are readable by everybody who can reach them: `state_dir` and the folders
-above it must be passable (mode 0711 will do). All here blocks, up to a second at the limits: call it in a worker
-thread.
+above it must be passable (mode 0711 will do). Who does not know a copy's name cannot reach it, as the folder of all
+copies (0711) cannot be listed. All here blocks, up to a second at the limits: call it in a worker thread.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def snapshot_code(source: Path, state_dir: Path) -> Path:
 
     The copy is read-only (files 0444, programs and folders 0555) and appears at once or not at all; the same content
     is copied once. Links are kept if they stay within the folder; __pycache__ is left out. Raises `not_found`,
-    `too_large`, `config_invalid` (a link that leads out, a socket or device, something unreadable), `storage_failed`.
+    `too_large`, `storage_failed`, `config_invalid`: a link that leads out, a file of several names (a hard link, as
+    the others may be anybody's), a socket or device, something unreadable.
     """
     if not source.exists():
         raise ArmorclawError("not_found", f"{source} does not exist")
@@ -45,7 +46,7 @@ def snapshot_code(source: Path, state_dir: Path) -> Path:
             why="the bridge's own state is in it",
             hint="name the folder of the agent alone",
         )
-    copier = _Copier(root)
+    copier = _Copier(root, hard_links=False)
     if root.is_dir():
         return _published(state_dir / "code", lambda place: copier.copy_below(root, place))
     return _published(state_dir / "code", lambda place: copier.copy(root, place / source.name))
@@ -57,7 +58,7 @@ def snapshot_library(state_dir: Path) -> Path:
     That folder is what PYTHONPATH of an agent names. Raises `storage_failed`.
     """
     package = Path(armorclaw.__file__).parent
-    copier = _Copier(package)
+    copier = _Copier(package, hard_links=True)  # as some installers make, to share files
 
     def fill(place: Path) -> None:
         for name in _LIBRARY:
@@ -72,8 +73,9 @@ def snapshot_library(state_dir: Path) -> Path:
 class _Copier:
     """Copies within one budget of bytes and files, following no link below `root`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, hard_links: bool) -> None:
         self._root = root
+        self._hard_links = hard_links
         self._bytes_left = MAX_BYTES
         self._files_left = MAX_FILES
 
@@ -100,7 +102,15 @@ class _Copier:
             self.copy(folder / name, place / name)
 
     def _content(self, source: Path) -> bytes:
-        with _reading(source), open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # it may have become a pipe by now
+        with _reading(source), open(os.open(source, flags), "rb") as file:
+            if os.fstat(file.fileno()).st_nlink > 1 and not self._hard_links:
+                raise ArmorclawError(
+                    "config_invalid",
+                    f"{source} cannot be copied",
+                    why="it is a hard link: the same file has other names, which may be outside the folder",
+                    hint="make it a file of its own: cp it to a new name, then mv that over it",
+                )
             content = file.read(self._bytes_left + 1)
         self._spend(size=len(content))
         return content
@@ -144,7 +154,7 @@ def _published(into: Path, fill: Callable[[Path], None]) -> Path:
     into = into.absolute()
     try:
         into.mkdir(parents=True, exist_ok=True)
-        into.chmod(0o755)  # whatever the umask
+        into.chmod(0o711)  # whatever the umask: to be passed by who knows a name in it, not to be listed
         work = Path(tempfile.mkdtemp(prefix=".new-", dir=into))
         try:
             fill(work)

@@ -69,7 +69,9 @@ def test_a_source_is_not_replaced_again() -> None:
 
 @PROCESS
 async def test_check_says_that_it_is_unsafe(runtime: Runtime) -> None:
-    assert "UNSAFE" in await runtime.check()
+    facts = await runtime.check()
+    assert "UNSAFE" in facts
+    assert "may outlive it" in facts
 
 
 @PROCESS

@@ -21,8 +21,10 @@ import pytest
 import trio
 
 from armorclaw.containers import sandbox
+from armorclaw.containers.local import resource_limits
 from armorclaw.containers.runtime import Runtime
 from armorclaw.containers.seccomp import denied_calls
+from armorclaw.containers.snapshot import snapshot_code
 from armorclaw.containers.spec import ContainerSpec, Limits, Mount
 from armorclaw.errors import ArmorclawError
 
@@ -65,7 +67,7 @@ async def test_check(runtime: Runtime) -> None:
     facts = await runtime.check()
     assert "bubblewrap 0." in facts
     assert f"{len(denied_calls())} system calls refused" in facts
-    assert "memory limited per process" in facts
+    assert "memory limited per process and per file but not in total" in facts
 
 
 async def test_no_privileges(ask: Any) -> None:
@@ -212,7 +214,7 @@ async def test_limits(ask: Any) -> None:
         eaten, forked = eat(), attempt(fork)
         tell(
             limits={name: resource.getrlimit(getattr(resource, "RLIMIT_" + name)) for name in
-                ("AS", "CORE", "NOFILE", "NPROC")},
+                ("AS", "CORE", "FSIZE", "NOFILE", "NPROC")},
             forked=forked,
             children=len(children),
             eaten=eaten,
@@ -223,11 +225,158 @@ async def test_limits(ask: Any) -> None:
         """,
         limits=Limits(memory=256 * 1024 * 1024, files=64, pids=10),
     )
-    assert seen["limits"] == {"AS": [256 * 1024 * 1024] * 2, "CORE": [0, 0], "NOFILE": [64, 64], "NPROC": [10, 10]}
+    most = [256 * 1024 * 1024] * 2
+    assert seen["limits"] == {"AS": most, "CORE": [0, 0], "FSIZE": most, "NOFILE": [64, 64], "NPROC": [10, 10]}
     assert seen["forked"] == errno.EAGAIN
     assert 5 <= seen["children"] <= 9
     assert seen["eaten"] == "refused"
     assert seen["raised"] == errno.EPERM
+
+
+LIMITS = Limits(memory=256 * 1024 * 1024, files=64, pids=10)
+
+# Writes machine code to where the first process, bubblewrap's, is about to return from a system call, so that it
+# becomes python3 -c SCRIPT; then wakes it by leaving it an orphan to collect.
+TAKE_OVER = """
+import struct
+
+def take_over(script):
+    words = [b"/usr/bin/python3", b"-S", b"-c", script.encode()]
+    number, *_, counter = open("/proc/1/syscall").read().split()
+    if number != "61":
+        raise OSError(11, "it does not wait for a child just now")
+    start = int(counter, 16)
+    data, places = b"", []
+    for word in words:
+        places.append(start + 64 + len(data))
+        data += word + b"\\0"
+    argv = start + 64 + len(data)
+    end = argv + 8 * len(words)
+    data += struct.pack("<5Q", *places, 0)
+    code = b"".join((
+        b"\\x48\\xbf", struct.pack("<Q", places[0]),  # mov rdi, path
+        b"\\x48\\xbe", struct.pack("<Q", argv),  # mov rsi, argv
+        b"\\x48\\xba", struct.pack("<Q", end),  # mov rdx, envp: an empty one
+        b"\\xb8\\x3b\\0\\0\\0\\x0f\\x05",  # mov eax, execve; syscall
+    ))
+    with open("/proc/1/mem", "r+b", buffering=0) as memory:
+        memory.seek(start)
+        memory.write(code.ljust(64, b"\\x90") + data)
+    if os.fork() == 0:
+        if os.fork() == 0:
+            time.sleep(0.2)  # an orphan by then
+        os._exit(0)
+    os.wait()
+"""
+
+USURPER = """
+import json, os, resource, socket, time
+door = socket.socket(socket.AF_UNIX)
+door.connect(PATH)
+held = []
+def eat():
+    try:
+        held.append(bytearray(300 * 1024 * 1024))
+    except MemoryError:
+        return "refused"
+def fork():
+    count = 0
+    try:
+        while count < 50:
+            if os.fork() == 0:
+                time.sleep(60)
+                os._exit(0)
+            count += 1
+    except OSError as error:
+        return count, error.errno
+    return count, 0
+names = ("AS", "CORE", "FSIZE", "NOFILE", "NPROC")
+door.sendall(json.dumps({
+    "limits": {name: resource.getrlimit(getattr(resource, "RLIMIT_" + name)) for name in names},
+    "me": os.getpid(), "eaten": eat(), "forked": fork(), "status": open("/proc/self/status").read(),
+}).encode())
+"""
+
+
+async def test_the_first_process_is_limited_like_the_agents(ask: Any) -> None:
+    seen = await ask('tell(first=open("/proc/1/limits").read(), own=open("/proc/self/limits").read())', limits=LIMITS)
+    assert seen["first"] == seen["own"]
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the machine code is for x86-64")
+async def test_taking_over_the_first_process_gains_nothing(runtime: Runtime, make_spec: MakeSpec, door: Door) -> None:
+    spec = make_spec(
+        TELL
+        + TAKE_OVER
+        + f"""
+code = {USURPER!r}.replace("PATH", repr(os.environ["ARMORCLAW_SOCKET"]))
+time.sleep(0.1)  # until it waits
+door.sendall(b"%d" % attempt(take_over, code))
+door.close()
+time.sleep(100)
+""",
+        limits=LIMITS,
+    )
+    async with door(spec) as listener, runtime.launch(spec) as running:
+        await running.start()
+        if refused := await listener.report():
+            pytest.skip(f"this kernel refuses it: {os.strerror(refused)}")
+        seen = await listener.report()
+    assert seen["me"] == 1
+    most = [256 * 1024 * 1024] * 2
+    assert seen["limits"] == {"AS": most, "CORE": [0, 0], "FSIZE": most, "NOFILE": [64, 64], "NPROC": [10, 10]}
+    assert seen["eaten"] == "refused"
+    count, error = seen["forked"]
+    assert (error, count <= 9) == (errno.EAGAIN, True)
+    assert "Seccomp:\t2" in seen["status"]
+    assert "CapEff:\t0000000000000000" in seen["status"]
+
+
+async def test_a_first_process_that_cannot_be_limited_is_no_sandbox(
+    runtime: Runtime, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(limits: Any, *, pid: int | None = None) -> list[str]:
+        return resource_limits(limits) if pid is None else ["/bin/sh", "-c", "echo not permitted; exit 1"]
+
+    monkeypatch.setattr(sandbox, "resource_limits", refuse)
+    with pytest.raises(ArmorclawError) as caught:
+        async with runtime.launch(make_spec()):
+            pytest.fail("it was made")
+    assert caught.value.name == "engine_refused"
+    assert caught.value.why == "its first process cannot be limited: not permitted"
+
+
+async def test_files_in_memory_are_bounded(ask: Any) -> None:
+    seen = await ask(
+        """
+        fd = os.memfd_create("much")
+        tell(
+            truncated=attempt(os.ftruncate, fd, 256 * 1024 * 1024 + 1),
+            allowed=attempt(os.ftruncate, fd, 256 * 1024 * 1024),
+            written=attempt(os.pwrite, fd, b"x", 256 * 1024 * 1024),
+        )
+        """,
+        limits=LIMITS,
+    )
+    assert seen == {"truncated": errno.EFBIG, "allowed": 0, "written": errno.EFBIG}
+
+
+async def test_tmp_may_be_filled_though_it_is_larger_than_memory(ask: Any) -> None:
+    seen = await ask(
+        'tell(got=attempt(os.ftruncate, os.open("/tmp/x", os.O_RDWR | os.O_CREAT), 100 * 1024 * 1024))',
+        limits=Limits(memory=64 * 1024 * 1024, tmp=100 * 1024 * 1024),
+    )
+    assert seen["got"] == 0
+
+
+async def test_code_in_a_folder_that_cannot_be_listed(ask: Any, folder: Path) -> None:
+    (folder / "mine").mkdir()
+    (folder / "mine" / "x.py").write_text("y = 7")
+    copy = snapshot_code(folder / "mine", folder)
+    seen = await ask(
+        'sys.path.insert(0, "/code")\nimport x\ntell(y=x.y, list=os.listdir("/code"))', mounts=(Mount(copy, "/code"),)
+    )
+    assert seen == {"y": 7, "list": ["x.py"]}
 
 
 async def test_denied_calls_are_refused_by_this_kernel(ask: Any) -> None:

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
+import armorclaw
 from armorclaw.containers import snapshot
 from armorclaw.containers.snapshot import snapshot_code, snapshot_library
 from armorclaw.errors import ArmorclawError
@@ -43,7 +46,7 @@ def test_a_folder(code: Path, tmp_path: Path) -> None:
     found = {path.relative_to(copy).as_posix(): mode(path) for path in copy.rglob("*") if not path.is_symlink()}
     assert found == {"main.py": 0o444, "sub": 0o555, "sub/tool": 0o555}
     assert mode(copy) == 0o555
-    assert mode(copy.parent) == 0o755
+    assert mode(copy.parent) == 0o711
     assert (copy / "link.py").read_text() == "print('hi')"
     assert os.listdir(copy.parent) == [copy.name]
 
@@ -119,6 +122,44 @@ def test_a_loop_of_links_is_no_way_out(code: Path, tmp_path: Path) -> None:
     (code / "a").symlink_to("b")
     (code / "b").symlink_to("a")
     assert refusal(code, tmp_path / "state").name == "config_invalid"
+
+
+def test_a_hard_link_may_be_anybodys_file(code: Path, tmp_path: Path) -> None:
+    (tmp_path / "private").write_text("private")
+    os.link(tmp_path / "private", code / "sub" / "mine.py")
+    for source in (code, code / "sub" / "mine.py"):
+        error = refusal(source, tmp_path / "state")
+        assert (error.name, "hard link" in error.why) == ("config_invalid", True)
+        assert "mine.py" in error.what
+    os.unlink(tmp_path / "private")
+    snapshot_code(code, tmp_path)  # its only name now
+
+
+def test_an_older_folder_of_copies_becomes_unlistable(code: Path, tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir(mode=0o755)
+    snapshot_code(code, tmp_path)
+    assert mode(tmp_path / "code") == 0o711
+    assert mode(snapshot_library(tmp_path).parent) == 0o711
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to look as somebody else does")
+def test_others_reach_a_copy_by_name_only(code: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="ac-") as state:
+        os.chmod(state, 0o711)
+        copy = snapshot_code(code, Path(state))
+        for program, path, status in (("cat", copy / "main.py", 0), ("ls", copy, 0), ("ls", copy.parent, 2)):
+            words = [program, str(path)]
+            done = subprocess.run(words, user=10001, group=10001, extra_groups=[], capture_output=True, check=False)
+            assert done.returncode == status, words
+
+
+def test_an_installer_may_have_linked_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "installed" / "armorclaw"
+    shutil.copytree(Path(armorclaw.__file__).parent, package)
+    os.link(package / "__init__.py", tmp_path / "cache")
+    monkeypatch.setattr(armorclaw, "__file__", str(package / "__init__.py"))
+    copy = snapshot_library(tmp_path)
+    assert (copy / "armorclaw" / "__init__.py").stat().st_nlink == 1
 
 
 def test_neither_file_nor_folder(code: Path, tmp_path: Path) -> None:
