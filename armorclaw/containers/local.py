@@ -6,12 +6,16 @@ import os
 import resource
 import secrets
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from armorclaw.containers.runtime import Running
-from armorclaw.containers.spec import ContainerSpec, Found
+import trio
+
+from armorclaw.containers.runtime import Peer, Running
+from armorclaw.containers.spawn import Child, Gate
+from armorclaw.containers.spec import ContainerSpec, Exit, Found
 from armorclaw.errors import ArmorclawError
 
 PROGRAMS = "/usr/local/bin:/usr/bin:/bin"
@@ -39,6 +43,43 @@ class NothingSurvives:
 
     async def discard(self, found: Found) -> None:
         return None
+
+
+class LocalContainer(ABC):
+    """What a sandbox and a plain process have in common: a child that waits behind a gate until it is started."""
+
+    def __init__(self, kind: str, spec: ContainerSpec, uid: int, child: Child, gate: Gate) -> None:
+        self.id = new_id(kind, spec.name)
+        self._spec = spec
+        self._uid = uid
+        self._child = child
+        self._gate = gate
+        self._started = False
+
+    async def start(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._started:
+            return
+        self._require_program()
+        try:
+            self._gate.open()
+        except BrokenPipeError:
+            raise ArmorclawError(
+                "start_failed", f"agent {self._spec.name!r} cannot be started", why="what was made for it has gone"
+            ) from None
+        self._started = True
+
+    async def wait(self) -> Exit:
+        status = await self._child.wait()
+        return Exit.of(status) if status >= 0 else Exit.killed(-status)
+
+    def _may_own(self, peer: Peer) -> bool:
+        """The part of `owns` that needs no look at the process."""
+        return peer.uid == self._uid and self._child.returncode is None
+
+    @abstractmethod
+    def _require_program(self) -> None:
+        """Raise `start_failed` if the spec's program cannot be there."""
 
 
 def new_id(kind: str, name: str) -> str:

@@ -25,9 +25,9 @@ import trio
 
 from armorclaw.containers.local import (
     ENV,
+    LocalContainer,
     NothingSurvives,
     find_program,
-    new_id,
     require_command,
     require_plain_words,
     resource_limits,
@@ -36,7 +36,7 @@ from armorclaw.containers.output import captured
 from armorclaw.containers.peers import descends_from, session
 from armorclaw.containers.runtime import Peer, Running
 from armorclaw.containers.spawn import Child, Gate, spawned
-from armorclaw.containers.spec import SOCKET_DIR, ContainerSpec, Exit
+from armorclaw.containers.spec import SOCKET_DIR, ContainerSpec
 from armorclaw.errors import ArmorclawError
 
 START_DEADLINE = 10.0
@@ -107,37 +107,18 @@ def _end_with_us() -> list[str]:
     return [find_program("setpriv", "util-linux"), "--pdeathsig", "KILL", "--no-new-privs", "--"]
 
 
-class _Plain:
+class _Plain(LocalContainer):
     """One process, with those it started; `id` tells this generation from others."""
 
     def __init__(self, spec: ContainerSpec, child: Child, gate: Gate) -> None:
-        self.id = new_id("process", spec.name)
-        self._spec = spec
-        self._uid = spec.uid if os.geteuid() == 0 else os.geteuid()
-        self._child = child
-        self._gate = gate
-        self._started = False
+        super().__init__("process", spec, spec.uid if os.geteuid() == 0 else os.geteuid(), child, gate)
 
-    async def start(self) -> None:
-        await trio.lowlevel.checkpoint()
-        if self._started:
-            return
+    def _require_program(self) -> None:
         command, _ = on_host(self._spec)
         require_command(self._spec, command[0], lambda path: path)
-        try:
-            self._gate.open()
-        except BrokenPipeError:
-            raise ArmorclawError(
-                "start_failed", f"agent {self._spec.name!r} cannot be started", why="its process has gone"
-            ) from None
-        self._started = True
-
-    async def wait(self) -> Exit:
-        status = await self._child.wait()
-        return Exit.of(status) if status >= 0 else Exit.killed(-status)
 
     def owns(self, peer: Peer) -> bool:
-        if peer.uid != self._uid or self._child.returncode is not None:
+        if not self._may_own(peer):
             return False
         return session(peer.pid) == self._child.pid or descends_from(peer.pid, self._child.pid)
 

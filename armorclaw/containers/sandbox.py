@@ -27,9 +27,9 @@ import trio
 
 from armorclaw.containers.local import (
     ENV,
+    LocalContainer,
     NothingSurvives,
     find_program,
-    new_id,
     require_command,
     require_plain_words,
     resource_limits,
@@ -39,7 +39,7 @@ from armorclaw.containers.peers import children_of, descends_from, pid_namespace
 from armorclaw.containers.runtime import Peer, Running
 from armorclaw.containers.seccomp import denied_calls, filter_fd
 from armorclaw.containers.spawn import KILL_DEADLINE, Child, Gate, ended, spawned
-from armorclaw.containers.spec import SOCKET_DIR, ContainerSpec, Exit
+from armorclaw.containers.spec import SOCKET_DIR, ContainerSpec
 from armorclaw.errors import ArmorclawError
 
 SETUP_DEADLINE = 10.0
@@ -262,38 +262,19 @@ class _Info(msgspec.Struct, rename="kebab"):
         return msgspec.json.decode(os.read(fd, 4096), type=cls)
 
 
-class _Sandboxed:
+class _Sandboxed(LocalContainer):
     """One sandbox. `first` is the pidfd of its first process, bubblewrap's own, that holds its namespaces."""
 
     def __init__(self, spec: ContainerSpec, uid: int, child: Child, gate: Gate, info: _Info, first: int) -> None:
-        self.id = new_id("sandbox", spec.name)
-        self._spec = spec
-        self._uid = uid
-        self._child = child
-        self._gate = gate
+        super().__init__("sandbox", spec, uid, child, gate)
         self._info = info
         self._first = first
-        self._started = False
 
-    async def start(self) -> None:
-        await trio.lowlevel.checkpoint()
-        if self._started:
-            return
+    def _require_program(self) -> None:
         require_command(self._spec, self._spec.command[0], lambda path: _host_path(self._spec, path))
-        try:
-            self._gate.open()
-        except BrokenPipeError:
-            raise ArmorclawError(
-                "start_failed", f"agent {self._spec.name!r} cannot be started", why="its sandbox has gone"
-            ) from None
-        self._started = True
-
-    async def wait(self) -> Exit:
-        status = await self._child.wait()
-        return Exit.of(status) if status >= 0 else Exit.killed(-status)
 
     def owns(self, peer: Peer) -> bool:
-        if peer.uid != self._uid or self._child.returncode is not None:
+        if not self._may_own(peer):
             return False
         # A process that made itself undumpable shows its namespaces to root only; its parents it shows to all.
         namespace = pid_namespace(peer.pid)

@@ -419,7 +419,7 @@ def test_an_engine_that_is_not_there(bridge: BridgeProcess) -> None:
     boxed = standing(bridge, "boxed")
     assert boxed["state"] == "restarting"
     assert str(link) in boxed["last_end"]
-    assert '"engine cannot be reached; its agents wait", "agent": "boxed"' in log_of(bridge)
+    assert '"agent waits", "agent": "boxed"' in log_of(bridge)
     assert bridge.call("health")["reasons"] == ["agent boxed is restarting"]
     bridge.stop()
     with engine_with_image("docker") as engine:
