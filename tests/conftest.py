@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -59,3 +60,13 @@ def house(
     with bridge:
         person.catch_up()
         yield House(bridge, person, room, house_runtime, image, AgentFactory(bridge, missing))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where everything is required to be there, a skipped test is a failed run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("ARMORCLAW_REQUIRE_ALL") != "1" or reporter is None:
+        return
+    if skipped := reporter.stats.get("skipped"):
+        reporter.write_line(f"{len(skipped)} tests were skipped where none may be", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -7,6 +7,7 @@ come back in one wake-up.
 from __future__ import annotations
 
 import queue
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Job:
             self.error = error
 
 
-class Lane:
+class Lane(ABC):
     """The part that reading and writing share; `serve_group` is what they differ in."""
 
     max_group = 1
@@ -152,9 +153,9 @@ class Lane:
             group.append(job)
         return group, False
 
+    @abstractmethod
     def serve_group(self, group: list[Job]) -> ArmorclawError | None:
         """Fills in `value` or `error` of each job; returns the failure that ends the lane, if any."""
-        raise NotImplementedError
 
     def fail_group(self, group: list[Job], error: Exception) -> ArmorclawError | None:
         """The transaction is lost, and with it every job of the group, even those whose closures went well."""
