@@ -30,7 +30,7 @@ from armorclaw.containers.fleet import Fleet, Services
 from armorclaw.containers.methods import register as register_containers
 from armorclaw.containers.runtimes import Runtimes
 from armorclaw.delivery.outbox import Outbox
-from armorclaw.errors import ArmorclawError, one_error, trace
+from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.events import Event, Journal
 from armorclaw.events.methods import hears
 from armorclaw.events.methods import register as register_events
@@ -51,14 +51,13 @@ from armorclaw.store import Connection, Database
 from armorclaw.store.keyfile import load_or_create_key
 from armorclaw.structure import FaultError
 from armorclaw.supervision import (
-    ChildChange,
     ChildSpec,
     ChildStartFailed,
-    ChildState,
     Restart,
     RestartLimitExceeded,
     Strategy,
     Supervisor,
+    log_crash,
     root_of,
 )
 
@@ -129,7 +128,7 @@ class Bridge:
                 around=around,
             ),
         )
-        self._root = Supervisor("bridge", strategy=Strategy.REST_FOR_ONE, around=around, on_change=_log_crash)
+        self._root = Supervisor("bridge", strategy=Strategy.REST_FOR_ONE, around=around, on_change=log_crash)
         self._started_at = 0.0
         self._register_methods()
 
@@ -142,8 +141,8 @@ class Bridge:
         """Until cancelled; then everything stops in reverse order. Raises what the start raised, or gave_up."""
         self._started_at = self.around.clock.monotonic()
         self._make_folders()
-        features = Supervisor("features", around=self.around, on_change=_log_crash)
-        listeners = Supervisor("listeners", around=self.around, on_change=_log_crash)
+        features = Supervisor("features", around=self.around, on_change=log_crash)
+        listeners = Supervisor("listeners", around=self.around, on_change=log_crash)
         contained = {name: each for name, each in self.config.agents.items() if each.runtime != "attached"}
         feature_children = [
             ChildSpec("retention", Retention(self.database, self.around).run),
@@ -343,15 +342,6 @@ class Bridge:
 def _branch(name: str, run: Callable[..., Awaitable[object]]) -> ChildSpec:
     """A child that has children of its own: it takes as long as they take, each of which has its own limits."""
     return ChildSpec(name, run, start_timeout=math.inf, grace=math.inf)
-
-
-def _log_crash(change: ChildChange) -> None:
-    cause = change.error and root_of(change.error)
-    if isinstance(cause, ArmorclawError):
-        if change.state is not ChildState.FAILED:  # that is raised, and said by whoever started the bridge
-            log.error("child failed", supervisor=change.supervisor, child=change.child, why=str(cause))
-    elif change.error is not None:
-        log.error("child crashed", supervisor=change.supervisor, child=change.child, trace=trace(change.error))
 
 
 _SICK = ("failed", "restarting", "suspect", "unknown")

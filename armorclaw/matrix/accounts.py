@@ -25,6 +25,7 @@ from armorclaw.matrix.status import SessionState, SessionStatus
 from armorclaw.store import Database
 from armorclaw.structure import Secret
 from armorclaw.supervision.backoff import Backoff
+from armorclaw.supervision.changes import log_crash
 from armorclaw.supervision.spec import ChildSpec, Restart
 from armorclaw.supervision.supervisor import Supervisor
 
@@ -93,7 +94,7 @@ class Accounts:
         self._entries = {
             name: _Entry(account, Granted(name, grants, known), around) for name, account in accounts.items()
         }
-        self._supervisor = Supervisor("matrix", dynamic=True, around=around)
+        self._supervisor = Supervisor("matrix", dynamic=True, around=around, on_change=log_crash)
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 from mautrix.api import Method, Path
 from mautrix.client import ClientAPI
@@ -33,6 +34,9 @@ SYNC_FILTER = json.dumps(
     },
     separators=(",", ":"),
 )
+
+# encoded once: it is asked in every round
+_SYNC = f"{Path.v3.sync}?set_presence=offline&filter={quote(SYNC_FILTER, safe='')}"
 
 
 class MatrixClient(ClientAPI):
@@ -66,6 +70,10 @@ class MatrixClient(ClientAPI):
             raise MatrixResponseError("the answer to /account/whoami is not complete") from error
         self.device_id = who.device_id or DeviceID("")
 
+    async def check_login(self) -> None:
+        """Ask the homeserver who we are, for nothing but whether it answers."""
+        await self.api.request(Method.GET, Path.v3.account.whoami)
+
     def use(self, user_id: str, device_id: str, token: str) -> None:
         """Go on with a login from before."""
         self.mxid = UserID(user_id)
@@ -74,11 +82,8 @@ class MatrixClient(ClientAPI):
 
     async def poll(self, since: str | None, seconds: float) -> dict[str, Any]:
         """/sync, waiting up to `seconds` for something to happen. Without `since` it tells the present state only."""
-        query = {"filter": SYNC_FILTER, "timeout": int(seconds * 1000), "since": since, "set_presence": "offline"}
-        wait = seconds + POLL_MARGIN
-        answer: dict[str, Any] = await self.api.request(
-            Method.GET, Path.v3.sync, query_params=query, read_timeout=wait
-        )
+        path = f"{_SYNC}&timeout={int(seconds * 1000)}" + ("" if since is None else f"&since={quote(since, safe='')}")
+        answer: dict[str, Any] = await self.api.request(Method.GET, path, read_timeout=seconds + POLL_MARGIN)
         return answer
 
     async def put_event(self, room_id: str, type_: str, txn_id: str, content: bytes) -> str:

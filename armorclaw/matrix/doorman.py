@@ -2,70 +2,143 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+
 import trio
 from mautrix.errors import MatrixError
 
 from armorclaw.clock import Surroundings
+from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.log import get_logger
 from armorclaw.matrix.client import MatrixClient
 from armorclaw.matrix.granted import Granted
 from armorclaw.matrix.pacing import Pacing
 from armorclaw.matrix.rooms import Rooms
-from armorclaw.matrix.transport import judge
+from armorclaw.matrix.transport import Verdict, judge
 
 log = get_logger(__name__)
 
-FIRST_LOOK = 10.0
-"""Seconds that the first look-up of aliases may hold the sync back: events of a room not known by its id are lost."""
+FOREIGN_LOOK = 10.0
+"""Seconds that an alias of another server may hold the sync back while our homeserver cannot reach that one."""
+
+REFRESH = 3600.0
+"""Seconds after which aliases are looked up again, since they may be moved to another room."""
+
+_AT_ONCE = 8  # look-ups; one at a server that does not answer takes 30 s
+
+Keep = Callable[[str, str], Awaitable[object]]
 
 
 class Doorman:
     """Keeps one account in the rooms that are granted on it.
 
-    A room that refuses is asked again after an invite; one that we were put out of, only then.
+    A room that refuses is asked again after an invite; one that we were put out of, only then. `keep(alias, room_id)`
+    stores what an alias names; it raises what the store raises.
     """
 
-    def __init__(self, client: MatrixClient, granted: Granted, rooms: Rooms, around: Surroundings) -> None:
+    def __init__(
+        self, client: MatrixClient, granted: Granted, rooms: Rooms, around: Surroundings, *, keep: Keep
+    ) -> None:
         self._client = client
         self._granted = granted
         self._rooms = rooms
+        self._keep = keep
         self._pacing = Pacing(around.random, first=1.0, cap=60.0)
-        self._refused: set[str] = set()
+        self._start_pacing = Pacing(around.random)
+        self._answered: set[str] = set()  # aliases that need no look-up before the next refresh
         self._tried: dict[str, str | None] = {}
 
-    async def look_up_aliases(self) -> None:
-        """Resolve what can be resolved within `FIRST_LOOK` seconds; `run` goes on with the rest."""
-        with trio.move_on_after(FIRST_LOOK):
-            while not await self._resolve_all():  # noqa: ASYNC110 - it is a server that is waited for
-                await trio.sleep(self._pacing.next())
-        self._pacing.reset()
+    async def look_up_aliases(self, waiting: Callable[[str], object]) -> None:
+        """Return once the room of every granted alias is known, from now or from before, or there is none.
+
+        To be called before the sync: what that brings for a room which is not known to be granted is lost. So this
+        waits for a homeserver that is away as long as it takes, and tells `waiting` why; an alias of another server
+        that cannot be reached is left to `run` after `FOREIGN_LOOK` seconds.
+        """
+        patience = trio.current_time() + FOREIGN_LOOK
+        while failures := await self._look_up(self._granted.unresolved()):
+            trouble = await self._trouble_at_home(failures)
+            if trouble is not None and trouble.unknown_token:
+                return  # the sync will find out, and end
+            if trouble is not None:
+                waiting(trouble.reason)
+            elif trio.current_time() >= patience:
+                for alias, verdict in failures.items():
+                    log.warning("going on without the room of an alias", alias=alias, why=verdict.reason)
+                return
+            await trio.sleep(self._start_pacing.next(trouble.after if trouble else None))
 
     async def run(self) -> None:
-        """Follow changes of the grants and of the account's rooms until cancelled."""
+        """Follow changes of the grants and of the account's rooms, and of aliases, until cancelled."""
+        refresh_at = trio.current_time() + REFRESH
         while True:
             changed = self._granted.changed
-            if await self._resolve_all() and await self._join_all():
+            if trio.current_time() >= refresh_at:
+                refresh_at = trio.current_time() + REFRESH
+                self._answered.clear()
+            joined = await self._join_all()  # first: a look-up may take long, and what it finds is a change
+            failures = await self._look_up(self._granted.aliases())
+            if joined and not failures:
                 self._pacing.reset()
-                await changed.wait()
+                again_at = refresh_at
             else:
-                with trio.move_on_after(self._pacing.next()):
-                    await changed.wait()
+                again_at = trio.current_time() + self._pacing.next()
+            with trio.move_on_at(min(again_at, refresh_at)):
+                await changed.wait()
 
-    async def _resolve_all(self) -> bool:
-        """Whether nothing is left that may succeed later."""
-        done = True
-        for alias in self._granted.unresolved():
-            if alias in self._refused:
-                continue
-            try:
-                self._granted.resolved(alias, await self._client.resolve(alias))
-            except MatrixError as error:
-                if judge(error).again:
-                    done = False
-                    continue
-                self._refused.add(alias)
-                log.warning("granted alias names no room", alias=alias, why=judge(error).reason)
-        return done
+    async def _look_up(self, aliases: Iterable[str]) -> dict[str, Verdict]:
+        """Ask the homeserver for each; returns those that may succeed later, with the reason."""
+        failures: dict[str, Verdict] = {}
+        limit = trio.CapacityLimiter(_AT_ONCE)
+
+        async def ask(alias: str) -> None:
+            async with limit:
+                try:
+                    room_id = await self._client.resolve(alias)
+                except MatrixError as error:
+                    verdict = judge(error)
+                    if verdict.again:
+                        failures[alias] = verdict
+                    else:
+                        self._answered.add(alias)
+                        log.warning("granted alias names no room", alias=alias, why=verdict.reason)
+                else:
+                    await self._note(alias, room_id)
+
+        with one_error():
+            async with trio.open_nursery() as nursery:
+                for alias in sorted(set(aliases) - self._answered):
+                    nursery.start_soon(ask, alias)
+        return failures
+
+    async def _note(self, alias: str, room_id: str) -> None:
+        self._answered.add(alias)
+        before = self._granted.id_of(alias)
+        try:
+            await self._keep(alias, room_id)
+        except ArmorclawError as error:
+            if not error.kind.retryable:
+                raise
+            self._answered.discard(alias)
+            log.warning("the store does not take the room of an alias", alias=alias, why=str(error))
+        if before == room_id:
+            return
+        if before is not None:
+            log.warning("granted alias names another room now", alias=alias, room=room_id, before=before)
+        self._granted.resolved(alias, room_id)
+
+    async def _trouble_at_home(self, failures: Mapping[str, Verdict]) -> Verdict | None:
+        """Why our homeserver does not do its part; None if it is the servers of the aliases that do not do theirs."""
+        home = str(self._client.mxid).partition(":")[2]
+        for alias, verdict in failures.items():
+            if verdict.after is not None or alias.partition(":")[2] == home:
+                return verdict
+        try:
+            await self._client.check_login()
+        except MatrixError as error:
+            verdict = judge(error)
+            return verdict if verdict.again else None
+        return None
 
     async def _join_all(self) -> bool:
         """Try each room once for each membership that we find ourselves in: not yet, and invited."""

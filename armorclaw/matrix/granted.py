@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import trio
 
@@ -20,8 +20,9 @@ class Granted:
         """Set, and replaced by a new one, at each change of the grants or of the account's rooms."""
         self._account = account
         self._grants = grants
-        self._wanted: dict[str, frozenset[str]] = {}
+        self._wanted: dict[str, frozenset[str]] = {}  # per agent, as it was granted: ids and aliases
         self._ids: dict[str, str] = {}
+        self._completing = False
         grants.on_change(self._note)
         for agent in agents:
             self._note(agent)
@@ -32,21 +33,30 @@ class Granted:
 
     def room_ids(self) -> frozenset[str]:
         """The granted rooms whose id is known."""
-        return frozenset(room for room in self._rooms() if room.startswith("!"))
+        return frozenset(room for room in map(self.id_of, self._rooms()) if room is not None)
+
+    def aliases(self) -> frozenset[str]:
+        """The granted aliases, with a known room or without."""
+        return frozenset(room for room in self._rooms() if room.startswith("#"))
 
     def unresolved(self) -> frozenset[str]:
         """The granted aliases whose room is not known."""
-        return frozenset(room for room in self._rooms() if room.startswith("#")) - self._ids.keys()
+        return self.aliases() - self._ids.keys()
 
     def id_of(self, room: str) -> str | None:
         """The id of a room given by id or alias; None for an alias that is not resolved, or names no room."""
         return self._ids.get(room) if room.startswith("#") else room
 
     def resolved(self, alias: str, room_id: str) -> None:
-        """Whoever is granted `alias` is granted `room_id`, now and later."""
-        self._ids[alias] = room_id
-        for agent in self._grants.agents_in(self._account, alias):
-            self._note(agent)
+        """Whoever is granted `alias` is granted `room_id`, now and later, and no longer what it named before."""
+        self.replace({**self._ids, alias: room_id})
+
+    def replace(self, ids: Mapping[str, str]) -> None:
+        """Forget what the aliases named and take these ids by alias."""
+        self._ids = dict(ids)
+        for agent in tuple(self._wanted):
+            self._complete(agent)
+        self.poke()
 
     def poke(self) -> None:
         """Something about the account's rooms changed."""
@@ -57,12 +67,19 @@ class Granted:
         return frozenset[str]().union(*self._wanted.values())
 
     def _note(self, agent: str) -> None:
+        if self._completing:
+            return
         if self._grants.account_of(agent) != self._account:
             self._wanted.pop(agent, None)
         else:
-            rooms = self._grants.rooms_of(agent)
-            self._wanted[agent] = rooms
-            known = rooms | {self._ids[room] for room in rooms & self._ids.keys()}
-            if known != rooms:
-                self._grants.set(agent, self._account, known)  # comes back here
+            self._wanted[agent] = self._grants.rooms_of(agent)
+            self._complete(agent)
         self.poke()
+
+    def _complete(self, agent: str) -> None:
+        wanted = self._wanted[agent]
+        self._completing = True
+        try:
+            self._grants.set(agent, self._account, wanted | {self._ids[room] for room in wanted & self._ids.keys()})
+        finally:
+            self._completing = False

@@ -10,6 +10,7 @@ from mautrix.errors import MatrixError
 from armorclaw.clock import Clock
 from armorclaw.config import Account
 from armorclaw.errors import ArmorclawError
+from armorclaw.matrix import aliases
 from armorclaw.matrix.client import MatrixClient, same_user
 from armorclaw.matrix.transport import judge, open_api
 from armorclaw.store import Connection, Database
@@ -45,6 +46,7 @@ def save(db: Connection, account: str, login: Login) -> Login:
     same = old is not None and (old.homeserver, old.user_id) == (login.homeserver, login.user_id)
     if old is not None and not same:
         db.execute("DELETE FROM rooms WHERE account = ?", [account])
+        aliases.forget(db, account)
     login = attrs.evolve(login, next_batch=old.next_batch if old is not None and same else None)
     values = (account, *attrs.astuple(login))
     db.execute(

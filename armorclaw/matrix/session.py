@@ -12,10 +12,10 @@ from armorclaw.clock import Surroundings
 from armorclaw.config import Account
 from armorclaw.delivery.outbox import Outbox
 from armorclaw.delivery.transport import Refused
-from armorclaw.errors import ArmorclawError
+from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.events.journal import Journal
 from armorclaw.log import get_logger
-from armorclaw.matrix import login
+from armorclaw.matrix import aliases, login
 from armorclaw.matrix.client import MatrixClient
 from armorclaw.matrix.doorman import Doorman
 from armorclaw.matrix.granted import Granted
@@ -158,10 +158,10 @@ class Session:
         assert self._client is not None
         self._client.use(stored.user_id, stored.device_id, stored.access_token)
         self._status.logged_in(stored.user_id, stored.device_id)
-        self._rooms.replace(await self._services.db.read(self._rooms.load))
-        self._granted.poke()
-        doorman = Doorman(self._client, self._granted, self._rooms, self._services.around)
-        await doorman.look_up_aliases()
+        db, name = self._services.db, self._account.name
+        self._rooms.replace(await db.read(self._rooms.load))
+        self._granted.replace(await db.read(lambda conn: aliases.load(conn, name)))
+        doorman = Doorman(self._client, self._granted, self._rooms, self._services.around, keep=self._keep_alias)
         sync = SyncLoop(
             self._account.name,
             self._client,
@@ -173,12 +173,17 @@ class Session:
             around=self._services.around,
             connected=lambda: self._services.outbox.hurry(self._account.name),
         )
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._services.outbox.serve, self._account.name, self)
-            nursery.start_soon(self._keep_the_door, doorman)
-            await sync.run()
-            log.warning("access token no longer known", account=self._account.name)
-            nursery.cancel_scope.cancel(reason="the access token is no longer good")
+        with one_error():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._services.outbox.serve, self._account.name, self)
+                await doorman.look_up_aliases(self._status.waiting)
+                nursery.start_soon(self._keep_the_door, doorman)
+                await sync.run()
+                log.warning("access token no longer known", account=self._account.name)
+                nursery.cancel_scope.cancel(reason="the access token is no longer good")
+
+    async def _keep_alias(self, alias: str, room_id: str) -> None:
+        await self._services.db.write(lambda conn: aliases.save(conn, self._account.name, alias, room_id))
 
     async def _keep_the_door(self, doorman: Doorman) -> None:
         """Only once the first sync has told which rooms we are in, and which ask for us."""

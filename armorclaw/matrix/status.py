@@ -62,13 +62,14 @@ class SessionStatus:
 
     def synced(self) -> bool:
         """A sync was answered; true if that is news."""
+        was_connected = self.connected
         self._synced_at = self._clock.monotonic()
-        if self.state is SessionState.CONNECTED:
+        if was_connected:
             return False
         if self._waiting_since is not None:
             seconds = round(self._clock.monotonic() - self._waiting_since, 1)
             log.info("homeserver answers again", account=self.account, homeserver=self.homeserver, after_s=seconds)
-        else:
+        elif self.state is not SessionState.CONNECTED:  # that would have been an answer that took its time
             log.info("matrix session is up", account=self.account, user=self.user_id)
         self._become(SessionState.CONNECTED, "")
         return True

@@ -53,6 +53,12 @@ CREATE TABLE rooms (
     encrypted INTEGER NOT NULL,
     PRIMARY KEY (account, room_id)
 ) WITHOUT ROWID;
+CREATE TABLE aliases (
+    account TEXT NOT NULL,
+    alias TEXT NOT NULL,
+    room_id TEXT NOT NULL,           -- what the alias named when last looked up
+    PRIMARY KEY (account, alias)
+) WITHOUT ROWID;
 CREATE TABLE journal (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,         -- ours, stable for dedupe

@@ -1,7 +1,7 @@
 """Supervision: children that are kept alive, in order, with limits. No domain word in here."""
 
 from armorclaw.supervision.backoff import Backoff
-from armorclaw.supervision.changes import Changes
+from armorclaw.supervision.changes import Changes, log_crash
 from armorclaw.supervision.failures import ChildStartFailed, End, RestartLimitExceeded, in_words, root_of
 from armorclaw.supervision.spec import (
     ChildChange,
@@ -29,5 +29,6 @@ __all__ = [
     "Supervisor",
     "SupervisorSnapshot",
     "in_words",
+    "log_crash",
     "root_of",
 ]

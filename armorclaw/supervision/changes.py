@@ -7,12 +7,27 @@ from contextlib import contextmanager
 
 import trio
 
-from armorclaw.errors import trace
+from armorclaw.errors import ArmorclawError, trace
 from armorclaw.log import get_logger
 from armorclaw.supervision.child import Child
+from armorclaw.supervision.failures import root_of
 from armorclaw.supervision.spec import ChildChange, ChildState
 
 log = get_logger(__name__)
+
+
+def log_crash(change: ChildChange) -> None:
+    """For `on_change`: a child is started again by itself, but people want to know why it had to be.
+
+    A known error that made it FAILED is not logged: it is raised, for whoever started the supervisor to tell.
+    """
+    if change.error is None:
+        return
+    cause = root_of(change.error)
+    if not isinstance(cause, ArmorclawError):
+        log.error("child crashed", supervisor=change.supervisor, child=change.child, trace=trace(change.error))
+    elif change.state is not ChildState.FAILED:
+        log.error("child failed", supervisor=change.supervisor, child=change.child, why=str(cause))
 
 
 class Changes:

@@ -133,6 +133,52 @@ async def test_polling_acknowledges_the_batch_before(
         assert (third, nothing) == (["2"], [])
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"cursor": "x"},
+        {"cursor": "1" * 33},
+        {"cursor": "x" * 1_000_000},
+        {"cursor": "\u0661"},
+        {"timeout_ms": 10**400},
+        {"timeout_ms": -1},
+        {"limit": 0},
+        {"limit": 10**400},
+    ],
+)
+async def test_receiving_with_params_out_of_all_bounds(bench: Bench, params: dict[str, Any]) -> None:
+    with pytest.raises(ArmorclawError) as caught:
+        await methods_of(bench, bench.accounts())("matrix.receive", agent="echo", **params)
+    assert caught.value.name == "invalid_params"
+    assert len(str(caught.value)) < 100
+    assert next(iter(params)) in str(caught.value)
+
+
+async def test_one_receive_at_a_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "POLL_LIMIT", 0.2)
+    call = methods_of(bench, bench.accounts())
+    nothing = {"events": [], "count": 0, "cursor": ""}
+    answers: list[Any] = []
+
+    async def poll(**params: Any) -> None:
+        answers.append(await call("matrix.receive", **params))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: poll(agent="echo", timeout_ms=2**31 - 1))
+        await trio.sleep(0.05)
+        for timeout in (0, 1000):
+            with pytest.raises(ArmorclawError) as caught:
+                await call("matrix.receive", agent="echo", timeout_ms=timeout)
+            assert caught.value.name == "conflict"
+        assert await call("matrix.receive", agent="other") == nothing
+        assert await call("matrix.receive") == nothing
+        assert answers == []
+    assert answers == [nothing]
+    with trio.move_on_after(0.05):
+        await call("matrix.receive", agent="echo", timeout_ms=1000)
+    assert await call("matrix.receive", agent="echo") == nothing  # nor does one that was cut short stay in the way
+
+
 async def test_what_an_agent_may_not(bench: Bench) -> None:
     accounts = bench.accounts(Account("http://127.0.0.1:1", "bot"))
     bench.grants.set("echo", "main", ["!mine:x"])

@@ -218,6 +218,37 @@ async def test_an_alias_is_granted_as_the_room_it_names(
         await until(lambda: bench.messages() == ["hello"])
 
 
+async def test_rooms_granted_by_alias_lose_nothing_while_everything_is_away(
+    tmp_path: Path, homeserver: Homeserver, person: MakePerson
+) -> None:
+    """One alias is known from an earlier session, the other was granted meanwhile, for a room the account is in."""
+    ann, bot = await person("ann"), await person("bot")
+    known, new = secrets.token_hex(4), secrets.token_hex(4)
+    known_room = await ann.create_room(room_alias_name=known, preset="public_chat")
+    new_room = await ann.create_room(room_alias_name=new, preset="public_chat")
+    await bot.call("POST", f"join/{new_room}", {})
+    async with open_bench(tmp_path) as bench:
+        bench.grants.set("echo", "main", [f"#{known}:localhost"])
+        async with running(bench.accounts(account_of(bot, homeserver))) as accounts:
+            await accounts.until_joined("main", [f"#{known}:localhost"])
+    await ann.say(known_room, "to the one")
+    await ann.say(new_room, "to the other")
+    await trio.to_thread.run_sync(homeserver.stop)
+    try:
+        async with open_bench(tmp_path) as bench:
+            bench.grants.set("echo", "main", [f"#{known}:localhost", f"#{new}:localhost"])
+            async with running(bench.accounts(account_of(bot, homeserver)), connected=False) as accounts:
+                await until(lambda: _state(accounts) is SessionState.WAITING)
+                assert bench.grants.may("echo", known_room)  # without asking anybody
+                await trio.sleep(11)  # longer than the sync was once held back
+                await trio.to_thread.run_sync(homeserver.start)
+                await until(lambda: len(bench.messages()) >= 2)
+    finally:
+        if homeserver.pid is None:
+            await trio.to_thread.run_sync(homeserver.start)
+    assert sorted(bench.messages()) == ["to the one", "to the other"]
+
+
 async def test_a_room_granted_later_is_entered_then(bench: Bench, homeserver: Homeserver, person: MakePerson) -> None:
     ann, bot = await person("ann"), await person("bot")
     room = await ann.create_room(bot.user_id)
