@@ -3,6 +3,8 @@
 bridge (rest for one: started top to bottom, stopped bottom to top)
 ├─ store       the database and its writer thread
 ├─ features    (one for one)
+│  ├─ retention    deletes what is old
+│  ├─ grants       before the first sync; then done
 │  ├─ matrix       one session per account
 │  └─ containers   one generation per agent
 └─ listeners   (one for one)
