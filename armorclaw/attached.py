@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any, Protocol
 
 import trio
@@ -25,8 +26,8 @@ log = get_logger(__name__)
 SINK_BYTES = 256 * 1024
 """Of events waiting for their handlers; more wait in the journal. The subscription's window bounds them too."""
 
-RETRY_SECONDS = 0.5
-"""Before listening again when the store went away underneath."""
+RETRY_SECONDS = (0.5, 10.0)
+"""Between attempts while the store does not answer: the first, the most."""
 
 
 class Call(Protocol):
@@ -113,8 +114,8 @@ class AttachedAgent(BaseAgent):
                 except ArmorclawError as error:
                     if not error.kind.retryable:
                         raise
-                    log.warning("attached agent waits for the store", agent=self._name, why=str(error))
-                    await trio.sleep(RETRY_SECONDS)
+                    log.warning("attached agent listens again", agent=self._name, why=str(error))
+                    await trio.sleep(RETRY_SECONDS[0])
 
     async def _listen(self, started: Callable[[], None]) -> None:
         """Until the subscription ends by an error; what is in hand then comes again with the next."""
@@ -122,7 +123,7 @@ class AttachedAgent(BaseAgent):
         lanes: defaultdict[str, deque[Event]] = defaultdict(deque)
         async with trio.open_nursery() as nursery:
             subscription = self._subscriptions.open(self._name, MAIN, None, "now", self._allowed, sink)
-            await nursery.start(subscription.run)
+            await nursery.start(_follow, subscription, sink)
             started()
             async for wire in sink:
                 made = self.make_event(wire)
@@ -144,10 +145,33 @@ class AttachedAgent(BaseAgent):
                 log.error(
                     "handler failed, the event will come again", agent=self._name, of=repr(made), trace=trace(error)
                 )
-                await subscription.nack(made.seq, retry_ms(made.redelivered))
+                settle = partial(subscription.nack, made.seq, retry_ms(made.redelivered))
             else:
-                await subscription.ack(made.seq)
+                settle = partial(subscription.ack, made.seq)
+            await self._settle(settle)
             lane.popleft()
+
+    async def _settle(self, settle: Callable[[], Awaitable[None]]) -> None:
+        """Have the bridge know, however long the store takes: to handle the event again would cost more."""
+        pause, longest = RETRY_SECONDS
+        while True:
+            try:
+                await settle()
+            except ArmorclawError as error:
+                if error.name == "not_found":
+                    return  # it is settled already
+                if not error.kind.retryable:
+                    raise
+                log.warning("attached agent waits for the store", agent=self._name, why=str(error))
+                await trio.sleep(pause)
+                pause = min(pause * 2, longest)
+            else:
+                return
+
+
+async def _follow(subscription: Subscription, sink: _Sink, *, task_status: trio.TaskStatus[None]) -> None:
+    await subscription.run(task_status=task_status)
+    sink.close(subscription.closed_because or "it ended")
 
 
 class _Sink:
@@ -157,10 +181,16 @@ class _Sink:
         self._frames: deque[bytes] = deque()
         self._bytes = 0
         self._changed = trio.Event()
+        self._closed = ""
 
     def push(self, frame: bytes) -> None:
         self._frames.append(frame)
         self._bytes += len(frame)
+        self._wake()
+
+    def close(self, why: str) -> None:
+        """Nothing more will come: whoever reads on is told so, behind what has come."""
+        self._closed = why
         self._wake()
 
     def room(self) -> int:
@@ -175,6 +205,8 @@ class _Sink:
 
     async def __anext__(self) -> dict[str, Any]:
         while not self._frames:
+            if self._closed:
+                raise ArmorclawError("unavailable", "the events of an attached agent ended", why=self._closed)
             await self._changed.wait()
         frame = self._frames.popleft()
         self._bytes -= len(frame)

@@ -213,7 +213,7 @@ class Bridge:
         """An agent inside this program, with the API it would have in a container; start its `run` in a nursery.
 
         One that is declared with runtime "attached" has the rooms of its declaration, and misses nothing while the
-        program is down. Any other hears `rooms` while it runs: what is said while it does not is not for it.
+        program is down. Any other is granted `rooms` while it runs: what is said while it does not may be lost to it.
         Raises invalid_params for an odd name or room, matrix_not_configured for an unknown account; `run` raises
         conflict when there is an agent of that name.
         """

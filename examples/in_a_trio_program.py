@@ -13,23 +13,28 @@ import trio
 from armorclaw import Config, open_bridge
 from armorclaw.agent import AsyncMessage
 
+Order = tuple[AsyncMessage, trio.Event]
 
-async def count(orders: trio.MemoryReceiveChannel[AsyncMessage]) -> None:
+
+async def count(orders: trio.MemoryReceiveChannel[Order]) -> None:
     """The program proper: it owns its tasks, and answers in its own time."""
     number = 0
-    async for message in orders:
+    async for message, done in orders:
         number += 1
         await message.reply(f"order {number}: {message.body}")
+        done.set()
 
 
 async def main(config: Config, room: str) -> None:
-    send, receive = trio.open_memory_channel[AsyncMessage](0)  # a full channel slows the room down, loses nothing
+    send, receive = trio.open_memory_channel[Order](0)  # a program that is busy slows the room down
     async with open_bridge(config) as bridge:
         orders = bridge.attach("orders", rooms=[room])
 
         @orders.on_message
         async def take(message: AsyncMessage) -> None:
-            await send.send(message)
+            done = trio.Event()
+            await send.send((message, done))
+            await done.wait()  # returning acknowledges the message: only what was answered does not come again
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(count, receive)

@@ -39,12 +39,28 @@ class House:
         return Path(self.bridge.config["bridge"]["engine_socket"])
 
     def start(
-        self, function: Callable[[Any], Any] = echo, *, name: str = "echo", keys: list[str] | None = None
+        self,
+        function: Callable[[Any], Any] = echo,
+        *,
+        name: str = "echo",
+        keys: list[str] | None = None,
+        rooms: list[str] | None = None,
     ) -> Any:
         handle: AgentHandle = self.factory(
-            function, rooms=[self.room], name=name, keys=keys, runtime=self.runtime, image=self.image
+            function, rooms=rooms or [self.room], name=name, keys=keys, runtime=self.runtime, image=self.image
         )
         return handle
+
+    def hear_until(self, last: str) -> list[str]:
+        """All that the person sees of others until `last`, and until it is quiet after it; nothing is passed over."""
+        heard: list[Any] = []
+
+        def listen(seen: Any) -> bool:
+            heard.append(seen)
+            return bool(seen.body == last)
+
+        self.person.wait_for(listen, timeout=30.0)
+        return [seen.body for seen in [*heard, *self.person.seen(quiet=1.0)]]
 
     def ask(self, text: str, *, timeout: float = 30.0) -> str:
         """Send, and the body of the answer to just that message."""

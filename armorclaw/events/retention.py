@@ -22,8 +22,8 @@ ACKNOWLEDGED_MS = DAY_MS
 UNACKNOWLEDGED_MS = 30 * DAY_MS
 """No event is kept longer, though somebody who has been away for so long may still want it."""
 
-SETTLED_MS = 7 * DAY_MS
-"""A message that was sent, or has failed, is kept for so long: its idempotency key works until then."""
+SETTLED_MS = UNACKNOWLEDGED_MS
+"""A message that was sent, or has failed, is kept as long as the event it may answer: so long its key works."""
 
 PERIOD = 3600.0
 """Seconds between two looks."""

@@ -102,11 +102,7 @@ class BridgeProcess:
 
     def start(self, *, connected: bool = True) -> None:
         """Start, and return when it answers and, if it has an account, is connected. Raises start_failed."""
-        file = self.folder / "armorclaw.toml"
-        file.write_text(to_toml(self.config), encoding="utf-8")
-        with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "armorclaw", "run", "--config", str(file)]
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.spawn()
         try:
             wait_until(self._answers, START_SECONDS, "the bridge answers")
             if connected and "accounts" in self.config:
@@ -114,6 +110,14 @@ class BridgeProcess:
         except BaseException:
             self.kill()
             raise
+
+    def spawn(self) -> None:
+        """Start, and return at once."""
+        file = self.folder / "armorclaw.toml"
+        file.write_text(to_toml(self.config), encoding="utf-8")
+        with self.log.open("ab") as log:
+            command = [sys.executable, "-m", "armorclaw", "run", "--config", str(file)]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def call(self, method: str, *, timeout: float = 10.0, **params: Any) -> Any:
         """Call a method as the operator; seconds. Raises what it answers, and daemon_unreachable."""

@@ -23,6 +23,10 @@ POLL_MS = 10_000
 """How long one /sync waits for something to happen, in milliseconds."""
 
 
+_FILTER = '{"room":{"timeline":{"limit":1000}}}'
+"""Without it a homeserver leaves out all but the last 10 messages since the last look."""
+
+
 @attrs.frozen
 class Seen:
     """A message as it came out of a room."""
@@ -117,8 +121,11 @@ class Person:
     def seen(self, *, quiet: float = 0.5) -> list[Seen]:
         """All messages of others not seen yet, once nothing more has come for `quiet` seconds."""
         found, self._waiting = self._waiting, []
-        while more := self._sync(int(quiet * 1000)):
-            found += more
+        until = time.monotonic() + quiet
+        while (left := until - time.monotonic()) > 0:  # an answer without messages, such as one's own echo, is quiet
+            if more := self._sync(int(left * 1000) + 1):
+                found += more
+                until = time.monotonic() + quiet
         return found
 
     def catch_up(self) -> None:
@@ -128,7 +135,9 @@ class Person:
 
     def _sync(self, wait_ms: int) -> list[Seen]:
         first = self._since is None
-        parameters = {"timeout": "0" if first else str(wait_ms), **({"since": self._since} if self._since else {})}
+        parameters = {"timeout": "0" if first else str(wait_ms), "filter": _FILTER}
+        if self._since is not None:
+            parameters["since"] = self._since
         answer = self._call("GET", "sync", parameters=parameters)
         self._since = answer["next_batch"]
         at = time.perf_counter()
