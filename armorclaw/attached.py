@@ -15,6 +15,7 @@ import trio
 from armorclaw.agent.base import BaseAgent, retry_ms, send_params
 from armorclaw.agent.errors import AgentError
 from armorclaw.agent.messages import AsyncMessage, Delivery, Event
+from armorclaw.agent.secrets import Secrets
 from armorclaw.errors import ArmorclawError, one_error, trace
 from armorclaw.events import event
 from armorclaw.events.subscription import Subscription
@@ -50,6 +51,7 @@ class AttachedAgent(BaseAgent):
         *,
         allowed: Callable[[event.Event], bool],
         granted: Callable[[], AbstractAsyncContextManager[None]],
+        take_secrets: Callable[[], Awaitable[bytes]],
         call: Call,
     ) -> None:
         super().__init__(socket="")
@@ -58,7 +60,10 @@ class AttachedAgent(BaseAgent):
         self._subscriptions = subscriptions
         self._allowed = allowed
         self._granted = granted
+        self._take_secrets = take_secrets
         self._call = call
+        self._secrets: Secrets | None = None
+        self._scope = trio.CancelScope()
         self.make_event: Callable[[dict[str, Any]], Event] = lambda wire: AsyncMessage(wire, self)
         """What handlers get, from an event as on the wire."""
 
@@ -73,6 +78,25 @@ class AttachedAgent(BaseAgent):
     def room(self) -> str:
         return next((room for room in self._granted_rooms if room.startswith("!")), "")
 
+    @property
+    def secrets(self) -> Secrets:
+        """The keys of its declaration, by id. There once it runs; raises AgentError before."""
+        if self._secrets is None:
+            raise AgentError(-32002, "unavailable", "secrets come when the agent runs", "use them in a handler")
+        return self._secrets
+
+    async def call(self, method: str, /, **params: Any) -> Any:
+        """Any method that agents may call. Raises AgentError for an error."""
+        try:
+            return await self._call(method, params)
+        except ArmorclawError as error:  # as it would come out of a socket
+            kind = error.kind
+            raise AgentError(kind.code, kind.name, str(error), error.hint, kind.retryable) from error
+
+    def stop(self) -> None:
+        """Ask `run` to end; what is in hand is not acknowledged, so it comes again."""
+        self._scope.cancel(reason="asked to stop")
+
     async def send(
         self,
         room_id: str,
@@ -86,17 +110,13 @@ class AttachedAgent(BaseAgent):
         return await self.send_params(send_params(room_id, text, msgtype, content, idempotency_key))
 
     async def send_params(self, params: dict[str, Any]) -> Delivery:
-        try:
-            return Delivery.from_result(await self._call("matrix.send", params))
-        except ArmorclawError as error:  # as it would come out of a socket
-            kind = error.kind
-            raise AgentError(kind.code, kind.name, str(error), error.hint, kind.retryable) from error
+        return Delivery.from_result(await self.call("matrix.send", **params))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hear the rooms granted, and handle what comes, until cancelled; started when nothing can be missed.
 
         What is in hand when it is cancelled is not acknowledged, so it comes again. While the store restarts it
-        waits. Raises conflict when an agent of this name is there already, or takes its events.
+        waits. Raises conflict when an agent of this name is there already, or takes its events, and key_not_found.
         """
         hears = False
 
@@ -106,16 +126,21 @@ class AttachedAgent(BaseAgent):
                 task_status.started()
             hears = True
 
-        async with self._granted():
-            while True:
-                try:
-                    with one_error():
-                        await self._listen(started)
-                except ArmorclawError as error:
-                    if not error.kind.retryable:
-                        raise
-                    log.warning("attached agent listens again", agent=self._name, why=str(error))
-                    await trio.sleep(RETRY_SECONDS[0])
+        self._secrets = Secrets(await self._take_secrets())
+        with trio.CancelScope() as self._scope:
+            async with self._granted():
+                await self._keep_listening(started)
+
+    async def _keep_listening(self, started: Callable[[], None]) -> None:
+        while True:
+            try:
+                with one_error():
+                    await self._listen(started)
+            except ArmorclawError as error:
+                if not error.kind.retryable:
+                    raise
+                log.warning("attached agent listens again", agent=self._name, why=str(error))
+                await trio.sleep(RETRY_SECONDS[0])
 
     async def _listen(self, started: Callable[[], None]) -> None:
         """Until the subscription ends by an error; what is in hand then comes again with the next."""

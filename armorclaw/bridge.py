@@ -31,6 +31,7 @@ from armorclaw.config import Config, check_rooms, is_name
 from armorclaw.containers.fleet import Fleet, Services
 from armorclaw.containers.methods import register as register_containers
 from armorclaw.containers.runtimes import Runtimes
+from armorclaw.containers.secrets import secrets_payload
 from armorclaw.delivery.outbox import Outbox
 from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.events import Event, Journal
@@ -240,12 +241,17 @@ class Bridge:
             finally:
                 self.grants.forget(name)
 
+        async def take_secrets() -> bytes:
+            keys = declared.keys if declared is not None else ()
+            return bytes(secrets_payload([await self.keystore.get(key, by=f"agent {name}") for key in keys]))
+
         return AttachedAgent(
             name,
             rooms,
             self.subscriptions,
             allowed=partial(hears, self.grants, name),
             granted=granted,
+            take_secrets=take_secrets,
             call=partial(call_local, self.registry, role=Role.AGENT, agent=name),
         )
 

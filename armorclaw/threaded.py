@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import trio
 
 from armorclaw.agent.messages import Delivery, Message
+from armorclaw.agent.secrets import Secret, Secrets
 from armorclaw.attached import AttachedAgent
 from armorclaw.bridge import Bridge, open_bridge
 from armorclaw.config import Config
@@ -42,6 +43,27 @@ class ThreadedAgent:
     def room(self) -> str:
         """The first room it is granted by its id."""
         return self._agent.room
+
+    @property
+    def secrets(self) -> Secrets:
+        """The keys of its declaration, by id. There once it has started; raises AgentError before."""
+        return self._agent.secrets
+
+    def secret(self, id: str) -> Secret:  # noqa: A002 - as in a container
+        """One key. Raises KeyError, naming those there are, when it was not given."""
+        return self._agent.secret(id)
+
+    def call(self, method: str, /, **params: Any) -> Any:
+        """Any method that agents may call. Raises AgentError for an error."""
+        return self._bridge.run(partial(self._agent.call, method, **params))
+
+    def stop(self) -> None:
+        """Hear no more; what is in hand is not acknowledged, so it comes again."""
+
+        async def stop() -> None:
+            self._agent.stop()
+
+        self._bridge.run(stop)
 
     def on_message(self, handler: Handler) -> Handler:
         """Decorator: call the function with each message of the rooms granted.

@@ -280,3 +280,22 @@ async def test_a_plain_function_is_a_handler_too(bridge: Bridge) -> None:
         with trio.fail_after(5):
             await done.wait()
     assert seen == ["hello"]
+
+
+async def test_it_has_the_names_of_an_agent_in_a_container(armorclaw_folder: Path) -> None:
+    """Keys of its declaration, calls of its role, an end of its own wish."""
+    declared = Agent(runtime="attached", rooms=(ROOM,), keys=("one",))
+    async with open_bridge(config_in(armorclaw_folder, agents={"inside": declared})) as bridge:
+        agent = bridge.attach("inside")
+        with pytest.raises(AgentError, match="when the agent runs"):
+            agent.secret("one")
+        await bridge.call("store_key", id="one", provider="openai", token="sk-1")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(agent.run)
+            assert agent.secret("one").token == "sk-1"
+            assert (await agent.call("health"))["status"] == "healthy"
+            with pytest.raises(AgentError) as caught:
+                await agent.call("get_key", id="one")
+            assert caught.value.name == "denied"
+            agent.stop()
+        assert bridge.grants.rooms_of("inside") == {ROOM}

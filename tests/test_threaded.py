@@ -13,7 +13,7 @@ import trio
 
 from armorclaw import run_in_thread
 from armorclaw.agent import AgentError, Message
-from armorclaw.config import BridgeSection, Config
+from armorclaw.config import Agent, BridgeSection, Config
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
 from armorclaw.threaded import ThreadedBridge, _Runner
@@ -194,3 +194,16 @@ def test_a_start_that_is_interrupted(config: Config) -> None:
         assert runner.error is None
         assert bridge_threads() == []
         assert not config.bridge.socket.exists()
+
+
+def test_it_has_the_names_of_an_agent_in_a_container(armorclaw_folder: Path) -> None:
+    declared = Agent(runtime="attached", keys=("one",))
+    bridge = BridgeSection(state_dir=armorclaw_folder / "state", runtime_dir=armorclaw_folder / "run")
+    with run_in_thread(Config(bridge=bridge, agents={"inside": declared})) as running:
+        running.call("store_key", id="one", provider="openai", token="sk-1")
+        agent = running.attach("inside")
+        agent.start()
+        assert agent.secret("one").token == "sk-1"
+        assert list(agent.secrets) == ["one"]
+        assert agent.call("health")["status"] == "healthy"
+        agent.stop()
