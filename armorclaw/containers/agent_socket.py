@@ -18,10 +18,7 @@ import trio
 
 from armorclaw.containers.spec import SOCKET_DIR, check_name
 from armorclaw.errors import ArmorclawError
-from armorclaw.rpc.unix import bind_unix
-
-MAX_PATH = 107
-"""Bytes of a socket's path that fit into struct sockaddr_un (unix(7)), its final NUL left out."""
+from armorclaw.rpc.unix import MAX_PATH, bind_unix
 
 _NEW = ".new"
 """A socket is bound under its name and this, then renamed."""

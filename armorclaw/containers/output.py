@@ -22,9 +22,6 @@ log = get_logger(__name__)
 FILE_BYTES = 1024 * 1024
 """Size at which NAME.log becomes NAME.log.1, in place of the one before."""
 
-CHUNK_BYTES = 64 * 1024
-"""One read; also the size of a pipe."""
-
 BYTES_PER_SECOND = 4 * 1024 * 1024
 """No agent's chatter is read faster, so that it cannot eat the bridge's processor time."""
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import attrs
 
+from armorclaw.config import MIB
 from armorclaw.errors import ArmorclawError
-
-MIB = 1024 * 1024
 
 SOCKET_DIR = "/run/armorclaw/containers"
 """Where the agent's own socket directory appears inside, read-only; no other agent's socket is in it."""

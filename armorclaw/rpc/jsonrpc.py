@@ -211,22 +211,6 @@ class Send:
 Event = Union[Request, Notification, Response, Send]
 
 
-class RpcError(Exception):
-    """The other side answered with an error: `code`, `message`, `data` as it sent them."""
-
-    def __init__(self, code: int, message: str, data: Any = None) -> None:
-        super().__init__("%s (%d)" % (message, code))
-        self.code = code
-        self.message = message
-        self.data = data
-
-    @property
-    def name(self) -> str:
-        """The bridge's name for the error, such as "secrets_taken"; empty if it has none."""
-        name = self.data.get("name") if isinstance(self.data, dict) else None
-        return name if isinstance(name, str) else ""
-
-
 class _Batch:
     """Answers of a batch, kept until the last is there."""
 

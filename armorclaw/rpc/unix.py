@@ -29,7 +29,7 @@ from armorclaw.rpc.wire import SocketWire
 log = get_logger(__name__)
 
 MAX_PATH = 107
-"""Bytes of a socket's path, as Linux has it."""
+"""Bytes of a socket's path that fit into struct sockaddr_un (unix(7)), its final NUL left out."""
 
 BACKLOG = 128
 

@@ -15,7 +15,7 @@ from typing import TypeVar, cast
 
 import trio
 
-from armorclaw.errors import ArmorclawError
+from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.store.connection import Connection, Error, open_connection, storage_error
 from armorclaw.store.lane import Job, Lane, Reading, Writing, unavailable
 from armorclaw.store.lock import only_process
@@ -103,14 +103,10 @@ class Database:
         cls, path: Path, key: Callable[[], bytes] | bytes, *, migrations: Sequence[Migration] = MIGRATIONS
     ) -> AsyncIterator[Database]:
         """A database that runs for the length of a block: for tests and for tools that do one thing."""
-        try:
+        with one_error():
             async with trio.open_nursery() as nursery:
                 yield await nursery.start(cls(path, key, migrations=migrations).run)
                 nursery.cancel_scope.cancel(reason="done with the database")
-        except BaseExceptionGroup as group:  # the nursery is ours, so its wrapping of a single error is too
-            if len(group.exceptions) == 1:
-                raise group.exceptions[0] from group.exceptions[0].__cause__
-            raise
 
     async def _serve(self, lanes: tuple[Writing, Reading], task_status: trio.TaskStatus[Database]) -> None:
         try:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import trio
 
-from armorclaw.containers.agent_socket import MAX_PATH, AgentSocket
+from armorclaw.containers.agent_socket import AgentSocket
 from armorclaw.containers.runtime import Runtime
 from armorclaw.errors import ArmorclawError
+from armorclaw.rpc.unix import MAX_PATH
 
 pytestmark = pytest.mark.mission("P0.1")
 

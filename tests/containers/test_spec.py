@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armorclaw.containers.spec import MIB, ContainerSpec, Exit, Limits, Mount
+from armorclaw.config import MIB
+from armorclaw.containers.spec import ContainerSpec, Exit, Limits, Mount
 from armorclaw.errors import ArmorclawError
 
 SPEC = ContainerSpec(

@@ -18,7 +18,6 @@ from armorclaw.rpc.jsonrpc import (
     Notification,
     Request,
     Response,
-    RpcError,
     Send,
     ascii_only,
 )
@@ -386,12 +385,6 @@ def test_the_answer_of_a_peer_that_writes_an_unused_error_as_null() -> None:
     [event] = Core(JsonCodec()).feed(b'{"jsonrpc":"2.0","id":1,"result":[],"error":null}\n')
     assert isinstance(event, Response)
     assert event.error is None
-
-
-def test_rpc_error_knows_its_name() -> None:
-    assert RpcError(1, "m", {"name": "denied"}).name == "denied"
-    assert RpcError(1, "m", {"name": 5}).name == ""
-    assert RpcError(1, "m").name == ""
 
 
 @given(st.text())
