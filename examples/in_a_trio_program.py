@@ -45,6 +45,7 @@ async def main(config: Config, room: str) -> None:
 
 if __name__ == "__main__":
     try:
-        trio.run(main, Config.load(Path(sys.argv[1])), sys.argv[2])
+        # Ctrl-C comes to `main` where it waits, not in the middle of whatever the bridge is doing
+        trio.run(main, Config.load(Path(sys.argv[1])), sys.argv[2], restrict_keyboard_interrupt_to_checkpoints=True)
     except KeyboardInterrupt:
         pass

@@ -19,9 +19,10 @@ log = get_logger(__name__)
 def log_crash(change: ChildChange) -> None:
     """For `on_change`: a child is started again by itself, but people want to know why it had to be.
 
-    A known error that made it FAILED is not logged: it is raised, for whoever started the supervisor to tell.
+    A known error that made it FAILED is not logged: it is raised, for whoever started the supervisor to tell. Nor is
+    what is no `Exception`: that a Ctrl-C hit just this child says nothing about it.
     """
-    if change.error is None:
+    if not isinstance(change.error, Exception):
         return
     cause = root_of(change.error)
     if not isinstance(cause, ArmorclawError):

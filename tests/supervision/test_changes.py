@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from armorclaw.clock import Surroundings
-from armorclaw.supervision import ChildChange, ChildState, Supervisor
+from armorclaw.supervision import ChildChange, ChildState, Supervisor, log_crash
 
 if TYPE_CHECKING:
     from tests.supervision.conftest import Puppet
@@ -91,3 +91,17 @@ async def test_listener_that_raises_is_logged_and_supervision_goes_on(
         await wait_all_tasks_blocked()
     assert a.starts == 2
     assert {entry["event"] for entry in logs} == {"listener failed"}
+
+
+@pytest.mark.parametrize(
+    ("error", "logged"),
+    [
+        (RuntimeError("a bug"), ["child crashed"]),
+        (KeyboardInterrupt(), []),
+        (BaseExceptionGroup("", [KeyboardInterrupt()]), []),
+    ],
+)
+def test_ctrl_c_is_no_crash(error: BaseException, logged: list[str]) -> None:
+    with capture_logs() as lines:
+        log_crash(ChildChange("s", "a", ChildState.FAILED, 0.0, "it ended", error))
+    assert [line["event"] for line in lines] == logged
