@@ -14,9 +14,14 @@ import cattrs
 Size = NewType("Size", int)
 """Bytes; in TOML also text such as "512m" (k, m, g are powers of 1024)."""
 
+Frequency = NewType("Frequency", float)
+"""Times a second; in TOML also text such as "500/s" or "30/m" (a minute)."""
+
 T = TypeVar("T")
 
 _SIZE = re.compile(r"(\d{1,15})\s*([kmg]?)(?:i?b)?", re.IGNORECASE)
+
+_FREQUENCY = re.compile(r"(\d{1,9})\s*/\s*([sm])")
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -158,8 +163,19 @@ def converter(folder: Path) -> cattrs.Converter:
             return Size(value)
         raise FaultError(f"{value!r} is not a size", 'write bytes, or text such as "512m"')
 
+    def frequency(value: Any, _: Any) -> Frequency:
+        match = _FREQUENCY.fullmatch(value) if isinstance(value, str) else None
+        if match:
+            return Frequency(int(match[1]) / (60 if match[2] == "m" else 1))
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e9:
+            return Frequency(value)
+        raise FaultError(f"{value!r} is not a frequency", 'write how many times a second: "500/s"')
+
     def path(value: Any, _: Any) -> Path:
-        return folder / Path(text(value, str)).expanduser()
+        try:
+            return folder / Path(text(value, str)).expanduser()
+        except RuntimeError:
+            raise FaultError(f"{value!r}: there is no such user", "write the path in full") from None
 
     def secret(value: Any, _: Any) -> Secret:
         raise FaultError(
@@ -175,6 +191,7 @@ def converter(folder: Path) -> cattrs.Converter:
     made.register_structure_hook(int, integer)
     made.register_structure_hook(float, number)
     made.register_structure_hook(Size, size)
+    made.register_structure_hook(Frequency, frequency)
     made.register_structure_hook(Path, path)
     made.register_structure_hook(Secret, secret)
 

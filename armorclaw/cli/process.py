@@ -13,7 +13,10 @@ from typing import Any
 
 import structlog
 
-from armorclaw.log import get_logger
+from armorclaw.log import get_logger, plain_values
+
+DESCRIPTORS = 65_536
+"""More than the bridge can come to hold."""
 
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
 
@@ -23,6 +26,13 @@ def harden() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     os.umask(0o077)
+
+
+def allow_connections() -> None:
+    """As many descriptors as one may have: of the usual 1,024, connections alone may take all."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
@@ -35,7 +45,7 @@ def set_up_logging(level: int = logging.INFO) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _in_order,
-            *(() if terminal else (structlog.processors.dict_tracebacks,)),
+            plain_values if terminal else structlog.processors.dict_tracebacks,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
-from armorclaw.cli.files import FILE
-from armorclaw.errors import ArmorclawError
-from armorclaw.rpc.blocking import call
-
-
-def socket_of(config: Path | None, socket: Path | None) -> Path:
-    """Where the bridge listens: as told, as the configuration says, or the usual place."""
-    if socket is not None:
-        return socket
-    from armorclaw.config import BridgeSection, Config  # only now: reading a configuration takes imports
-
-    return (Config.load(config).bridge if config is not None else BridgeSection()).socket
+from armorclaw.cli import show
+from armorclaw.cli.options import Bridge, client
 
 
 @click.command("status")
-@click.option("--config", type=FILE, help="The configuration file of the bridge.")
-@click.option("--socket", type=FILE, help="The socket of the bridge.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def command(config: Path | None, socket: Path | None, as_json: bool) -> None:
+@client
+def command(bridge: Bridge) -> None:
     """Show how the bridge, its Matrix sessions and its agents are."""
-    path = socket_of(config, socket)
-    status = call(str(path), "status", {}, timeout=5.0)
-    if as_json:
-        click.echo(json.dumps(status))
-        return
-    if not isinstance(status, dict):
-        raise ArmorclawError("internal", f"what listens at {path} is not armorclaw")
-    for line in lines(status):
-        click.echo(line)
-    sys.stdout.flush()
+    status = bridge.call("status")
+    if bridge.as_json:
+        show.as_json(status)
+    else:
+        for line in lines(status):
+            show.line(line)
 
 
 def lines(status: dict[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import resource
 import signal
 import socket
@@ -42,6 +43,23 @@ def test_hardened_before_the_first_secret() -> None:
     assert resource.getrlimit(resource.RLIMIT_CORE) != (0, 0) or os.geteuid() != 0
 
 
+@pytest.mark.parametrize(
+    "given, found", [((1024, 4096), (4096, 4096)), ((1024, 1024), (1024, 1024)), ((64, 90_000), (65_536, 90_000))]
+)
+def test_it_has_room_for_all_connections(given: tuple[int, int], found: tuple[int, int]) -> None:
+    """Whatever a shell or a service manager allows at first."""
+    if given[1] > resource.getrlimit(resource.RLIMIT_NOFILE)[1] and os.geteuid() != 0:
+        pytest.skip("only root may raise a hard limit: sudo pytest")
+    done = python(
+        "import resource\n"
+        "from armorclaw.cli.process import allow_connections\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, {given})\n"
+        "allow_connections()\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    assert done.stdout == f"{found}\n"
+
+
 _LOG = """
 import logging, structlog
 from armorclaw.cli.process import set_up_logging
@@ -70,6 +88,32 @@ def test_log_lines_are_for_people_on_a_terminal() -> None:
     os.close(ours)
     assert "first" in said
     assert "{" not in said
+
+
+_FORGED = """
+import structlog
+from armorclaw.cli.process import set_up_logging
+set_up_logging()
+log = structlog.get_logger("x")
+log.warning("first", why="a\\x1b[31m\\n2026 [error] forged\\u202e", room="!a\\x1b]0;t\\x07:x", agent="ada")
+"""
+
+
+def test_no_value_makes_a_line_of_its_own() -> None:
+    """Nor colours of its own, nor a title of the window, nor text that runs backwards."""
+    (line,) = python(_FORGED).stderr.splitlines()
+    assert json.loads(line)["why"] == "a\x1b[31m\n2026 [error] forged\u202e"
+    assert line.isprintable()
+    ours, theirs = pty.openpty()
+    subprocess.run([sys.executable, "-c", _FORGED], stderr=theirs, timeout=30, check=True)
+    os.close(theirs)
+    said = os.read(ours, 4096).decode()
+    os.close(ours)
+    assert len(said.splitlines()) == 1
+    own = re.sub(r"\x1b\[[0-9;]*m", "", said).rstrip()
+    assert own.isprintable()
+    assert "\x1b[31ma" not in said
+    assert r"!a\x1b]0;t\x07:x" in own
 
 
 @pytest.mark.parametrize("abstract", [False, True])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from armorclaw.cli.status import lines, socket_of
+from armorclaw.cli.status import lines
 from armorclaw.testing.handles import BridgeProcess
 
 STATUS: dict[str, Any] = {
@@ -42,15 +42,6 @@ def test_a_line_for_each_part() -> None:
         "agent    echo             ready        generation 1  docker",
         "agent    sick             restarting   generation 7  sandbox  last end: exit 3",
     ]
-
-
-def test_where_the_socket_is(tmp_path: Path) -> None:
-    """As told, else as the configuration says, else the usual place."""
-    config = tmp_path / "c.toml"
-    config.write_text('[bridge]\nruntime_dir = "run"\n')
-    assert socket_of(config, tmp_path / "s") == tmp_path / "s"
-    assert socket_of(config, None) == tmp_path / "run" / "bridge.sock"
-    assert socket_of(None, None).name == "bridge.sock"
 
 
 @pytest.mark.mission("C.status")

@@ -34,7 +34,8 @@ PYTHON = [sys.executable, "-m", "armorclaw"]
 # as a user that may not even read the interpreter: everything is imported before the change
 AS_NOBODY = f"""
 import os, sys
-import armorclaw.cli.run, armorclaw.cli.status, armorclaw.rpc.failure
+import armorclaw.cli.daemon, armorclaw.cli.root, armorclaw.cli.run, armorclaw.cli.status
+import armorclaw.config_layers, armorclaw.rpc.denied, armorclaw.rpc.failure
 os.setgroups([])
 os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
 os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
@@ -101,21 +102,21 @@ def test_a_configuration_that_is_not_toml(tmp_path: Path) -> None:
     assert "why: Invalid value (at line 2" in complaint(run("run", "--config", tmp_path / "c.toml"), "config_invalid")
 
 
-@pytest.mark.parametrize("verb", ["run", "status"])
-def test_every_fault_of_a_configuration_is_named_at_once(tmp_path: Path, verb: str) -> None:
+@pytest.mark.parametrize("verb", [["run"], ["config", "check"]])
+def test_every_fault_of_a_configuration_is_named_at_once(tmp_path: Path, verb: list[str]) -> None:
     file = write_config(
         tmp_path,
         bridge={"stat_dir": "x", "uid_base": -1},
         accounts={"main": {"homeserver": "matrix.org", "user": "@bot:matrix.org", "password": "hunter2"}},
         agents={"../../etc": {"image": "x"}, "b": {}},
     )
-    done = run(verb, "--config", file)
+    done = run(*verb, "--config", file)
     assert (done.returncode, done.stdout) == (11, "")
     first, *faults, hint = done.stderr.splitlines()
     assert first == f"armorclaw: {file}: 6 faults"
-    assert hint == f"hint: mend {file} and try again"
+    assert hint == "hint: mend this and see with: armorclaw config check"
     assert faults[0].startswith("why: ")
-    shown = [fault[5:] for fault in faults]
+    shown = [fault[5:].removeprefix(f"{file}:").partition(": ")[2] for fault in faults]
     assert all(" → " in fault for fault in shown)
     assert sorted(fault.partition(": ")[0] for fault in shown) == [
         "accounts.main.homeserver",
@@ -337,7 +338,7 @@ def test_a_socket_that_is_not_for_this_user(bridge: BridgeProcess) -> None:
     bridge.start()
     nobody = [sys.executable, "-c", AS_NOBODY]
     said = complaint(run("status", "--socket", bridge.socket, command=nobody), "socket_denied")
-    assert "why: this user may not open it\nhint: run as the user that owns the bridge" in said
+    assert "why: it is for its owner alone\nhint: run as the user that owns the bridge" in said
 
 
 def test_a_socket_path_no_socket_can_have(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,10 @@ import trio
 
 from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError
-from armorclaw.rpc.blocking import call
-from armorclaw.rpc.registry import Role
+from armorclaw.rpc.blocking import Connection, call
+from armorclaw.rpc.call import Call
+from armorclaw.rpc.flow import WINDOW
+from armorclaw.rpc.registry import Registry, Role
 from armorclaw.rpc.unix import bind_unix, serve_unix
 from tests.rpc.conftest import House
 
@@ -65,7 +67,7 @@ async def test_not_for_this_user(short: Path) -> None:
     program = f"""
 import os, sys
 sys.path[:0] = {sys.path!r}
-import armorclaw.rpc.failure
+import armorclaw.rpc.denied, armorclaw.rpc.failure
 from armorclaw.rpc.blocking import call
 os.setgid(12345)
 os.setuid(12345)
@@ -117,6 +119,116 @@ def test_an_answer_in_small_pieces_does_not_stretch_the_time(short: Path) -> Non
 
     with server(short / "s", answer):
         assert failure(short / "s", timeout=0.2).name == "timed_out"
+
+
+@asynccontextmanager
+async def bridge_at(path: Path, registry: Registry) -> AsyncIterator[None]:
+    listener = bind_unix(path)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(
+            lambda task_status: serve_unix(
+                listener, registry, role=Role.OPERATOR, around=Surroundings(), task_status=task_status
+            )
+        )
+        yield
+        nursery.cancel_scope.cancel()
+
+
+class Counting:
+    """A method that streams numbers, and how far it got."""
+
+    def __init__(self) -> None:
+        self.registry = Registry()
+        self.sent = 0
+        self.cancelled = trio.Event()
+        self.registry.method("count", result=dict, chunk=int, roles=[Role.OPERATOR])(self.count)
+        self.registry.method("fail", result=dict, chunk=int, roles=[Role.OPERATOR])(self.fail)
+        self.registry.method("plain", result=dict, roles=[Role.OPERATOR])(self.plain)
+
+    async def count(self, call: Call, params: object) -> dict[str, int]:
+        """Count to a hundred."""
+        try:
+            for number in range(100):
+                await call.send(number)
+                self.sent = number + 1
+            call.progress(100, 100, "all of them")
+            return {"sent": self.sent}
+        except trio.Cancelled:
+            self.cancelled.set()
+            raise
+
+    async def fail(self, call: Call, params: object) -> dict[str, int]:
+        """Send one, and fail."""
+        await call.send(1)
+        raise ArmorclawError("conflict", "no more")
+
+    def plain(self, call: Call, params: object) -> dict[str, int]:
+        """No stream."""
+        return {"plain": 1}
+
+
+async def test_a_stream_in_its_pieces(short: Path) -> None:
+    """Many times the window, so credit is granted; then other calls on the same connection."""
+    counting = Counting()
+
+    def take() -> None:
+        with Connection(short / "s") as bridge:
+            messages = list(bridge.stream("count"))
+            chunks = [each["params"]["data"] for each in messages if each.get("method") == "$/chunk"]
+            assert chunks == list(range(100))
+            assert messages[-2]["params"] == {"id": 1, "done": 100, "total": 100, "message": "all of them"}
+            assert messages[-1]["result"] == {"sent": 100}
+            assert [each["result"] for each in bridge.stream("plain")] == [{"plain": 1}]
+            assert bridge.call("plain") == {"plain": 1}
+            stream = bridge.stream("fail")
+            assert next(stream)["params"]["data"] == 1
+            with pytest.raises(ArmorclawError) as refused:
+                next(stream)
+            assert refused.value.name == "conflict"
+            assert bridge.call("plain") == {"plain": 1}
+
+    async with bridge_at(short / "s", counting.registry):
+        await trio.to_thread.run_sync(take)
+
+
+async def test_a_reader_that_stops_holds_the_sender(short: Path) -> None:
+    """At its window; and closing the stream cancels the call, though the connection stays."""
+    counting = Counting()
+    async with bridge_at(short / "s", counting.registry):
+        bridge = await trio.to_thread.run_sync(Connection, short / "s")
+        with bridge:
+            stream = bridge.stream("count")
+            await trio.to_thread.run_sync(next, stream)
+            for _ in range(20):  # each a chance for the sender to go on
+                assert await trio.to_thread.run_sync(bridge.call, "plain") == {"plain": 1}
+            assert counting.sent == WINDOW
+            stream.close()
+            with trio.fail_after(5):
+                await counting.cancelled.wait()
+
+
+@pytest.mark.parametrize(
+    "line, name",
+    [
+        (b'{"jsonrpc":"2.0","method":"$/chunk","params":{"id":1,"seq":1,"data":0}}', "remote_failed"),
+        (b'{"jsonrpc":"2.0","method":"$/chunk","params":{"id":1,"data":0}}', "remote_failed"),
+        (b"HTTP/1.1 400 Bad Request", "unavailable"),
+        (b"[]", "unavailable"),
+        (b"[" * 100_000, "unavailable"),
+        (b'{"jsonrpc":"2.0","id":1,"error":"no"}', "remote_failed"),
+        (b'{"jsonrpc":"2.0","id":1,"error":{"code":5,"message":"x"}}', "remote_failed"),
+    ],
+)
+def test_something_that_is_no_bridge(short: Path, line: bytes, name: str) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.recv(1000)
+        connection.sendall(line + b"\n")
+        connection.recv(1000)
+
+    with server(short / "s", answer), Connection(short / "s", timeout=2) as bridge:
+        with pytest.raises(ArmorclawError) as caught:
+            list(bridge.stream("x"))
+    assert caught.value.name == name
 
 
 def test_what_the_import_brings() -> None:

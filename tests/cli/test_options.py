@@ -1,0 +1,75 @@
+"""What verbs share, where a person sits at the terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from tests.cli.conftest import FakeBridge
+
+
+def at_terminal(fake: FakeBridge, typed: str, *words: str) -> tuple[int, str]:
+    """How a command ends, and what is then on the terminal."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "armorclaw", *words, "--socket", fake.path]
+    with subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        env={**os.environ, "COLUMNS": "100"},
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        typed_yet = not typed
+        while True:
+            try:
+                data = os.read(ours, 4096)
+            except OSError:  # the last one who had the other end has closed it
+                break
+            shown += data
+            if not typed_yet and shown.rstrip().endswith(b":"):
+                if words[0] != "outbox":
+                    assert not termios.tcgetattr(ours)[3] & termios.ECHO, "a secret must not be seen"
+                os.write(ours, typed.encode())
+                typed_yet = True
+        status = process.wait(10)
+    os.close(ours)
+    return status, shown.decode()
+
+
+def test_a_key_is_typed_unseen(fake: FakeBridge) -> None:
+    fake.answers["store_key"] = {"id": "x"}
+    status, shown = at_terminal(fake, "canary\n", "keys", "add", "openai")
+    assert (status, fake.asked) == (0, [("store_key", {"provider": "openai", "token": "canary"})])
+    assert "canary" not in shown
+
+
+@pytest.mark.parametrize("typed, status, calls", [("y\n", 0, 1), ("n\n", 130, 0), ("\n", 130, 0)])
+def test_a_person_is_asked(fake: FakeBridge, typed: str, status: int, calls: int) -> None:
+    fake.answers["delivery.cancel"] = {"state": "cancelled"}
+    ended, shown = at_terminal(fake, typed, "outbox", "drop", "d_1")
+    assert (ended, len(fake.asked)) == (status, calls)
+    assert "Drop the message d_1?" in shown
+
+
+def test_a_person_who_said_yes_is_not_asked(fake: FakeBridge) -> None:
+    fake.answers["delivery.cancel"] = {"state": "cancelled"}
+    status, shown = at_terminal(fake, "", "outbox", "drop", "d_1", "--yes")
+    assert (status, shown) == (0, "cancelled d_1\r\n")
+
+
+def test_a_table_on_a_terminal_is_as_wide_as_it(fake: FakeBridge) -> None:
+    row = {"name": "[red]echo", "state": "ready", "ready": True, "runtime": "docker", "generation": 1, "since_ms": 1}
+    fake.answers["containers.list"] = [{**row, "last_end": "\x1b[31m" + "x" * 200}]
+    status, shown = at_terminal(fake, "", "containers", "ls")
+    assert status == 0
+    assert "[red]echo" in shown
+    assert "\x1b[31m" not in shown
+    assert shown.count("x") == 200
