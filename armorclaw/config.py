@@ -6,9 +6,9 @@ are faults, because a misspelt limit is no limit. Secrets are given by reference
 
 from __future__ import annotations
 
+import grp
 import os
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,8 @@ import attrs
 import platformdirs
 
 from armorclaw.errors import ArmorclawError
-from armorclaw.structure import Fault, FaultError, Secret, Size, converter, structure, within
+from armorclaw.layers import default_runtime_dir, read_toml
+from armorclaw.structure import Fault, FaultError, Frequency, Secret, Size, converter, structure, within
 
 RuntimeName = Literal["auto", "docker", "podman", "sandbox", "process", "attached"]
 
@@ -68,7 +69,7 @@ def _rooms(instance: object, attribute: attrs.Attribute[Any], value: Sequence[st
 def check_rooms(rooms: Sequence[str]) -> None:
     """Raise FaultError for what is neither a room id nor an alias."""
     for room in rooms:
-        if not re.fullmatch(r"[!#][^\s\x00-\x1f\x7f/?%]{1,254}", room):
+        if not re.fullmatch(r"[!#][^\s/?%]{1,254}", room) or not room.isprintable():
             raise FaultError(
                 f"{room!r} is neither a room id nor an alias",
                 'write "!opaque:server" (room settings, advanced) or "#alias:server"',
@@ -92,6 +93,16 @@ def _names(instance: object, attribute: attrs.Attribute[Any], value: Sequence[st
             )
 
 
+def _group(instance: object, attribute: attrs.Attribute[Any], value: str) -> None:
+    if not value:
+        return
+    try:
+        grp.getgrnam(value)
+    except KeyError:
+        fix = f"make it: sudo groupadd --system {value}" if is_name(value) else "name a group, not its number"
+        raise FaultError(f"there is no group {value!r}", fix) from None
+
+
 def _default_state_dir() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/armorclaw")
@@ -99,9 +110,7 @@ def _default_state_dir() -> Path:
 
 
 def _default_runtime_dir() -> Path:
-    if os.geteuid() == 0:
-        return Path("/run/armorclaw")
-    return Path(platformdirs.user_runtime_dir("armorclaw"))
+    return Path(default_runtime_dir())
 
 
 @attrs.frozen
@@ -124,6 +133,44 @@ class BridgeSection:
     @property
     def database(self) -> Path:
         return self.state_dir / "armorclaw.db"
+
+    @property
+    def observer_socket(self) -> Path:
+        return self.socket.with_name("observer.sock")
+
+
+@attrs.frozen
+class ServerSection:
+    """Who may connect, beside the bridge's own user and root. Each is the name of a group; "" for nobody.
+
+    Members of `group` are operators: they may do everything, keys included. Members of `observer_group` may look at
+    how things are, at a socket of their own.
+    """
+
+    group: str = attrs.field(default="", validator=_group)
+    observer_group: str = attrs.field(default="", validator=_group)
+
+    def __attrs_post_init__(self) -> None:
+        self.check_together(attrs.asdict(self))
+
+    @staticmethod
+    def check_together(given: Mapping[str, Any]) -> None:
+        """What no single value can tell."""
+        if given.get("group") and given.get("group") == given.get("observer_group"):
+            raise FaultError("operators and observers are the same group", "give them one each, or leave one out")
+
+
+@attrs.frozen
+class LimitsSection:
+    """How often a caller may call. Twice as many may come at once, after a rest.
+
+    `agent_calls`, of one agent on all its connections together: ten times what a busy agent needs for its events,
+    each with an answer and an acknowledgement, and at some 0.1 ms a call a twentieth of a core. `operator_calls`, of
+    one connection: more than a shell loop or a dashboard asks for; all connections of one user have four times that.
+    """
+
+    agent_calls: Frequency = attrs.field(default=Frequency(500), validator=_positive)
+    operator_calls: Frequency = attrs.field(default=Frequency(2_000), validator=_positive)
 
 
 @attrs.frozen
@@ -229,6 +276,8 @@ class Config:
     """Everything a bridge is told."""
 
     bridge: BridgeSection = attrs.field(factory=BridgeSection)
+    server: ServerSection = attrs.field(factory=ServerSection)
+    limits: LimitsSection = attrs.field(factory=LimitsSection)
     accounts: Mapping[str, Account] = attrs.field(factory=dict)
     agents: Mapping[str, Agent] = attrs.field(factory=dict)
 
@@ -243,25 +292,13 @@ class Config:
 
         Raises config_invalid with one line per fault.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            hint = "name an existing file: armorclaw run --config FILE"
-            raise ArmorclawError("config_invalid", f"cannot read {path}", why=reason or "", hint=hint) from error
-        try:
-            data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            hint = "mend the line; https://toml.io shows the syntax"
-            raise ArmorclawError("config_invalid", f"{path} is not TOML", why=str(error), hint=hint) from None
+        data = read_toml(path)
         return cls.parse(data, source=str(path), folder=path.resolve().parent)
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], *, source: str = "configuration", folder: Path | None = None) -> Config:
         """Structure what TOML gave. Raises config_invalid naming every fault: place, reason, fix."""
-        faults: list[Fault] = []
-        config = structure(converter(folder or Path.cwd()), cls, data, "", faults)
-        faults += _faults_between(data)
+        config, faults = cls.examine(data, folder=folder)
         if faults or config is None:
             lines = [str(fault) for fault in faults]
             raise ArmorclawError(
@@ -272,6 +309,14 @@ class Config:
                 faults=lines,
             )
         return config
+
+    @classmethod
+    def examine(cls, data: Mapping[str, Any], *, folder: Path | None = None) -> tuple[Config | None, list[Fault]]:
+        """Structure what TOML gave, or say everything that is wrong with it."""
+        faults: list[Fault] = []
+        config = structure(converter(folder or Path.cwd()), cls, data, "", faults)
+        faults += _faults_between(data)
+        return config, faults
 
 
 def _named(entries: Mapping[str, Any]) -> dict[str, Any]:

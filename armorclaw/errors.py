@@ -6,16 +6,14 @@ whether trying again can help, and what to do next. Adapters map foreign errors 
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
-
-import attrs
+from typing import Any, NamedTuple
 
 
-@attrs.frozen
-class ErrorKind:
+class ErrorKind(NamedTuple):
     """A row of the table.
 
     `code` is the JSON-RPC error code, `exit_status` that of the command line, `hint` the next step when the place
@@ -36,6 +34,8 @@ _ROWS = (
     ErrorKind("method_not_found", -32601, 2, False, "see docs/protocol.md for the methods"),
     ErrorKind("invalid_params", -32602, 2, False, "see docs/protocol.md for the parameters"),
     ErrorKind("internal", -32603, 1, False, "see the log of the bridge"),
+    # the number that the Language Server Protocol gave it, as the notification of the same name
+    ErrorKind("cancelled", -32800, 130, False, "its caller cancelled it"),
     # codes that clients of the original bridge know
     ErrorKind("container_not_found", -2, 4, False, "armorclaw status lists the agents"),
     ErrorKind("key_not_found", -3, 4, False, "list_keys names the keys there are"),
@@ -47,6 +47,8 @@ _ROWS = (
     ErrorKind("conflict", -32005, 1, False, ""),
     ErrorKind("too_large", -32006, 2, False, ""),
     ErrorKind("secrets_taken", -32007, 5, False, "secrets are given once per start; restart the agent"),
+    ErrorKind("rate_limited", -32008, 75, True, "wait as many seconds as retry_after says, then try again"),
+    ErrorKind("not_available", -32009, 69, False, "it is not part of this version"),
     ErrorKind("room_denied", -32010, 5, False, "grant the room to the agent in the configuration"),
     ErrorKind("room_encrypted", -32011, 5, False, "use a room without encryption; this version does not encrypt"),
     ErrorKind(
@@ -72,9 +74,17 @@ _ROWS = (
     ErrorKind("key_file_unreadable", -32047, 14, False, ""),
     ErrorKind("path_too_long", -32048, 11, False, "choose a shorter runtime_dir"),
     ErrorKind("gave_up", -32049, 70, True, "see the log for the child that kept failing"),
+    # the command line's own
+    ErrorKind("degraded", -32069, 8, True, "armorclaw status shows how each part is"),
 )
 
 ERRORS: Mapping[str, ErrorKind] = {row.name: row for row in _ROWS}
+
+
+TEXT_LIMIT = 1000
+"""Characters of a sentence on the wire: it may quote what was sent, which may have any length."""
+
+_FOLDERS = re.compile(r"(?<![\w.~#/-])/(?:[\w.@+-]+/)+")
 
 
 class ArmorclawError(Exception):
@@ -109,9 +119,14 @@ class ArmorclawError(Exception):
         return [self.what, *why, *hint]
 
     def payload(self) -> dict[str, Any]:
-        """The `error` member of a JSON-RPC reply."""
-        data = {"name": self.name, "hint": self.hint, "retryable": self.kind.retryable, **self.data}
-        return {"code": self.kind.code, "message": str(self), "data": data}
+        """The `error` member of a JSON-RPC reply: without the folders of this host, and never long."""
+        data = {"name": self.name, "hint": _for_strangers(self.hint), "retryable": self.kind.retryable, **self.data}
+        return {"code": self.kind.code, "message": _for_strangers(str(self)), "data": data}
+
+
+def _for_strangers(text: str) -> str:
+    short = text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…"
+    return _FOLDERS.sub("…/", short)
 
 
 @contextmanager

@@ -125,6 +125,31 @@ def test_a_homeserver_is_a_plain_url(url: str) -> None:
     assert fault.startswith("accounts.main.homeserver")
 
 
+@pytest.mark.parametrize(
+    ("section", "place", "word"),
+    [
+        ({"server": {"group": "no-such-group"}}, "server.group", "groupadd --system no-such-group"),
+        ({"server": {"observer_group": "0"}}, "server.observer_group", "there is no group"),
+        ({"server": {"group": "root", "observer_group": "root"}}, "server", "the same group"),
+        ({"server": {"mode": "0666"}}, "server.mode", "choose from: group, observer_group"),
+        ({"limits": {"agent_calls": "fast"}}, "limits.agent_calls", '"500/s"'),
+        ({"limits": {"agent_calls": "0/s"}}, "limits.agent_calls", "above zero"),
+        ({"limits": {"operator_calls": True}}, "limits.operator_calls", "frequency"),
+        ({"limits": {"agent_call": "5/s"}}, "limits.agent_call", "no such key"),
+    ],
+)
+def test_faults_of_groups_and_limits(section: dict[str, Any], place: str, word: str) -> None:
+    (fault,) = faults(section)
+    assert fault.startswith(f"{place}: ")
+    assert word in fault
+
+
+def test_groups_and_limits() -> None:
+    config = Config.parse({"server": {"group": "root"}, "limits": {"agent_calls": "30/m", "operator_calls": 5000}})
+    assert (config.server.group, config.server.observer_group) == ("root", "")
+    assert attrs.astuple(config.limits) == (0.5, 5000)
+
+
 @pytest.mark.parametrize("text", ["not toml =", "a = 1\na = 2", "\ufeff[bridge"])
 def test_what_is_not_toml(tmp_path: Path, text: str) -> None:
     file = tmp_path / "c.toml"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from armorclaw.errors import ERRORS, ArmorclawError, one_error, trace
+from armorclaw.errors import ERRORS, TEXT_LIMIT, ArmorclawError, one_error, trace
 
 
 def test_codes_are_unique() -> None:
@@ -11,7 +11,7 @@ def test_codes_are_unique() -> None:
 
 
 def test_exit_statuses_are_those_of_the_table() -> None:
-    assert {kind.exit_status for kind in ERRORS.values()} <= {1, 2, 3, 4, 5, 6, 7, 8, 11, 14, 18, 70, 75}
+    assert {kind.exit_status for kind in ERRORS.values()} <= {1, 2, 3, 4, 5, 6, 7, 8, 11, 14, 18, 69, 70, 75, 130}
 
 
 def test_what_a_person_reads() -> None:
@@ -28,6 +28,18 @@ def test_what_a_client_reads() -> None:
     assert payload["code"] == -32030
     assert payload["message"] == "the outbox of a is full"
     assert payload["data"] == {"name": "queue_full", "hint": "try again in a moment", "retryable": True, "limit": 10}
+
+
+def test_no_client_reads_a_folder_or_a_long_text() -> None:
+    error = ArmorclawError(
+        "storage_failed", "/var/lib/a b/armorclaw.db", why="/x is full", hint="see '/etc/a.d/b.toml'"
+    )
+    assert error.payload()["message"] == "…/a b/armorclaw.db: /x is full"
+    assert error.payload()["data"]["hint"] == "see '…/b.toml'"
+    assert error.lines() == ["/var/lib/a b/armorclaw.db", "why: /x is full", "hint: see '/etc/a.d/b.toml'"]
+    for harmless in ("and/or", "https://h/a/b", "events/methods of a/b", "!a/b:x", "1/2/3"):
+        assert ArmorclawError("conflict", harmless).payload()["message"] == harmless
+    assert len(ArmorclawError("conflict", "x" * 5000).payload()["message"]) == TEXT_LIMIT
 
 
 def test_an_unknown_name_is_a_slip_of_ours() -> None:

@@ -69,9 +69,8 @@ class Cursor:
 
     def __init__(self, db: Database, owner: str, name: str, keep: Callable[[Cursor], object]) -> None:
         if not _NAME.fullmatch(name):
-            raise ArmorclawError(
-                "invalid_params", f"subscription name {name[:80]!r}", why=f"allowed is {_NAME.pattern}"
-            )
+            what, why = f"subscription name {name[:80]!r}", f"allowed is {_NAME.pattern}"
+            raise ArmorclawError("invalid_params", what, why=why, fields=["name"])
         self.owner = owner
         self.name = name
         self.filter = EventFilter()
@@ -127,7 +126,7 @@ class Cursor:
 
         def work(conn: Connection) -> None:
             if not known and (seq < 1 or seq > head(conn)):
-                raise ArmorclawError("invalid_params", f"seq {seq}", why="no event has that number")
+                raise ArmorclawError("invalid_params", f"seq {seq}", why="no event has that number", fields=["seq"])
             self._raise_floor(conn, floor)
             if seq > floor:
                 conn.execute(_ADD_ACK, (self.owner, self.name, seq))

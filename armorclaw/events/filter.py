@@ -41,7 +41,7 @@ class EventFilter:
         )
         object.__setattr__(self, "_tests", tuple(tests))
         if self._tests and len(self.to_json()) > FILTER_LIMIT:
-            raise ArmorclawError("invalid_params", "filter", why=f"it may have {FILTER_LIMIT} bytes")
+            raise _invalid("filter", f"it may have {FILTER_LIMIT} bytes")
 
     def matches(self, event: Event) -> bool:
         """Whether the event passes. Safe to call on any thread."""
@@ -57,16 +57,20 @@ class EventFilter:
         try:
             given = text if isinstance(text, Mapping) else json.loads(text)
         except ValueError as error:
-            raise ArmorclawError("invalid_params", "filter", why="it is not JSON") from error
+            raise _invalid("filter", "it is not JSON") from error
         if not isinstance(given, Mapping) or not set(given) <= set(_FIELDS):
-            raise ArmorclawError("invalid_params", "filter", why=f"it must be an object of {', '.join(_FIELDS)}")
+            raise _invalid("filter", f"it must be an object of {', '.join(_FIELDS)}")
         for field, patterns in given.items():
             if not isinstance(patterns, list | tuple) or not all(isinstance(one, str) for one in patterns):
-                raise ArmorclawError("invalid_params", f"filter.{field}", why="it must be a list of strings")
+                raise _invalid(f"filter.{field}", "it must be a list of strings")
         return cls(**{field: tuple(patterns) for field, patterns in given.items()})
 
 
 _FIELDS = ("types", "rooms", "senders", "agents")
+
+
+def _invalid(place: str, why: str) -> ArmorclawError:
+    return ArmorclawError("invalid_params", place, why=why, fields=[place])
 
 
 @attrs.frozen
@@ -80,10 +84,9 @@ class _Patterns:
     def of(cls, field: str, patterns: Iterable[str]) -> _Patterns:
         given = tuple(patterns)
         if len(given) > PATTERNS_LIMIT or any(len(one) > PATTERN_LIMIT for one in given):
-            why = f"at most {PATTERNS_LIMIT} patterns of {PATTERN_LIMIT} characters"
-            raise ArmorclawError("invalid_params", f"filter.{field}", why=why)
+            raise _invalid(f"filter.{field}", f"at most {PATTERNS_LIMIT} patterns of {PATTERN_LIMIT} characters")
         if any(one.count("*") > STARS_LIMIT for one in given):
-            raise ArmorclawError("invalid_params", f"filter.{field}", why=f"at most {STARS_LIMIT} stars in a pattern")
+            raise _invalid(f"filter.{field}", f"at most {STARS_LIMIT} stars in a pattern")
         wild = tuple(tuple(one.split("*")) for one in given if "*" in one)
         return cls(frozenset(one for one in given if "*" not in one), wild)
 

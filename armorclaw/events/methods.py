@@ -2,66 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-import attrs
 import trio
 
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
+from armorclaw.events.shapes import Ack, Done, Subscribe, Subscribed, Unsubscribe
 from armorclaw.events.subscription import Subscription
 from armorclaw.events.subscriptions import Subscriptions
 from armorclaw.guard.grants import Grants
-from armorclaw.rpc.peer import Call, Peer
+from armorclaw.guard.limits import Quota
+from armorclaw.rpc.call import Call
+from armorclaw.rpc.peer import Peer
 from armorclaw.rpc.registry import Registry, Role
 
 MAX_SUBSCRIPTIONS = 32
 """Of one agent, on all its connections together, or of one connection of an operator: each is asked at each event."""
-
-
-@attrs.frozen
-class Subscribe:
-    """With a `name` the subscription outlives the connection and its events want to be acknowledged.
-
-    `from_` is where a new one begins: "now", or the number of the last event already seen. For an agent that is
-    never before what it has acknowledged of its subscription "main".
-    """
-
-    name: str | None = None
-    filter: dict[str, Any] = attrs.field(factory=dict)
-    from_: Literal["now"] | int = "now"
-
-
-@attrs.frozen
-class Subscribed:
-    subscription: str
-    cursor: int
-
-
-@attrs.frozen
-class Unsubscribe:
-    subscription: str
-
-
-@attrs.frozen
-class Ack:
-    """`nack_ms` asks for the event again after so many milliseconds; `cumulative` means all up to `seq`."""
-
-    subscription: str
-    seq: int
-    cumulative: bool = False
-    nack_ms: int | None = None
-
-
-@attrs.frozen
-class Done:
-    ok: bool = True
 
 
 def hears(grants: Grants, agent: str, event: Event) -> bool:
@@ -79,7 +38,7 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
     """Adds events.subscribe, events.unsubscribe and events.ack for operators and agents."""
     listeners = {Role.OPERATOR, Role.AGENT}
     by_peer: WeakKeyDictionary[Peer, dict[str, Subscription]] = WeakKeyDictionary()
-    counts: Counter[str | Peer] = Counter()  # subscriptions there are or are about to be, of an agent or a connection
+    quota = Quota("subscriptions", MAX_SUBSCRIPTIONS)  # those about to be count as well
 
     def find(call: Call, name: str) -> Subscription:
         try:
@@ -87,23 +46,9 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
         except KeyError:
             raise ArmorclawError("not_found", f"this connection has no subscription {name[:80]!r}") from None
 
-    @contextmanager
-    def counted(call: Call) -> Iterator[None]:
-        whose = call.agent if call.agent is not None else call.peer
-        if counts[whose] >= MAX_SUBSCRIPTIONS:
-            who = "this connection" if call.agent is None else f"agent {call.agent}"
-            raise ArmorclawError("queue_full", f"{who} has {MAX_SUBSCRIPTIONS} subscriptions")
-        counts[whose] += 1
-        try:
-            yield
-        finally:
-            counts[whose] -= 1
-            if not counts[whose]:
-                del counts[whose]
-
     async def serve(subscription: Subscription, call: Call, *, task_status: trio.TaskStatus[None]) -> None:
         mine = by_peer.setdefault(call.peer, {})
-        with counted(call):
+        with quota.hold(call.agent or call.peer, f"agent {call.agent}" if call.agent else "this connection"):
             mine[subscription.id] = subscription
             try:
                 await subscription.run(task_status=task_status)

@@ -136,7 +136,8 @@ class Subscription:
         """
         self._named("put off")
         if not 0 <= delay_ms <= NACK_LIMIT_MS:
-            raise ArmorclawError("invalid_params", f"nack_ms {delay_ms}", why=f"0 to {NACK_LIMIT_MS} is allowed")
+            why = f"0 to {NACK_LIMIT_MS} is allowed"
+            raise ArmorclawError("invalid_params", f"nack_ms {delay_ms}", why=why, fields=["nack_ms"])
         await trio.lowlevel.checkpoint()
         if seq not in self._window:
             why = "it is acknowledged, or was not pushed on this connection"
@@ -217,9 +218,8 @@ class Subscription:
         if self._cursor is None:
             why = "it has no name, so nothing is kept for it"
             hint = "give the subscription a name to have its events kept until acknowledged"
-            raise ArmorclawError(
-                "invalid_params", f"cannot {doing} events of subscription {self.id}", why=why, hint=hint
-            )
+            what = f"cannot {doing} events of subscription {self.id}"
+            raise ArmorclawError("invalid_params", what, why=why, hint=hint, fields=["subscription"])
         return self._cursor
 
     # --- pushing ---

@@ -112,7 +112,10 @@ class KeyStore:
             info = _from_row(row[:-1])
             if 0 < info.expires_at <= self._clock.wall():
                 raise ArmorclawError(
-                    "key_not_found", f"there is no usable key {id!r}", why="expired", hint="store a new one"
+                    "key_not_found",
+                    f"there is no usable key {id!r}",
+                    why="expired",
+                    hint="rotate_key gives it a new token",
                 )
             self._audit.append(db, "key_read", id=id, by=by)
             return StoredKey(token=row[-1], **attrs.asdict(info))
@@ -123,6 +126,35 @@ class KeyStore:
         """What is known of all keys, or those of one provider, by id; expired ones too."""
         rows = await self._db.read(lambda db: db.execute(_ALL, (provider,)).fetchall())
         return [_from_row(row) for row in rows]
+
+    async def rotate(
+        self,
+        id: str,  # noqa: A002 - the word of the wire
+        token: str,
+        *,
+        expires_at: int | None = None,
+        by: str = "operator",
+    ) -> KeyInfo:
+        """Gives a key another token, and another end if that is said; `created_at` is then now.
+
+        Raises `key_not_found`, `invalid_params` naming the field, also for an end that has passed.
+        """
+
+        def work(db: Connection) -> KeyInfo:
+            row = db.execute(_ONE, (id,)).fetchone()
+            if row is None:
+                raise _missing(id)
+            old, now = _from_row(row[:-1]), int(self._clock.wall())
+            until = old.expires_at if expires_at is None else expires_at
+            if 0 < until <= now:
+                raise _invalid("expires_at", "to come, or 0 for never")
+            key = StoredKey(**(attrs.asdict(old) | {"token": token, "created_at": now, "expires_at": until}))
+            _check(key)
+            db.execute(_ROTATE, (key.token, key.created_at, key.expires_at, id))
+            self._audit.append(db, "key_rotated", id=id, provider=key.provider, by=by)
+            return _info(key)
+
+        return await self._db.write(work, durable=True)
 
     async def delete(self, id: str, *, by: str = "operator") -> None:  # noqa: A002 - the word of the wire
         """Forgets a key durably. Raises `key_not_found`."""
@@ -136,6 +168,7 @@ class KeyStore:
 
 
 _ONE = "SELECT id, provider, display_name, created_at, expires_at, tags, token FROM keys WHERE id = ?"
+_ROTATE = "UPDATE keys SET token = ?, created_at = ?, expires_at = ? WHERE id = ?"
 _ALL = (
     "SELECT id, provider, display_name, created_at, expires_at, tags FROM keys"
     " WHERE provider = ?1 OR ?1 = '' ORDER BY id"
@@ -174,7 +207,7 @@ def _check(key: StoredKey) -> None:
 
 
 def _invalid(field: str, rule: str) -> ArmorclawError:
-    return ArmorclawError("invalid_params", f"{field} is not valid", why=f"it must be {rule}", field=field)
+    return ArmorclawError("invalid_params", f"{field} is not valid", why=f"it must be {rule}", fields=[field])
 
 
 def _missing(key_id: str) -> ArmorclawError:

@@ -2,77 +2,38 @@
 
 from __future__ import annotations
 
-import attrs
-
 from armorclaw.guard.keystore import KeyInfo, KeyStore
-from armorclaw.rpc.peer import Call
+from armorclaw.guard.shapes import (
+    DeleteKey,
+    GetKey,
+    KeyDeleted,
+    KeyShown,
+    KeyStored,
+    KeyWithToken,
+    ListKeys,
+    RotateKey,
+    StoreKey,
+)
+from armorclaw.rpc.admission import Rate
+from armorclaw.rpc.call import Call
 from armorclaw.rpc.registry import Registry, Role
 
-
-@attrs.frozen
-class StoreKey:
-    """Without `id` it is `<provider>-default`; `expires_at` is seconds since the epoch, 0 for never."""
-
-    provider: str
-    token: str = attrs.field(repr=False)
-    id: str = ""
-    display_name: str = ""
-    expires_at: int = 0
-    tags: list[str] | None = None
-
-
-@attrs.frozen
-class KeyStored:
-    id: str
-    key_id: str
-    provider: str
-    created_at: int
-
-
-@attrs.frozen
-class ListKeys:
-    provider: str = ""
-
-
-@attrs.frozen
-class KeyShown:
-    """What may be shown of a key; times are seconds since the epoch."""
-
-    id: str
-    provider: str
-    display_name: str
-    created_at: int
-    expires_at: int
-    tags: list[str] | None
-
-    @classmethod
-    def of(cls, info: KeyInfo) -> KeyShown:
-        tags = None if info.tags is None else list(info.tags)
-        return cls(info.id, info.provider, info.display_name, info.created_at, info.expires_at, tags)
-
-
-@attrs.frozen
-class GetKey:
-    id: str
-
-
-@attrs.frozen
-class KeyWithToken:
-    id: str
-    provider: str
-    token: str = attrs.field(repr=False)
-    display_name: str
-    created_at: int
-    expires_at: int
-    tags: list[str] | None
+TOKEN_RATE = Rate(10, 100)
+"""How often one user may hand over a token, or be shown one: a script may move a hundred keys at once, and whoever
+gets hold of a terminal reads out no more than ten a second."""
 
 
 def register(registry: Registry, keystore: KeyStore) -> None:
-    """Adds store_key, list_keys and get_key, for the operator only: agents are handed their keys once, sealed."""
+    """Adds the methods of keys, for the operator only: agents are handed their keys once, sealed."""
     operator = {Role.OPERATOR}
 
     @registry.method(
-        "store_key", params=StoreKey, result=KeyStored, roles=operator, doc="Store a key, or replace it."
+        "store_key",
+        params=StoreKey,
+        result=KeyStored,
+        roles=operator,
+        rate=TOKEN_RATE,
+        doc="Store a key, or replace it.",
     )
     async def store_key(call: Call, params: StoreKey) -> KeyStored:
         info = await keystore.store(
@@ -88,12 +49,36 @@ def register(registry: Registry, keystore: KeyStore) -> None:
 
     @registry.method("list_keys", params=ListKeys, result=list[KeyShown], roles=operator, doc="The keys there are.")
     async def list_keys(call: Call, params: ListKeys) -> list[KeyShown]:
-        return [KeyShown.of(info) for info in await keystore.list(params.provider)]
+        return [_shown(info) for info in await keystore.list(params.provider)]
 
-    @registry.method("get_key", params=GetKey, result=KeyWithToken, roles=operator, doc="One key with its token.")
+    @registry.method(
+        "get_key",
+        params=GetKey,
+        result=KeyWithToken,
+        roles=operator,
+        rate=TOKEN_RATE,
+        doc="One key with its token.",
+    )
     async def get_key(call: Call, params: GetKey) -> KeyWithToken:
         key = await keystore.get(params.id, by=f"uid {call.uid}")
-        shown = KeyShown.of(key)
+        shown = _shown(key)
         return KeyWithToken(
             shown.id, shown.provider, key.token, shown.display_name, shown.created_at, shown.expires_at, shown.tags
         )
+
+    @registry.method("rotate_key", params=RotateKey, result=KeyShown, roles=operator, rate=TOKEN_RATE)
+    async def rotate_key(call: Call, params: RotateKey) -> KeyShown:
+        """Give a key another token. Agents that run keep the one they have; the next start takes the new one."""
+        by = f"uid {call.uid}"
+        return _shown(await keystore.rotate(params.id, params.token, expires_at=params.expires_at, by=by))
+
+    @registry.method("delete_key", params=DeleteKey, result=KeyDeleted, roles=operator)
+    async def delete_key(call: Call, params: DeleteKey) -> KeyDeleted:
+        """Forget a key. Agents that run keep what they have; one that is granted it cannot start without it."""
+        await keystore.delete(params.id, by=f"uid {call.uid}")
+        return KeyDeleted("deleted", params.id)
+
+
+def _shown(info: KeyInfo) -> KeyShown:
+    tags = None if info.tags is None else list(info.tags)
+    return KeyShown(info.id, info.provider, info.display_name, info.created_at, info.expires_at, tags)

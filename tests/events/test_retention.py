@@ -8,7 +8,8 @@ import pytest
 
 from armorclaw.clock import Clock, Surroundings
 from armorclaw.delivery.outbox import Outbox, Outgoing
-from armorclaw.events import Event, Journal
+from armorclaw.events.event import Event
+from armorclaw.events.journal import Journal
 from armorclaw.events.retention import ACKNOWLEDGED_MS, BATCH, SETTLED_MS, UNACKNOWLEDGED_MS, Retention
 from armorclaw.events.subscriptions import Subscriptions
 from armorclaw.guard.audit import AuditLog

@@ -20,6 +20,25 @@ def test_nothing_is_granted_by_default() -> None:
     grants.forget("echo")
 
 
+def test_a_room_is_its_very_id() -> None:
+    """Not what looks like it, or what some would take for the same."""
+    grants = Grants()
+    grants.set("ada", "main", ["!a\u00e9:x"])
+    assert grants.may("ada", "!a\u00e9:x")
+    for other in (
+        "!\u0430\u00e9:x",
+        "!ae\u0301:x",
+        "!A\u00e9:x",
+        "!a\u00e9:X",
+        "!a\u00e9:x ",
+        "!a\u00e9:x\0",
+        "!a\u00e9",
+    ):
+        assert not grants.may("ada", other)
+        assert grants.agents_in("main", other) == frozenset()
+    assert not grants.may("\u0430da", "!a\u00e9:x")
+
+
 def test_listeners_hear_of_changes_only_and_may_leave() -> None:
     grants = Grants()
     heard: list[tuple[str, frozenset[str]]] = []

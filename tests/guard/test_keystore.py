@@ -81,6 +81,21 @@ async def test_an_expired_key_is_listed_and_not_given(keys: KeyStore, hands: Any
     assert [info.id for info in await keys.list()] == ["k"]
 
 
+async def test_rotating_keeps_the_rest(keys: KeyStore, hands: Any) -> None:
+    await keys.store(id="k", provider="xai", token="old", display_name="K", tags=["x"])
+    hands.now += 60
+    info = await keys.rotate("k", CANARY)
+    assert attrs.asdict(info) == {
+        "id": "k",
+        "provider": "xai",
+        "display_name": "K",
+        "created_at": 1_770_000_060,
+        "expires_at": 0,
+        "tags": ("x",),
+    }
+    assert (await keys.get("k")).token == CANARY
+
+
 async def test_deleted(keys: KeyStore) -> None:
     await keys.store(id="k", provider="xai", token="t")
     await keys.delete("k")
@@ -116,7 +131,7 @@ async def test_what_is_refused_names_its_field(keys: KeyStore, field: str, value
     with pytest.raises(ArmorclawError) as caught:
         await keys.store(**{**good, field: value})
     assert caught.value.name == "invalid_params"
-    assert caught.value.data == {"field": field}
+    assert caught.value.data == {"fields": [field]}
     assert CANARY not in str(caught.value.payload())
     assert await keys.list() == []
 

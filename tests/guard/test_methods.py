@@ -10,7 +10,8 @@ from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError
 from armorclaw.guard.audit import AuditLog
 from armorclaw.guard.keystore import KeyStore
-from armorclaw.guard.methods import KeyWithToken, StoreKey, register
+from armorclaw.guard.methods import register
+from armorclaw.guard.shapes import KeyWithToken, RotateKey, StoreKey
 from armorclaw.rpc.local import call_local
 from armorclaw.rpc.registry import Registry, Role
 from armorclaw.store import Database
@@ -93,6 +94,48 @@ async def test_missing_and_expired(wire: Wire, hands: Hands) -> None:
     assert [key["id"] for key in await wire.call("list_keys")] == ["openai-default"]
 
 
+@pytest.mark.mission("C.store_key")
+async def test_rotated(wire: Wire, hands: Hands) -> None:
+    """Another token under the same id; all else stays, unless it is said."""
+    await wire.call(
+        "store_key", id="k", provider="xai", token="old", display_name="K", expires_at=CREATED + 60, tags=["a"]
+    )
+    hands.now += 9
+    shown = await wire.call("rotate_key", id="k", token=TOKEN)
+    assert shown == {
+        "id": "k",
+        "provider": "xai",
+        "display_name": "K",
+        "created_at": CREATED + 9,
+        "expires_at": CREATED + 60,
+        "tags": ["a"],
+    }
+    assert await wire.call("get_key", id="k") == {**shown, "token": TOKEN}
+    assert await wire.call("list_keys") == [shown]
+    assert (await wire.call("rotate_key", id="k", token="x", expires_at=0))["expires_at"] == 0
+
+
+async def test_an_expired_key_is_rotated_with_another_end(wire: Wire, hands: Hands) -> None:
+    await wire.call("store_key", id="k", provider="xai", token="old", expires_at=CREATED + 1)
+    hands.now += 1
+    for params in ({}, {"expires_at": CREATED + 1}, {"expires_at": -1}):
+        error = await wire.refusal("rotate_key", id="k", token=TOKEN, **params)
+        assert (error.name, error.data["fields"]) == ("invalid_params", ["expires_at"])
+        assert TOKEN not in str(error.payload())
+    assert (await wire.refusal("get_key", id="k")).why == "expired"
+    await wire.call("rotate_key", id="k", token=TOKEN, expires_at=CREATED + 9)
+    assert (await wire.call("get_key", id="k"))["token"] == TOKEN
+
+
+async def test_deleted(wire: Wire) -> None:
+    await wire.call("store_key", id="k", provider="xai", token=TOKEN)
+    assert await wire.call("delete_key", id="k") == {"status": "deleted", "id": "k"}
+    assert await wire.call("list_keys") == []
+    for method, params in (("get_key", {}), ("delete_key", {}), ("rotate_key", {"token": TOKEN})):
+        error = await wire.refusal(method, id="k", **params)
+        assert (error.name, error.kind.code) == ("key_not_found", -3)
+
+
 @pytest.mark.parametrize(
     ("field", "params"),
     [
@@ -121,20 +164,37 @@ async def test_wrong_params_are_named_and_not_repeated(wire: Wire, field: str, p
 
 
 @pytest.mark.parametrize(
-    ("method", "params"), [("get_key", {}), ("get_key", {"id": 1}), ("list_keys", {"provider": 1})]
+    ("method", "params"),
+    [
+        ("get_key", {}),
+        ("get_key", {"id": 1}),
+        ("list_keys", {"provider": 1}),
+        ("delete_key", {}),
+        ("rotate_key", {"id": "k"}),
+        ("rotate_key", {"id": "k", "token": ""}),
+        ("rotate_key", {"id": "k", "token": "t", "provider": "xai"}),
+    ],
 )
 async def test_wrong_params_of_the_others(wire: Wire, method: str, params: dict[str, Any]) -> None:
+    await wire.call("store_key", id="k", provider="xai", token=TOKEN)
     assert (await wire.refusal(method, **params)).name == "invalid_params"
 
 
 def test_no_repr_shows_a_token() -> None:
     assert TOKEN not in repr(StoreKey(provider="openai", token=TOKEN))
     assert TOKEN not in repr(KeyWithToken("i", "p", TOKEN, "", 0, 0, None))
+    assert TOKEN not in repr(RotateKey("i", TOKEN))
 
 
 @pytest.mark.mission("K.socket")
 async def test_only_operators_may(wire: Wire) -> None:
-    assert wire.registry.names(Role.OPERATOR) == ["get_key", "list_keys", "store_key"]
+    assert wire.registry.names(Role.OPERATOR) == [
+        "delete_key",
+        "get_key",
+        "list_keys",
+        "rotate_key",
+        "store_key",
+    ]
     for role in (Role.AGENT, Role.OBSERVER, Role.REMOTE):
         for method in wire.registry.names():
             with pytest.raises(ArmorclawError) as caught:
@@ -146,6 +206,9 @@ async def test_reading_a_token_is_on_record_and_the_token_is_not(wire: Wire) -> 
     await wire.call("store_key", provider="openai", token=TOKEN)
     await wire.call("get_key", id="openai-default")
     await wire.call("list_keys")
+    await wire.call("rotate_key", id="openai-default", token=TOKEN + "2")
+    await wire.call("delete_key", id="openai-default")
     rows = await wire.db.read(lambda db: [bytes(row[0]) for row in db.execute("SELECT body FROM audit ORDER BY seq")])
-    assert [b'"key_stored"' in rows[0], b'"key_read"' in rows[1], len(rows)] == [True, True, 2]
+    kinds = (b'"key_stored"', b'"key_read"', b'"key_rotated"', b'"key_deleted"')
+    assert [kind in row for kind, row in zip(kinds, rows, strict=True)] == [True] * 4
     assert all(b'"uid ' in row and TOKEN.encode() not in row for row in rows)
