@@ -14,7 +14,8 @@ CONTENT_LIMIT = 64 * 1024
 KEY_LIMIT = 300
 """Characters of an idempotency key: a Matrix event id has up to 255, and the number of a reply comes behind it."""
 
-State = Literal["queued", "sent", "failed"]
+State = Literal["queued", "sent", "failed", "cancelled"]
+"""Cancelled: taken back before any attempt could have reached the homeserver."""
 
 
 @attrs.frozen
@@ -37,7 +38,8 @@ class Outgoing:
             why = f"it has {len(self.content)} bytes, Matrix allows {CONTENT_LIMIT}"
             raise ArmorclawError("too_large", f"message to {self.room_id}", why=why, hint="send it in parts")
         if self.idempotency_key is not None and not 1 <= len(self.idempotency_key) <= KEY_LIMIT:
-            raise ArmorclawError("invalid_params", "idempotency_key", why=f"it must have 1 to {KEY_LIMIT} characters")
+            field, why = "idempotency_key", f"it must have 1 to {KEY_LIMIT} characters"
+            raise ArmorclawError("invalid_params", field, why=why, fields=[field])
 
 
 @attrs.frozen
@@ -61,3 +63,5 @@ class Delivery:
     settled_ms: int | None = None
     seq: int = 0
     """Its place in the order of acceptance, which is the order of sending within a room."""
+    in_doubt: bool = False
+    """Of one that is queued: whether an attempt is under way, or may have reached the homeserver all the same."""

@@ -9,7 +9,7 @@ import attrs
 import trio
 
 from armorclaw.clock import Surroundings
-from armorclaw.delivery.message import Delivery, Outgoing
+from armorclaw.delivery.message import Delivery, Outgoing, State
 from armorclaw.delivery.sender import EXPIRED, Sender
 from armorclaw.delivery.transport import Transport
 from armorclaw.errors import ArmorclawError
@@ -42,12 +42,16 @@ _QUEUED = f"SELECT {_COLUMNS} FROM outbox WHERE state = 'queued' ORDER BY seq"
 _CONTENT = "SELECT content FROM outbox WHERE seq = ? AND state = 'queued'"
 _ATTEMPTED = "UPDATE outbox SET attempts = ?, reason = ? WHERE seq = ? AND state = 'queued'"
 _REQUEUE = (
-    "UPDATE outbox SET state = 'queued', content = ?, reason = NULL, attempts = 0, settled_ms = NULL, created_ms = ?"
-    " WHERE seq = ?"
+    "UPDATE outbox SET state = 'queued', content = ?, reason = NULL, attempts = 0, settled_ms = NULL, created_ms = ?,"
+    " seq = ? WHERE seq = ?"
 )
 _SETTLE = (
-    "UPDATE outbox SET state = ?, event_id = ?, reason = ?, attempts = ?, settled_ms = ?, content = x''"
-    " WHERE seq = ? AND state = 'queued'"
+    "UPDATE outbox SET state = ?1, event_id = ?2, reason = ?3, attempts = ?4, settled_ms = ?5,"
+    " content = iif(?1 = 'failed', content, x'') WHERE seq = ?6 AND state = 'queued'"
+)
+_LATEST = (
+    f"SELECT {_COLUMNS} FROM outbox WHERE (?1 IS NULL OR agent = ?1) AND (?2 IS NULL OR state = ?2)"
+    " AND (?3 IS NULL OR room_id = ?3) ORDER BY seq DESC LIMIT ?4"
 )
 
 
@@ -67,6 +71,7 @@ class Outbox:
         self._loaded = False
         self._loading = trio.Lock()
         self._waiting: dict[str, trio.lowlevel.ParkingLot] = {}
+        self._cancelling: dict[str, trio.Event] = {}
         self._senders: dict[str, Sender] = {}
 
     async def enqueue(self, out: Outgoing) -> Delivery:
@@ -78,7 +83,7 @@ class Outbox:
         tells.
         """
         await self._load()
-        if self._full(out):
+        if self._full(out.account, out.agent):
             return await self._earlier(out)
         delivery = Delivery(
             delivery_id=f"d_{secrets.token_urlsafe(12)}",
@@ -114,6 +119,66 @@ class Outbox:
         if row is None:
             raise ArmorclawError("not_found", f"delivery {delivery_id[:80]!r}")
         return Delivery(*row)
+
+    async def latest(
+        self, limit: int, *, agent: str | None = None, state: State | None = None, room_id: str | None = None
+    ) -> list[Delivery]:
+        """The last messages that were accepted, the newest first; `agent` "" is the operator, None is all."""
+        row = (agent, state, room_id, limit)
+        return await self._db.read(lambda conn: [Delivery(*found) for found in conn.execute(_LATEST, row)])
+
+    async def retry(self, delivery_id: str, *, by: str) -> Delivery:
+        """Queue a failed message once more, under its transaction id; one that waits is tried at once.
+
+        Raises not_found, queue_full, and conflict for one that was sent, taken back, or may have been seen.
+        """
+        earlier = await self.status(delivery_id)
+        if earlier.state == "queued":
+            self.hurry(earlier.account)
+            return earlier
+        if self._full(earlier.account, earlier.agent):
+            raise self._queue_full(earlier.account, earlier.agent, earlier.room_id)
+
+        def work(conn: Connection) -> tuple[Delivery, bytes]:
+            known = Delivery(*conn.execute(_BY_ID, (delivery_id,)).fetchone())
+            (content,) = conn.execute("SELECT content FROM outbox WHERE seq = ?", (known.seq,)).fetchone()
+            if known.state != "failed":
+                raise _conflict(known, f"it is {known.state}")
+            if not _may_try_again(known) or not content:
+                raise _conflict(known, known.reason or "", "look into the room, and send it anew if it is not there")
+            self._audit.append(conn, "message.retried", delivery_id=delivery_id, by=by)
+            return self._requeue(conn, known, content), content
+
+        def then(queued: tuple[Delivery, bytes]) -> None:
+            self._accepted(*queued)
+
+        again, _ = await self._db.write(work, durable=True, then=then)
+        return again
+
+    async def cancel(self, delivery_id: str, *, by: str) -> Delivery:
+        """Take back a message that was certainly not sent; it never will be.
+
+        Raises not_found, and conflict for one that is sent or failed, or in doubt.
+        """
+        settled = await self.status(delivery_id)
+        delivery = self._queued.get(delivery_id)
+        if delivery is None:
+            raise _conflict(settled, f"it is {settled.state}")
+        if delivery.in_doubt or delivery_id in self._cancelling:
+            raise _conflict(delivery, "an attempt is under way, or may have reached the homeserver")
+        d = attrs.evolve(delivery, state="cancelled", reason=None, settled_ms=self._around.clock.now_ms())
+
+        def work(conn: Connection) -> None:
+            conn.execute(_SETTLE, (d.state, None, None, d.attempts, d.settled_ms, d.seq))
+            self._audit.append(conn, "message.cancelled", delivery_id=delivery_id, agent=d.agent, by=by)
+
+        self._cancelling[delivery_id] = trio.Event()
+        try:
+            with trio.CancelScope(shield=True):  # its sender waits for what comes of it; the store always answers
+                await self._db.write(work, durable=True, then=lambda _: self._settled(d))
+        finally:
+            self._cancelling.pop(delivery_id).set()
+        return d
 
     async def settled(self, delivery_id: str, timeout: float) -> Delivery:
         """Waits until a message is sent or failed, at most `timeout` seconds; returns what became of it so far.
@@ -159,13 +224,20 @@ class Outbox:
         row = await self._db.read(lambda conn: conn.execute(_CONTENT, (delivery.seq,)).fetchone())
         return None if row is None else row[0]
 
+    async def begin(self, delivery: Delivery) -> bool:
+        """Whether to make the attempt: not if it was taken back, which is waited for if it is being tried."""
+        while (cancelling := self._cancelling.get(delivery.delivery_id)) is not None:
+            await cancelling.wait()
+        self._note(delivery)
+        return delivery.delivery_id in self._queued
+
     async def attempted(self, delivery: Delivery) -> None:
         """Keeps the count and the reason of an attempt that must be repeated."""
         row = (delivery.attempts, delivery.reason, delivery.seq)
         await self._db.write(lambda conn: conn.execute(_ATTEMPTED, row), then=lambda _: self._note(delivery))
 
     async def settle(self, delivery: Delivery) -> None:
-        """Keeps the end of a message, sent or failed, without its body.
+        """Keeps the end of a message, and its body only if it failed: then somebody may want it tried again.
 
         Need not survive a power cut: sent again under the same transaction id, it is the same event.
         """
@@ -194,7 +266,12 @@ class Outbox:
         async with self._loading:
             if not self._loaded:
                 rows = await self._db.read(lambda conn: [Delivery(*row) for row in conn.execute(_QUEUED)])
-                for delivery in rows:
+                rooms: set[tuple[str, str]] = set()
+                for row in rows:
+                    # of each room the first may have been under way when the bridge before this one ended
+                    room = (row.account, row.room_id)
+                    delivery = attrs.evolve(row, in_doubt=row.attempts > 0 or room not in rooms)
+                    rooms.add(room)
                     self._count(delivery, 1)
                     self._queued[delivery.delivery_id] = delivery
                 self._loaded = True
@@ -211,12 +288,21 @@ class Outbox:
 
     def _again(self, conn: Connection, earlier: Delivery, out: Outgoing) -> Delivery:
         """Queue what the homeserver refused once more; what may have reached it after all stays as it is."""
-        if earlier.state != "failed" or (earlier.reason or "").startswith(EXPIRED):
-            return earlier
+        return self._requeue(conn, earlier, out.content) if _may_try_again(earlier) else earlier
+
+    def _requeue(self, conn: Connection, earlier: Delivery, content: bytes) -> Delivery:
+        """At the end of its room's queue, and so with a new place in the order."""
+        (last,) = conn.execute("SELECT max(seq) FROM outbox").fetchone()
         again = attrs.evolve(
-            earlier, state="queued", reason=None, attempts=0, settled_ms=None, created_ms=self._around.clock.now_ms()
+            earlier,
+            state="queued",
+            reason=None,
+            attempts=0,
+            settled_ms=None,
+            created_ms=self._around.clock.now_ms(),
+            seq=last + 1,
         )
-        conn.execute(_REQUEUE, (out.content, again.created_ms, again.seq))
+        conn.execute(_REQUEUE, (content, again.created_ms, again.seq, earlier.seq))
         return again
 
     def _accepted(self, delivery: Delivery, content: bytes) -> None:
@@ -243,10 +329,10 @@ class Outbox:
         self._per_account[delivery.account] += by
         self._per_agent[delivery.agent] += by
 
-    def _full(self, out: Outgoing) -> bool:
+    def _full(self, account: str, agent: str) -> bool:
         """By what is committed: those on their way to the store at this moment, bounded by its queue, come on top."""
-        limited = out.agent != "" and self._per_agent[out.agent] >= AGENT_LIMIT
-        return limited or self._per_account[out.account] >= ACCOUNT_LIMIT
+        limited = agent != "" and self._per_agent[agent] >= AGENT_LIMIT
+        return limited or self._per_account[account] >= ACCOUNT_LIMIT
 
     async def _earlier(self, out: Outgoing) -> Delivery:
         """With a full queue, a message that was accepted before still has its answer."""
@@ -255,8 +341,20 @@ class Outbox:
             row = await self._db.read(lambda conn: conn.execute(_BY_KEY, key).fetchone())
             if row is not None:
                 return Delivery(*row)
-        whose, limit = f"agent {out.agent!r}", AGENT_LIMIT
-        if self._per_account[out.account] >= ACCOUNT_LIMIT:
-            whose, limit = f"account {out.account!r}", ACCOUNT_LIMIT
+        raise self._queue_full(out.account, out.agent, out.room_id)
+
+    def _queue_full(self, account: str, agent: str, room_id: str) -> ArmorclawError:
+        whose, limit = f"agent {agent!r}", AGENT_LIMIT
+        if self._per_account[account] >= ACCOUNT_LIMIT:
+            whose, limit = f"account {account!r}", ACCOUNT_LIMIT
         why = f"{limit} messages of {whose} are waiting to be sent"
-        raise ArmorclawError("queue_full", f"message to {out.room_id} not accepted", why=why)
+        return ArmorclawError("queue_full", f"message to {room_id} not accepted", why=why)
+
+
+def _may_try_again(delivery: Delivery) -> bool:
+    """Whether it failed without having been seen: not if attempts went on for a day, when one may have arrived."""
+    return delivery.state == "failed" and not (delivery.reason or "").startswith(EXPIRED)
+
+
+def _conflict(delivery: Delivery, why: str, hint: str = "") -> ArmorclawError:
+    return ArmorclawError("conflict", f"delivery {delivery.delivery_id}", why=why, hint=hint, state=delivery.state)

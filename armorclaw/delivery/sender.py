@@ -50,6 +50,10 @@ class Book(Protocol):
         """The body of a message; None if it is queued no more."""
         ...
 
+    async def begin(self, delivery: Delivery) -> bool:
+        """An attempt is about to be made: whether to make it, which is not so once somebody took the message back."""
+        ...
+
     async def attempted(self, delivery: Delivery) -> None:
         """The last attempt must be repeated."""
         ...
@@ -130,16 +134,19 @@ class Sender:
                 content = await self._insist(partial(self._book.content, delivery))
                 if content is None:
                     return
-            delivery = attrs.evolve(delivery, attempts=delivery.attempts + 1)
+            was_in_doubt = delivery.in_doubt
+            delivery = attrs.evolve(delivery, attempts=delivery.attempts + 1, in_doubt=True)
             try:
                 async with self._puts:
+                    if not await self._book.begin(delivery):
+                        return
                     event_id = await self._transport.put(delivery.room_id, delivery.type, delivery.txn_id, content)
             except Refused as refusal:
                 await self._settle(attrs.evolve(delivery, state="failed", reason=refusal.reason))
                 return
             except Delayed as delay:
                 content = None
-                delivery = attrs.evolve(delivery, reason=delay.reason)
+                delivery = attrs.evolve(delivery, reason=delay.reason, in_doubt=was_in_doubt or not delay.sure)
                 await self._wait(room, delivery, delay.seconds, failures)
                 failures += 1
             else:

@@ -9,12 +9,13 @@ class Delayed(Exception):  # noqa: N818 - an answer of the server, told apart fr
     """Not now: rate limit, server error, no connection. Trying again with the same transaction id is right.
 
     `seconds` is how long the server told us to wait, None if it did not. `reason` is for people: no bodies, no
-    secrets.
+    secrets. `sure`: this attempt certainly came to nothing, as the server could not be reached or said so itself.
     """
 
-    def __init__(self, seconds: float | None, reason: str) -> None:
+    def __init__(self, seconds: float | None, reason: str, *, sure: bool = False) -> None:
         self.seconds = seconds
         self.reason = reason
+        self.sure = sure
         super().__init__(reason)
 
 

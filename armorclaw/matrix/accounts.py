@@ -21,6 +21,7 @@ from armorclaw.guard.grants import Grants
 from armorclaw.log import get_logger
 from armorclaw.matrix.granted import Granted
 from armorclaw.matrix.rooms import Rooms
+from armorclaw.matrix.shapes import AccountStanding
 from armorclaw.matrix.status import SessionState, SessionStatus
 from armorclaw.store import Database
 from armorclaw.structure import Secret
@@ -113,12 +114,9 @@ class Accounts:
         entry = self._entries.get(account) if account is not None else self._default()
         return entry.status if entry is not None else None
 
-    def reports(self) -> list[dict[str, Any]]:
-        """The state of all accounts, as plain values."""
-        return [
-            {**entry.status.report(), "rooms_missing": sorted(entry.rooms_missing())}
-            for entry in self._entries.values()
-        ]
+    def reports(self) -> list[AccountStanding]:
+        """The state of all accounts."""
+        return [entry.status.report(sorted(entry.rooms_missing())) for entry in self._entries.values()]
 
     async def until_joined(self, account: str, rooms: Iterable[str]) -> None:
         """Until the account is in these rooms, ids or aliases, and hears all that is said there from then on.

@@ -7,9 +7,7 @@ comes within 4.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -21,75 +19,39 @@ from armorclaw.events.event import Event, ascii_json
 from armorclaw.events.subscriptions import Subscriptions
 from armorclaw.guard.grants import Grants
 from armorclaw.matrix.accounts import Accounts
+from armorclaw.matrix.answer import is_room_id
+from armorclaw.matrix.shapes import (
+    LoggedIn,
+    LoginParams,
+    MatrixSent,
+    MatrixStatus,
+    Received,
+    ReceivedEvent,
+    ReceiveParams,
+    SendParams,
+)
 from armorclaw.matrix.status import SessionStatus
+from armorclaw.rpc.admission import Rate
 from armorclaw.rpc.registry import Registry, Role
 from armorclaw.structure import Secret
 
 if TYPE_CHECKING:
-    from armorclaw.rpc.peer import Call
+    from armorclaw.rpc.call import Call
+
+LOGIN_RATE = Rate(5 / 60, 5)
+"""Five attempts, then one each twelve seconds: homeservers refuse those who try more often, and lock the account."""
 
 SEND_WAIT = 3.5
 """Seconds that matrix.send waits for the event id before it answers `queued`."""
 
-POLL_LIMIT = 4.0
+POLL_LIMIT = 3.5
 """Seconds that matrix.receive waits at most, whatever is asked for."""
-
-TIMEOUT_LIMIT_MS = 2**31 - 1
-"""What may be asked for, in milliseconds: the largest that clients in other languages can mean."""
 
 CONTENT_LIMIT = 60_000
 """Bytes of a message's content; a whole event may have 65,536, says the specification."""
 
 _WRITERS = frozenset({Role.OPERATOR, Role.AGENT})
 _READERS = _WRITERS | {Role.OBSERVER}
-
-
-@attrs.frozen
-class LoginParams:
-    """`account` names one of the configuration; by default the first."""
-
-    username: str
-    password: str = attrs.field(repr=False)
-    account: str | None = None
-
-
-@attrs.frozen
-class SendParams:
-    """`content` adds to, or replaces, {msgtype, body}.
-
-    The same `idempotency_key` again sends nothing, whatever the rest says.
-    """
-
-    room_id: str
-    message: str
-    msgtype: str = "m.text"
-    content: dict[str, Any] | None = None
-    idempotency_key: str | None = None
-    account: str | None = None
-
-
-def _between(low: int, high: int) -> Callable[[object, attrs.Attribute[int], int], None]:
-    """A validator that does not repeat the value, which may be a number of any length."""
-
-    def check(_params: object, field: attrs.Attribute[int], value: int) -> None:
-        if not low <= value <= high:
-            raise ValueError(f"{field.name} must be from {low} to {high}")
-
-    return check
-
-
-def _is_cursor(_params: object, field: attrs.Attribute[str], value: str) -> None:
-    if not re.fullmatch("[0-9]{0,32}", value):
-        raise ValueError(f"{field.name} must be that of an answer, or empty")
-
-
-@attrs.frozen
-class ReceiveParams:
-    """`cursor` is the one of the answer before, or empty; `timeout_ms` is how long to wait for the first event."""
-
-    cursor: str = attrs.field(default="", validator=_is_cursor)
-    timeout_ms: int = attrs.field(default=0, validator=_between(0, TIMEOUT_LIMIT_MS))
-    limit: int = attrs.field(default=10, validator=_between(1, 100))
 
 
 class MatrixMethods:
@@ -106,39 +68,36 @@ class MatrixMethods:
     def register(self, registry: Registry) -> None:
         """Add them to the table."""
         method = registry.method
-        method("matrix.login", params=LoginParams, result=dict, roles={Role.OPERATOR})(self.login)
-        method("matrix.status", result=dict, roles=_READERS)(self.status)
-        method("matrix.send", params=SendParams, result=dict, roles=_WRITERS)(self.send)
+        method("matrix.login", params=LoginParams, result=LoggedIn, roles={Role.OPERATOR}, rate=LOGIN_RATE)(
+            self.login
+        )
+        method("matrix.status", result=MatrixStatus, roles=_READERS)(self.status)
+        method("matrix.send", params=SendParams, result=MatrixSent, roles=_WRITERS)(self.send)
         # clients of other versions send what this one does not know
-        method("matrix.receive", params=ReceiveParams, result=dict, roles=_WRITERS, open=True)(self.receive)
+        method("matrix.receive", params=ReceiveParams, result=Received, roles=_WRITERS, open=True)(self.receive)
 
-    async def login(self, call: Call, params: LoginParams) -> dict[str, Any]:
-        """Log a Matrix account in with a password: {status, user_id}.
-
-        A session that runs goes on if this fails. `status` is `logging_in` if the homeserver takes over 3.5 s.
-        """
+    async def login(self, call: Call, params: LoginParams) -> LoggedIn:
+        """Log a Matrix account in with a password. A session that runs goes on if this fails."""
         if not params.username or not params.password:
-            raise ArmorclawError("invalid_params", "username and password must not be empty")
+            empty = [field for field in ("username", "password") if not getattr(params, field)]
+            raise ArmorclawError("invalid_params", f"{' and '.join(empty)} must not be empty", fields=empty)
         status = await self._accounts.login(params.account, params.username, Secret(params.password))
         if status is None:
-            return {"status": "logging_in", "user_id": None}
-        return {"status": "logged_in", "user_id": status.user_id}
+            return LoggedIn("logging_in", None)
+        return LoggedIn("logged_in", status.user_id)
 
-    def status(self, call: Call, params: object) -> dict[str, Any]:
-        """Whether the Matrix account works: {enabled, status, user_id, logged_in}, and for operators each account.
-
-        `connected` means that the last sync was answered, and not long ago.
-        """
+    def status(self, call: Call, params: object) -> MatrixStatus:
+        """Whether the Matrix account works: an agent's own, else the main one and a list of all."""
         status = self._accounts.status(self._grants.account_of(call.agent) if call.agent else None)
         if status is None:
-            return {"enabled": False, "status": "not_configured"}
+            return MatrixStatus(False, "not_configured", None, False)
         short = _short(status)
         if call.role is Role.AGENT:
             return short
-        return {**short, "reason": status.reason, "accounts": self._accounts.reports()}
+        return attrs.evolve(short, reason=status.reason, accounts=self._accounts.reports())
 
-    async def send(self, call: Call, params: SendParams) -> dict[str, Any]:
-        """Send a message to a room, once as others see it: {event_id, room_id, delivery_id, status}.
+    async def send(self, call: Call, params: SendParams) -> MatrixSent:
+        """Send a message to a room, once as others see it.
 
         Waits up to 3.5 s for the event id. Then `status` is `queued` and event_id null; the message goes out as soon
         as the homeserver takes it.
@@ -166,8 +125,8 @@ class MatrixMethods:
             delivery = await self._outbox.settled(delivery.delivery_id, wait)
         return _sent(delivery)
 
-    async def receive(self, call: Call, params: ReceiveParams) -> dict[str, Any]:
-        """Poll for events of granted rooms: {events, count, cursor}.
+    async def receive(self, call: Call, params: ReceiveParams) -> Received:
+        """Poll for events of granted rooms.
 
         Each call acknowledges the batch before. Without a cursor, a batch whose answer was lost on its way is lost;
         a call with the cursor of the last answer that did arrive has it again. There is one call at a time for each
@@ -183,7 +142,7 @@ class MatrixMethods:
         finally:
             self._polling.discard(owner)
 
-    async def _receive(self, call: Call, owner: str, params: ReceiveParams) -> dict[str, Any]:
+    async def _receive(self, call: Call, owner: str, params: ReceiveParams) -> Received:
         if params.cursor and self._given.get(owner) not in (None, params.cursor):
             self._subscriptions.forget_batch(owner)  # the answer with the other cursor has not arrived
 
@@ -198,12 +157,12 @@ class MatrixMethods:
         if events:
             self._given[owner] = str(events[-1].seq)
         cursor = self._given.get(owner, params.cursor)
-        return {"events": [_received(event) for event in events], "count": len(events), "cursor": cursor}
+        return Received([_received(event) for event in events], len(events), cursor)
 
     def _account_for(self, call: Call, params: SendParams) -> str:
-        if not params.room_id.startswith("!") or not params.room_id.isprintable():
-            hint = "a room id begins with !; see the room's settings, advanced"
-            raise ArmorclawError("invalid_params", f"room_id {params.room_id!r} is no room id", hint=hint)
+        if not is_room_id(params.room_id):
+            what, hint = f"room_id {params.room_id[:80]!r} is no room id", "see the room's settings, advanced"
+            raise ArmorclawError("invalid_params", what, hint=hint, fields=["room_id"])
         if call.agent is None:
             return params.account if params.account is not None else self._accounts.account_for(params.room_id)
         account = self._grants.account_of(call.agent)
@@ -212,16 +171,20 @@ class MatrixMethods:
         return account
 
 
-def _short(status: SessionStatus) -> dict[str, Any]:
-    return {
-        "enabled": True,
-        "status": "connected" if status.connected else "disconnected",
-        "user_id": status.user_id,
-        "logged_in": status.user_id is not None and status.state != "logged_out",
-    }
+def _short(status: SessionStatus) -> MatrixStatus:
+    return MatrixStatus(
+        enabled=True,
+        status="connected" if status.connected else "disconnected",
+        user_id=status.user_id,
+        logged_in=status.user_id is not None and status.state != "logged_out",
+    )
 
 
-def _sent(delivery: Delivery) -> dict[str, Any]:
+def _sent(delivery: Delivery) -> MatrixSent:
+    if delivery.state == "cancelled":
+        raise ArmorclawError(
+            "conflict", f"room {delivery.room_id}", why="the message was cancelled", delivery_id=delivery.delivery_id
+        )
     if delivery.state == "failed":
         reason = delivery.reason or ""
         if reason.startswith("room_encrypted"):
@@ -229,26 +192,21 @@ def _sent(delivery: Delivery) -> dict[str, Any]:
         raise ArmorclawError(
             "matrix_refused", f"room {delivery.room_id}", why=reason, delivery_id=delivery.delivery_id
         )
-    return {
-        "event_id": delivery.event_id,
-        "room_id": delivery.room_id,
-        "delivery_id": delivery.delivery_id,
-        "status": delivery.state,
-    }
+    return MatrixSent(delivery.event_id, delivery.room_id, delivery.delivery_id, delivery.state)
 
 
 def _encrypted(room_id: str) -> ArmorclawError:
     return ArmorclawError("room_encrypted", f"room {room_id} is encrypted")
 
 
-def _received(event: Event) -> dict[str, Any]:
+def _received(event: Event) -> ReceivedEvent:
     """An event in the original's words. `origin_server` was always empty there; here it is the sender's server."""
-    content: Mapping[str, Any] = json.loads(event.content)
-    return {
-        "type": event.type,
-        "room_id": event.room_id,
-        "sender": event.sender,
-        "content": content,
-        "origin_server": (event.sender or "").partition(":")[2],
-        "event_id": event.event_id,
-    }
+    sender = event.sender or ""
+    return ReceivedEvent(
+        type=event.type,
+        room_id=event.room_id or "",
+        sender=sender,
+        content=json.loads(event.content),
+        origin_server=sender.partition(":")[2],
+        event_id=event.event_id or "",
+    )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Any
 
 import trio
 
 from armorclaw.clock import Clock
 from armorclaw.log import get_logger
+from armorclaw.matrix.shapes import AccountStanding
 
 log = get_logger(__name__)
 
@@ -91,19 +91,20 @@ class SessionStatus:
         while not wanted():
             await self._changed.wait()
 
-    def report(self) -> dict[str, Any]:
-        """For matrix.status: plain values, seconds."""
+    def report(self, rooms_missing: list[str]) -> AccountStanding:
+        """For `status` and `matrix.status`."""
         age = self.sync_age
-        return {
-            "account": self.account,
-            "homeserver": self.homeserver,
-            "state": str(self.state),
-            "connected": self.connected,
-            "user_id": self.user_id,
-            "device_id": self.device_id,
-            "reason": self.reason,
-            "last_sync_s": None if age is None else round(age, 3),
-        }
+        return AccountStanding(
+            account=self.account,
+            homeserver=self.homeserver,
+            state=str(self.state),
+            connected=self.connected,
+            user_id=self.user_id,
+            device_id=self.device_id,
+            reason=self.reason,
+            last_sync_s=None if age is None else round(age, 3),
+            rooms_missing=rooms_missing,
+        )
 
     def _become(self, state: SessionState, reason: str) -> None:
         if state is not SessionState.WAITING:

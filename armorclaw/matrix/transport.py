@@ -162,10 +162,12 @@ class Verdict:
     reason: str
     after: float | None = None
     unknown_token: bool = False
+    sure: bool = False
+    """Whether the request certainly had no effect: nobody was reached, or the homeserver itself turned it down."""
 
     def exception(self) -> Delayed | Refused:
         """The same for the outbox."""
-        return Delayed(self.after, self.reason) if self.again else Refused(self.reason)
+        return Delayed(self.after, self.reason, sure=self.sure) if self.again else Refused(self.reason)
 
 
 def judge(error: MatrixError) -> Verdict:
@@ -176,15 +178,17 @@ def judge(error: MatrixError) -> Verdict:
     the session's next login mends.
     """
     if not isinstance(error, MatrixRequestError):
-        return Verdict(again=True, reason=str(error))
+        unreached = isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+        return Verdict(again=True, reason=str(error), sure=unreached)
     status = error.http_status
     code: str | None = error.errcode  # mautrix's annotation leaves out that there may be none
     reason = f"{code or f'HTTP {status}'}: {error.message}"
     if isinstance(error, MUnknownToken):
-        return Verdict(again=True, reason=reason, unknown_token=True)
+        return Verdict(again=True, reason=reason, unknown_token=True, sure=True)
     foreign = code is None and status not in (400, 411, 413, 414, 431)
     again = status == 429 or status >= 500 or code == "M_LIMIT_EXCEEDED" or foreign
-    return Verdict(again=again, reason=reason, after=getattr(error, "retry_after", None))
+    sure = status < 500 and code is not None
+    return Verdict(again=again, reason=reason, after=getattr(error, "retry_after", None), sure=sure)
 
 
 @asynccontextmanager

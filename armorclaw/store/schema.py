@@ -108,4 +108,19 @@ CREATE UNIQUE INDEX outbox_idempotent ON outbox (agent, idempotency_key) WHERE i
 CREATE INDEX outbox_waiting ON outbox (account, seq) WHERE state = 'queued';
 """
 
-MIGRATIONS = (Migration(1, "the first schema", _FIRST),)
+_CONFIGS = """
+CREATE TABLE configs (
+    agent TEXT NOT NULL,             -- '' for what is for all agents
+    name TEXT NOT NULL,
+    modified_ns INTEGER NOT NULL,    -- of the file that this is about; any other of that name is unknown
+    type TEXT NOT NULL,
+    encoding TEXT NOT NULL,
+    metadata TEXT NOT NULL,          -- JSON: an object of texts, or null
+    PRIMARY KEY (agent, name)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS = (
+    Migration(1, "the first schema", _FIRST),
+    Migration(2, "attached configs", _CONFIGS),
+)

@@ -26,7 +26,7 @@ async def test_until_it_is_in_its_rooms(autojump_clock: trio.testing.MockClock) 
     entry = accounts._entries["main"]
 
     def missing() -> list[str]:
-        found: list[str] = accounts.reports()[0]["rooms_missing"]
+        found: list[str] = accounts.reports()[0].rooms_missing
         return found
 
     def join(room: str) -> None:

@@ -37,14 +37,19 @@ def methods_of(bench: Bench, accounts: Accounts) -> Caller:
             raise ArmorclawError("denied", name)
         caller: Any = SimpleNamespace(role=role, agent=agent)
         result = method.handler(caller, method.read(params))
-        return await result if method.is_async else result
+        return method.write(await result if method.is_async else result)
 
     return call
 
 
 async def test_without_matrix_the_status_says_so_and_sending_too(bench: Bench) -> None:
     call = methods_of(bench, bench.accounts())
-    assert await call("matrix.status") == {"enabled": False, "status": "not_configured"}
+    assert await call("matrix.status") == {
+        "enabled": False,
+        "status": "not_configured",
+        "user_id": None,
+        "logged_in": False,
+    }
     for name, params in (
         ("matrix.send", {"room_id": "!a:b", "message": "x"}),
         ("matrix.login", {"username": "a", "password": "b"}),

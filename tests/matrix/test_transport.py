@@ -259,6 +259,29 @@ def test_no_part_of_a_foreign_error_code_confuses_judgement() -> None:
     assert not judge(make_request_error(404, "", "M_NOT_FOUND", "no")).again
 
 
+@pytest.mark.parametrize(
+    ("reply", "sure"),
+    [
+        (Reply({"errcode": "M_LIMIT_EXCEEDED"}, 429), True),
+        (Reply({"errcode": "M_UNKNOWN_TOKEN"}, 401), True),
+        (Reply(b"slow down", 429), False),  # a proxy's words: what it did before nobody knows
+        (Reply({"errcode": "M_UNKNOWN"}, 500), False),
+        (Reply(b"", 504), False),
+        (Raw(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{"), False),
+        (None, True),  # nobody listens
+    ],
+)
+async def test_whether_a_failed_message_certainly_did_not_arrive(reply: Reply | Raw | None, sure: bool) -> None:
+    async with fake_homeserver(always(reply or Reply())) as fake:
+        url = fake.url if reply is not None else "http://127.0.0.1:9"
+        async with open_api(url, CLOCK) as api:
+            with pytest.raises(MatrixError) as caught:
+                await MatrixClient(api).put_event("!a:b", "m.room.message", "t", b"{}")
+    delayed = judge(caught.value).exception()
+    assert isinstance(delayed, Delayed)
+    assert delayed.sure is sure
+
+
 async def test_put_needs_an_event_id() -> None:
     async with fake_homeserver(always(Reply({"ok": True}))) as fake, open_api(fake.url, CLOCK) as api:
         with pytest.raises(MatrixError, match="event_id") as caught:
