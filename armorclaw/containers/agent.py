@@ -18,10 +18,12 @@ from armorclaw.containers.generation import Generation, GenerationEndedError
 from armorclaw.containers.launch import Launch
 from armorclaw.containers.runtime import Running, Runtime
 from armorclaw.containers.secrets import SecretGrant
+from armorclaw.containers.shapes import Standing
 from armorclaw.containers.spec import ContainerSpec, Found
 from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.log import get_logger
-from armorclaw.rpc.peer import Call, Peer
+from armorclaw.rpc.call import Call
+from armorclaw.rpc.peer import Peer
 from armorclaw.supervision import ChildChange, ChildState, in_words
 
 log = get_logger(__name__)
@@ -101,6 +103,7 @@ class _Made:
 
     runtime: Runtime
     running: Running
+    digest: str
     grant: SecretGrant
     adopted: bool
 
@@ -122,6 +125,8 @@ class Agent:
         self.generation: Generation | None = None
         self.generations = 0
         self.last_end = ""
+        self.removed = False
+        """Whether nobody knows it any more."""
         self.survivor: Survivor | None = None
         self.launch = Launch()
         self.progress = trio.Event()
@@ -141,6 +146,28 @@ class Agent:
         if generation.is_ready:
             return State.READY
         return State.SUSPECT if generation.is_suspect else State.RUNNING
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has a container that was made to run."""
+        return self.generation is not None and self.state in RUNS
+
+    @property
+    def session(self) -> Peer:
+        """The connection to ask it over. Raises `unavailable`."""
+        generation = self._living()
+        if generation.session is None:
+            raise ArmorclawError("unavailable", f"agent {self.name} has no session", why=f"it is {self.state}")
+        return generation.session
+
+    def remove(self) -> None:
+        """It is known no more."""
+        self.removed = True
+        self._changed()
+
+    async def choose_runtime(self) -> Runtime:
+        """Where it would run. Raises `engine_unreachable`, `runtime_missing`."""
+        return await self._house.runtime_for(self.declared)
 
     def told(self, change: ChildChange) -> None:
         """What the supervisor makes of it. That it is ready for the supervisor says nothing new."""
@@ -229,7 +256,7 @@ class Agent:
             stack.callback(grant.revoke)
             if running is None:
                 running = await stack.enter_async_context(runtime.launch(spec))
-            yield _Made(runtime, running, grant, adopted)
+            yield _Made(runtime, running, spec.digest(), grant, adopted)
 
     async def _adopt(self, runtime: Runtime, spec: ContainerSpec, stack: AsyncExitStack) -> Running | None:
         """What survived, if it is what would be launched; anything else is removed."""
@@ -277,7 +304,15 @@ class Agent:
             async with trio.open_nursery() as nursery:
                 now = house.around.clock.now_ms()
                 generation = self.generation = Generation(
-                    self.generations, running, made.grant, made.adopted, now, nursery, self._changed
+                    self.generations,
+                    made.runtime,
+                    running,
+                    made.digest,
+                    made.grant,
+                    made.adopted,
+                    now,
+                    nursery,
+                    self._changed,
                 )
                 await nursery.start(partial(house.listen, self, generation, listener))
                 if not made.adopted:
@@ -297,6 +332,7 @@ class Agent:
             made.grant.revoke()
             self.generation = None
             self.last_end = why
+            self._changed()
             with trio.move_on_after(NOTE_PATIENCE, shield=True):
                 await house.note(self, "agent.ended", container=running.id, why=why)
         if not generation.stopping:
@@ -372,6 +408,23 @@ class Agent:
             raise ArmorclawError("conflict", "the secrets are not those granted now", hint="it is started again")
         generation.open_session(call.peer)
 
+    def standing(self, rooms: list[str]) -> Standing:
+        """How it stands now, granted these rooms."""
+        generation = self.generation
+        return Standing(
+            name=self.name,
+            state=self.state.value,
+            runtime=self.declared.runtime,
+            image=self.declared.image,
+            container_id=generation.running.id if generation else None,
+            generation=self.generations,
+            since_ms=generation.since_ms if generation else None,
+            ready=generation.is_ready if generation else False,
+            last_end=self.last_end,
+            rooms=rooms,
+            account=self.declared.account,
+        )
+
     def _living(self) -> Generation:
         if self.generation is None:
             raise ArmorclawError("unavailable", f"agent {self.name} is between two starts")
@@ -406,37 +459,3 @@ def _is_engine_lost(error: BaseException) -> bool:
 
 def _words(error: Exception) -> str:
     return str(error) if isinstance(error, (ArmorclawError, GenerationEndedError)) else in_words(error)
-
-
-@attrs.frozen
-class Standing:
-    """How an agent stands, for status and lists."""
-
-    name: str
-    state: str
-    runtime: str
-    image: str | None
-    container_id: str | None
-    generation: int
-    since_ms: int | None
-    ready: bool
-    last_end: str
-    rooms: list[str]
-    account: str
-
-    @classmethod
-    def of(cls, agent: Agent, rooms: list[str]) -> Standing:
-        generation = agent.generation
-        return cls(
-            name=agent.name,
-            state=agent.state.value,
-            runtime=agent.declared.runtime,
-            image=agent.declared.image,
-            container_id=generation.running.id if generation else None,
-            generation=agent.generations,
-            since_ms=generation.since_ms if generation else None,
-            ready=generation.is_ready if generation else False,
-            last_end=agent.last_end,
-            rooms=rooms,
-            account=agent.declared.account,
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,8 +19,11 @@ from armorclaw.containers.engine_config import (
     container_name,
 )
 from armorclaw.containers.engine_http import Engine, EngineFault
+from armorclaw.containers.engine_logs import LastWords
+from armorclaw.containers.printed import LogReader, LogWanted
 from armorclaw.containers.runtime import Peer
 from armorclaw.containers.spec import ContainerSpec, Exit, Found
+from armorclaw.containers.usage import Usage, usage_told
 from armorclaw.errors import ArmorclawError
 from armorclaw.log import get_logger
 
@@ -28,6 +31,9 @@ log = get_logger(__name__)
 
 CREATE_SECONDS = 30.0
 REMOVE_SECONDS = 10.0
+WORDS_SECONDS = 1.0  # for the end of its log, before a container is removed
+WORDS_LINES = 1000
+WORDS_AGENTS = 256  # the longest unheard-of is forgotten first
 REMOVE_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between attempts
 
 _ID_IN_CGROUP = re.compile(r"(?:^|[/-])([0-9a-f]{64})(?=[./]|$)")
@@ -44,6 +50,7 @@ class EngineRuntime:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._live: set[str] = set()  # ids between launch or adopt and their removal
+        self._last_words: dict[str, tuple[str, LastWords]] = {}  # by agent, with its last container that was removed
 
     @classmethod
     @asynccontextmanager
@@ -79,7 +86,7 @@ class EngineRuntime:
     async def launch(self, spec: ContainerSpec) -> AsyncIterator[EngineContainer]:
         """See `Runtime.launch`. A leftover of ours under the same name is removed first."""
         container = await self._create(spec)
-        async with self._held(container):
+        async with self._held(container, spec.name):
             with _faults(f"the engine cannot wait for {spec.name}"):
                 async with self.engine.waiting(container, "next-exit") as ended:
                     yield EngineContainer(self.engine, container, spec.name, spec.uid, ended)
@@ -89,7 +96,7 @@ class EngineRuntime:
         """See `Runtime.adopt`. One that ended in between is adopted too: its `wait` tells at once."""
         facts = await self._inspect_ours(found)
         uid = int(str(facts["Config"]["User"]).partition(":")[0])
-        async with self._held(found.id):
+        async with self._held(found.id, found.name):
             with _faults(f"the engine cannot wait for {found.name}"):
                 async with self.engine.waiting(found.id, "not-running") as ended:
                     yield EngineContainer(self.engine, found.id, found.name, uid, ended, adopted=True)
@@ -114,7 +121,36 @@ class EngineRuntime:
             raise
         await self._remove(found.id)
 
+    @asynccontextmanager
+    async def logs(self, agent: str, container: str | None, wanted: LogWanted) -> AsyncIterator[LogReader]:
+        """Of that container; of one that was removed, or without one, the end of the log of the last."""
+        async with AsyncExitStack() as stack:
+            reader: LogReader | None = None
+            if container is not None:
+                try:
+                    reader = await stack.enter_async_context(self.engine.logs(container, wanted))
+                except EngineFault as fault:
+                    if fault.status != 404:
+                        raise _refused(f"the engine does not tell what {agent} printed", fault) from fault
+            last, words = self._last_words.get(agent, ("", LastWords()))
+            yield reader or (words if container in (None, last) else LastWords()).read(wanted)
+
     # -- inside
+
+    async def _keep_last_words(self, container: str, agent: str) -> None:
+        """For with the container goes its log, and why an agent ended is read when it has."""
+        words = LastWords()
+        with trio.move_on_after(WORDS_SECONDS):
+            try:
+                async with self.engine.logs(container, LogWanted(tail=WORDS_LINES, timestamps=True)) as reader:
+                    async for piece in reader:
+                        words.add(piece)
+            except (EngineFault, ArmorclawError) as error:
+                log.debug("the end of a log is lost", agent=agent, why=str(error))
+        self._last_words.pop(agent, None)
+        self._last_words[agent] = container, words
+        if len(self._last_words) > WORDS_AGENTS:
+            del self._last_words[next(iter(self._last_words))]
 
     async def _image(self, image: str) -> dict[str, Any]:
         try:
@@ -170,12 +206,13 @@ class EngineRuntime:
         await self._remove(facts["Id"])
 
     @asynccontextmanager
-    async def _held(self, container: str) -> AsyncIterator[None]:
+    async def _held(self, container: str, agent: str) -> AsyncIterator[None]:
         self._live.add(container)
         try:
             yield
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + REMOVE_SECONDS) as scope:
+                await self._keep_last_words(container, agent)
                 await self._remove(container)
             if scope.cancelled_caught:
                 log.error("container not removed", container=container, why=f"no answer in {REMOVE_SECONDS:g} s")
@@ -289,6 +326,13 @@ class EngineContainer:
         except EngineFault as fault:
             if await self._runs():
                 raise _refused(f"the engine cannot stop {self._name}", fault) from fault
+
+    async def usage(self) -> Usage:
+        """See `Running.usage`."""
+        try:
+            return usage_told(await self._engine.stats(self.id))
+        except EngineFault:  # it ended or was removed meanwhile
+            return Usage()
 
     async def _runs(self) -> bool:
         try:

@@ -11,13 +11,16 @@ import errno
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any, Self
 from urllib.parse import quote
 
 import attrs
 import httpx
+import trio
 
+from armorclaw.containers.engine_logs import EngineLog, before_tail
+from armorclaw.containers.printed import LogWanted
 from armorclaw.errors import ArmorclawError
 
 OLDEST_API = "1.41"  # Docker 20.10 (Debian 12), Podman 4
@@ -27,6 +30,7 @@ CALL_SECONDS = 30.0  # an engine that takes longer to answer a plain call is not
 START_SECONDS = 60.0  # start runs the container runtime: seconds on a busy machine
 IMPORT_SECONDS = 120.0
 PULL_SECONDS = 600.0
+CLOSE_SECONDS = 5.0
 STOP_EXTRA_SECONDS = 15.0  # past the grace, for the engine to kill and reap
 
 _CONTAINER = re.compile(r"[0-9a-zA-Z][0-9a-zA-Z_.-]{0,254}\Z")
@@ -181,20 +185,43 @@ class Engine:
 
             yield result
 
-    async def logs(self, container: str, *, tail: int) -> list[tuple[int, bytes]]:
-        """The last `tail` lines it wrote so far, in pieces of (1 for stdout, 2 for stderr; bytes)."""
-        params: dict[str, str | int] = {"stdout": "1", "stderr": "1", "tail": tail}
-        return list(LogFrames().feed(await self._call("GET", _path(container, "logs"), params=params)))
+    @asynccontextmanager
+    async def logs(self, container: str, wanted: LogWanted) -> AsyncIterator[EngineLog]:
+        """What it has written, with `follow` what it will have, until it ends. Nothing of one not started yet."""
+        skip = 0
+        if wanted.tail is not None and self.version.kind == "podman":
+            # Its tail takes lines that were written in several steps apart, and loses some (seen with 4.3).
+            async with self.logs(container, attrs.evolve(wanted, tail=None, follow=False)) as reader:
+                skip = await before_tail(reader, wanted.tail)
+            wanted = attrs.evolve(wanted, tail=None)
+        path = _path(container, "logs")
+        params = {"stdout": "1", "stderr": "1", "tail": "all" if wanted.tail is None else str(wanted.tail)}
+        if wanted.since_ms is not None:
+            params["since"] = f"{wanted.since_ms // 1000}.{wanted.since_ms % 1000:03d}"
+        if wanted.follow:
+            params["follow"] = "1"
+        if wanted.timestamps:
+            params["timestamps"] = "1"
+        async with self._stream("GET", path, params=params) as response:
+            async with self._chunks(response, f"GET {path}") as read:
+                yield EngineLog(read, wanted, skip=skip)
+
+    async def stats(self, container: str) -> dict[str, Any]:
+        """What it uses now; {} of one that does not run. Docker makes who asks twice within a second wait."""
+        params = {"stream": "false", "one-shot": "true"}
+        body = await self._call("GET", _path(container, "stats"), params=params)
+        return dict(self._decoded(body, "GET stats")) if body.strip() else {}  # Podman has no words for it
 
     # -- HTTP
 
     async def _json(self, method: str, path: str, **request: Any) -> Any:
-        body = await self._call(method, path, **request)
+        return self._decoded(await self._call(method, path, **request), f"{method} {path}")
+
+    def _decoded(self, body: bytes, call: str) -> Any:
         try:
             return json.loads(body)
         except ValueError as broken:
-            why = "its answer is not JSON; is this a container engine?"
-            raise self._unreachable(f"{method} {path}", why) from broken
+            raise self._unreachable(call, "its answer is not JSON; is this a container engine?") from broken
 
     async def _call(self, method: str, path: str, **request: Any) -> bytes:
         async with self._response(method, path, **request) as response:
@@ -224,6 +251,25 @@ class Engine:
         with self._mapped(call):
             return await response.aread()
 
+    @asynccontextmanager
+    async def _chunks(self, response: httpx.Response, call: str) -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
+        """A function that reads what comes next of the body; b"" at its end."""
+        chunks = response.aiter_raw()
+
+        async def read() -> bytes:
+            with self._mapped(call):
+                return await anext(chunks, b"")
+
+        try:
+            yield read
+        finally:
+            # Generators are stacked in there; one left halfway would leave those below to the garbage collector.
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_SECONDS):
+                await response.aclose()
+                with suppress(httpx.HTTPError, httpx.StreamError):
+                    async for _ in chunks:
+                        pass
+
     def _url(self, path: str) -> str:
         return f"/v{self._version.api}{path}" if self._version else path
 
@@ -241,36 +287,6 @@ class Engine:
     def _unreachable(self, call: str, why: str, hint: str = "") -> ArmorclawError:
         what = f"the container engine at {self.socket_path} does not serve {call}"
         return ArmorclawError("engine_unreachable", what, why=why, hint=hint)
-
-
-class LogFrames:
-    """Takes apart the log stream of a container without a terminal, without I/O.
-
-    Each frame is [stream, 0, 0, 0][length, 4 bytes big-endian][bytes]; chunks may end anywhere in one. What has
-    come of a frame is given at once, so nothing is held back but an incomplete head.
-    """
-
-    def __init__(self) -> None:
-        self._head = b""
-        self._stream = 0
-        self._left = 0
-
-    def feed(self, chunk: bytes) -> Iterator[tuple[int, bytes]]:
-        """The pieces (stream, bytes) that `chunk` completes or continues."""
-        at = 0
-        while at < len(chunk):
-            if self._left:
-                piece = chunk[at : at + self._left]
-                at += len(piece)
-                self._left -= len(piece)
-                yield self._stream, piece
-                continue
-            need = 8 - len(self._head)
-            self._head += chunk[at : at + need]
-            at += need
-            if len(self._head) == 8:
-                self._stream, self._left = self._head[0], int.from_bytes(self._head[4:], "big")
-                self._head = b""
 
 
 def _progress(body: bytes, path: str) -> list[dict[str, Any]]:

@@ -12,20 +12,23 @@ import trio
 
 from armorclaw import config
 from armorclaw.clock import Surroundings
-from armorclaw.containers.agent import AT_REST, STOP_GRACE, Agent, Standing, State, Survivor
+from armorclaw.containers.agent import AT_REST, STOP_GRACE, Agent, State, Survivor
 from armorclaw.containers.agent_socket import AgentSocket
 from armorclaw.containers.generation import Generation
+from armorclaw.containers.inspection import inspected
 from armorclaw.containers.launch import Launch
 from armorclaw.containers.peers import only_from
 from armorclaw.containers.recipe import spec_of
 from armorclaw.containers.runtime import Runtime
 from armorclaw.containers.runtimes import Runtimes
 from armorclaw.containers.secrets import secrets_payload
+from armorclaw.containers.shapes import Inspection, Standing
 from armorclaw.containers.spec import ContainerSpec, Found
 from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.guard.audit import AuditLog
 from armorclaw.guard.grants import Grants
 from armorclaw.guard.keystore import KeyStore
+from armorclaw.guard.limits import Limits
 from armorclaw.log import get_logger
 from armorclaw.rpc.registry import Registry, Role
 from armorclaw.rpc.unix import serve_unix
@@ -71,6 +74,7 @@ class Services:
     cursors: Cursors
     note: Notes
     registry: Registry
+    limits: Limits
     around: Surroundings
 
 
@@ -112,9 +116,20 @@ class Fleet:
         """What engines call its container."""
         return f"armorclaw-{self._services.instance}-{agent.name}"
 
+    def inspect(self, agent: Agent) -> Inspection:
+        """All that is known of it."""
+        children = self.supervisor.snapshot().children
+        restarts = next((child.restarts for child in children if child.name == agent.name), 0)
+        name, rooms = self.container_name(agent), self.rooms_of(agent)
+        return inspected(agent, container_name=name, rooms=rooms, restarts=restarts)
+
+    def agents(self) -> list[Agent]:
+        """All of them, by name."""
+        return [agent for _, agent in sorted(self._agents.items())]
+
     def standings(self) -> list[Standing]:
         """How every agent stands, by name."""
-        return [Standing.of(agent, self.rooms_of(agent)) for _, agent in sorted(self._agents.items())]
+        return [agent.standing(self.rooms_of(agent)) for agent in self.agents()]
 
     def rooms_of(self, agent: Agent) -> list[str]:
         """The rooms it is granted."""
@@ -147,6 +162,7 @@ class Fleet:
         if self._agents.get(agent.name) is agent:
             del self._agents[agent.name]
             self._services.grants.forget(agent.name)
+            agent.remove()
 
     async def start(self, agent: Agent) -> None:
         """Start it, unless it runs, and wait until its container runs, or for START_PATIENCE.
@@ -167,6 +183,30 @@ class Fleet:
                 elif agent.state in AT_REST or agent.state is State.STOPPING:
                     await self.supervisor.restart(agent.name)  # what it waits for more than we do goes on without us
         launch.check()
+
+    async def restart(self, agent: Agent) -> None:
+        """Stop it if it runs, and start it with a clear record; wait for its container, or for START_PATIENCE.
+
+        Raises what kept it from starting; it is tried again all the same.
+        """
+        self._check_running()
+        await self._mark(agent, stopped=False)
+        if not agent.wanted:
+            raise ArmorclawError("conflict", f"agent {agent.name} was stopped while it started")
+        launch = old = agent.launch
+        with one_error(), trio.move_on_after(START_PATIENCE):
+            async with trio.open_nursery() as nursery:
+                if self._is_supervised(agent):
+                    nursery.start_soon(self.supervisor.restart, agent.name)
+                else:
+                    await self.supervisor.add(self._child(agent), wait=False)
+                while agent.launch is old and old.taken:  # that of the container that is to end
+                    await agent.progress.wait()
+                launch = agent.launch
+                await launch.settled()
+                nursery.cancel_scope.cancel(reason="the restart has come to something")
+        if launch is not old or not old.taken:
+            launch.check()
 
     async def stop(self, agent: Agent) -> bool:
         """Stop it, and keep it stopped over restarts. Returns whether it has stopped within START_PATIENCE.
@@ -361,6 +401,7 @@ class Fleet:
             agent=agent.name,
             allow=only_from(generation.running),
             around=self.around,
+            admission=self._services.limits.listener(Role.AGENT, agent=agent.name),
             path=agent.socket.path,
             task_status=task_status,
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import attrs
 import trio
 
-from armorclaw.containers.runtime import Running
+from armorclaw.containers.runtime import Running, Runtime
 from armorclaw.containers.secrets import SecretGrant
 from armorclaw.errors import ArmorclawError
 from armorclaw.log import get_logger
@@ -35,7 +35,9 @@ class Generation:
     """
 
     number: int
+    runtime: Runtime
     running: Running
+    digest: str
     grant: SecretGrant
     adopted: bool
     since_ms: int

@@ -1,8 +1,8 @@
-"""A Python image made from this host's own Python, without network, root's tools or a build step.
+"""An image made from a program of this host, without network, root's tools or a build step.
 
 For a first look and for tests, where nothing may be pulled: /usr/bin/python3, its standard library and the shared
-libraries they need become one image layer. There is no shell in it. It fits this host's architecture and holds no
-secret: everything comes from the system's own packages.
+libraries they need become one image layer; or any one program and its libraries do. There is no shell in it. It fits
+this host's architecture and holds no secret: everything comes from packages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import trio
 from armorclaw.containers.engine_http import Engine, EngineFault
 from armorclaw.errors import ArmorclawError
 
-LABEL = "armorclaw.python"  # on the image: what it was made from, so that it is made again only after an upgrade
+LABEL = "armorclaw.made_from"  # on the image: what it was made from, so that it is made again only after an upgrade
 CHUNK = 1024 * 1024
 
 _FACTS = """
@@ -36,6 +36,7 @@ _LEAVE_OUT = re.compile(
     r"(^|/)(__pycache__|test|idlelib|turtledemo|lib2to3|ensurepip|dist-packages|site-packages|config-[^/]*)(/|$)|\.a$"
 )
 _EXTRA_LIBRARIES = ("libgcc_s.so.1", "libstdc++.so.6")  # wheels with compiled parts need them
+_LINKS = {name: f"usr/{name}" for name in ("bin", "sbin", "lib", "lib64")}
 _PASSWD = b"root:x:0:0::/:/none\nagent:x:10001:10001::/tmp:/none\n"
 _GROUP = b"root:x:0:\nagent:x:10001:\n"
 
@@ -46,7 +47,15 @@ async def python_image(engine: Engine, *, tag: str, python: str = "/usr/bin/pyth
     Takes about 2 s and 40 MB once. Raises `runtime_missing` where the host's Python cannot be taken along
     (`python` is no system Python, no ldd), `engine_refused`, `engine_unreachable`.
     """
-    host = await trio.to_thread.run_sync(HostPython.find, python)
+    return await _image(engine, tag, await trio.to_thread.run_sync(HostFiles.of_python, python))
+
+
+async def program_image(engine: Engine, *, tag: str, program: Path) -> str:
+    """The same with one program of the host, which becomes /usr/bin/NAME, such as the node of a wheel."""
+    return await _image(engine, tag, await trio.to_thread.run_sync(HostFiles.of_program, program))
+
+
+async def _image(engine: Engine, tag: str, host: HostFiles) -> str:
     try:
         present = await engine.image(tag)
         if ((present.get("Config") or {}).get("Labels") or {}).get(LABEL) == host.digest():
@@ -73,14 +82,25 @@ async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
 
 
 @attrs.frozen
-class HostPython:
-    """A Python of the host and every file it needs, by its place in the image."""
+class HostFiles:
+    """A program of the host and every file it needs, by its place in the image."""
 
     files: dict[str, Path]  # place in the image, without leading slash → file of the host
     links: dict[str, str]  # place → target
 
     @classmethod
-    def find(cls, python: str = "/usr/bin/python3") -> HostPython:
+    def of_program(cls, program: Path) -> HostFiles:
+        """An executable that needs nothing but shared libraries. Blocks shortly. Raises `runtime_missing`."""
+        try:
+            libraries = set(_linked([program]))
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            raise ArmorclawError(
+                "runtime_missing", f"no image can be made from {program}", why=str(error), hint="is it installed?"
+            ) from error
+        return cls({f"usr/bin/{program.name}": program, **{_place(path): path for path in libraries}}, dict(_LINKS))
+
+    @classmethod
+    def of_python(cls, python: str = "/usr/bin/python3") -> HostFiles:
         """Look around; blocks for about 0.3 s. Raises `runtime_missing`."""
         try:
             executable, stdlib, platform = json.loads(_output([python, "-I", "-c", _FACTS]))
@@ -102,8 +122,7 @@ class HostPython:
                 hint="apt-get install python3 libc-bin, or name an image and pull it",
             ) from error
         files |= {_place(library): library for library in libraries}
-        links = {"usr/bin/python3": binary.name, "usr/bin/python": binary.name}
-        links |= {name: f"usr/{name}" for name in ("bin", "sbin", "lib", "lib64")}
+        links = {"usr/bin/python3": binary.name, "usr/bin/python": binary.name, **_LINKS}
         return cls(files, {place: target for place, target in links.items() if place not in files})
 
     def digest(self) -> str:

@@ -7,15 +7,19 @@ import resource
 import secrets
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import trio
 
+from armorclaw.clock import Clock
+from armorclaw.containers.log_file import FileLog, LogFile
+from armorclaw.containers.printed import LogReader, LogWanted
 from armorclaw.containers.runtime import Peer, Running
 from armorclaw.containers.spawn import Child, Gate
 from armorclaw.containers.spec import ContainerSpec, Exit, Found
+from armorclaw.containers.usage import Usage, usage_below
 from armorclaw.errors import ArmorclawError
 
 PROGRAMS = "/usr/local/bin:/usr/bin:/bin"
@@ -25,10 +29,28 @@ ENV = {"PATH": PROGRAMS, "HOME": "/tmp"}  # noqa: S108  # its own /tmp, in the s
 """What an image would have set; the spec's environment comes on top."""
 
 
-class NothingSurvives:
-    """The part of the Runtime protocol that is empty where agents end with the bridge and come without image."""
+class LocalRuntime:
+    """The part of the Runtime protocol that is the same for all whose agents end with the bridge and have no image.
+
+    What agents print goes to `log_dir`/NAME.log.
+    """
 
     survives = False
+
+    def __init__(self, log_dir: Path, clock: Clock | None = None) -> None:
+        self._log_dir = log_dir
+        self._clock = clock
+        self._logs: dict[str, LogFile] = {}  # by agent, over its generations
+
+    def _log_of(self, agent: str) -> LogFile:
+        if agent not in self._logs:
+            self._logs[agent] = LogFile(self._log_dir / f"{agent}.log", clock=self._clock)
+        return self._logs[agent]
+
+    @asynccontextmanager
+    async def logs(self, agent: str, container: str | None, wanted: LogWanted) -> AsyncIterator[LogReader]:
+        """Of all generations together: to follow is to go on into those to come."""
+        yield FileLog(self._log_of(agent), wanted)
 
     async def check_image(self, image: str) -> str:
         """There are no images here: the name is answered as it is."""
@@ -72,6 +94,18 @@ class LocalContainer(ABC):
     async def wait(self) -> Exit:
         status = await self._child.wait()
         return Exit.of(status) if status >= 0 else Exit.killed(-status)
+
+    async def usage(self) -> Usage:
+        """Summed over the processes that run in it; None once it has ended."""
+        if self._child.returncode is not None:
+            await trio.lowlevel.checkpoint()
+            return Usage()
+        return await trio.to_thread.run_sync(usage_below, self._first_pid)
+
+    @property
+    @abstractmethod
+    def _first_pid(self) -> int:
+        """The process that all others in it descend from."""
 
     def _may_own(self, peer: Peer) -> bool:
         """The part of `owns` that needs no look at the process."""

@@ -3,108 +3,64 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
 
 import attrs
 
 from armorclaw import config
 from armorclaw.config import is_name
-from armorclaw.containers.agent import RUNS, Agent, Standing
+from armorclaw.containers.agent import Agent
+from armorclaw.containers.calls import relay
 from armorclaw.containers.fleet import Fleet
+from armorclaw.containers.logs import tell
+from armorclaw.containers.printed import LogWanted
+from armorclaw.containers.shapes import (
+    PROTOCOL,
+    AgentCall,
+    AgentStats,
+    Inspection,
+    LogChunk,
+    Logs,
+    LogsEnd,
+    Ready,
+    Standing,
+    Start,
+    Started,
+    Stats,
+    StatsEnd,
+    Stop,
+    Stopped,
+    TakeSecrets,
+    Welcome,
+    Which,
+)
+from armorclaw.containers.stats import Readings
 from armorclaw.errors import ArmorclawError
-from armorclaw.rpc.peer import Call
+from armorclaw.rpc.call import Call
 from armorclaw.rpc.registry import Registry, Role
 from armorclaw.structure import FaultError
-
-PROTOCOL = 1
-"""The version of the wire that the agent library speaks."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 T = TypeVar("T")
 
 
-@attrs.frozen
-class Start:
-    """What to start: a declared agent by `name` (or `agent_type`), or a new one.
-
-    A new one lasts as long as the bridge; if it cannot be started nothing of it is kept. One that is at rest may be
-    described anew. `code` is a file or folder of the host that becomes /agent. `key_id` is one more key to grant,
-    `keys` are all of them.
-    """
-
-    name: str = ""
-    key_id: str = ""
-    agent_type: str = ""
-    image: str | None = None
-    runtime: config.RuntimeName = "auto"
-    command: list[str] = attrs.field(factory=list)
-    code: str | None = None
-    rooms: list[str] = attrs.field(factory=list)
-    keys: list[str] = attrs.field(factory=list)
-    account: str = "main"
-    env: dict[str, str] = attrs.field(factory=dict)
-
-
 _NOTHING = Start()
+_NOBODY: Mapping[str, Attached] = MappingProxyType({})
 
 
-@attrs.frozen
-class Started:
-    """`endpoint` is the agent's own socket; `ready` is whether it has said so already."""
+class Attached(Protocol):
+    """An agent in this very program, which has no connection to be called on."""
 
-    container_id: str
-    container_name: str
-    status: str
-    endpoint: str
-    name: str
-    ready: bool
+    async def answer(self, call: Call, method: str, params: Any) -> Any: ...
 
 
-@attrs.frozen
-class Stop:
-    container_id: str = ""
-    name: str = ""
-
-
-@attrs.frozen
-class Stopped:
-    """`status` is "stopped", or "stopping" when that takes longer than the caller would wait."""
-
-    status: str
-    container_id: str
-    container_name: str
-    name: str
-
-
-@attrs.frozen
-class TakeSecrets:
-    """`via` "fd": sealed memory comes with the answer as a file descriptor; "inline": as text in it."""
-
-    via: Literal["fd", "inline"] = "fd"
-
-
-@attrs.frozen
-class Ready:
-    """`fingerprint` is the SHA-256 of the secrets taken, in hex, or null when none were."""
-
-    protocol: int = PROTOCOL
-    library: str = ""
-    fingerprint: str | None = None
-
-
-@attrs.frozen
-class Welcome:
-    protocol: int
-    agent: str
-    rooms: list[str]
-
-
-def register(registry: Registry, fleet: Fleet) -> None:
-    """Adds start, stop and containers.list for operators, secrets.take and agent.ready for agents."""
+def register(registry: Registry, fleet: Fleet, attached: Mapping[str, Attached] = _NOBODY) -> None:
+    """Adds what operators may do with agents, and what agents say of themselves; `attached` are those that run."""
     operator = {Role.OPERATOR}
     agents = {Role.AGENT}
 
@@ -117,15 +73,7 @@ def register(registry: Registry, fleet: Fleet) -> None:
             if is_new:  # what never ran leaves nothing behind
                 await fleet.forget(agent)
             raise
-        generation = agent.generation
-        return Started(
-            container_id=generation.running.id if generation else "",
-            container_name=fleet.container_name(agent),
-            status="running" if agent.state in RUNS else agent.state.value,
-            endpoint=str(agent.socket.path),
-            name=agent.name,
-            ready=generation.is_ready if generation else False,
-        )
+        return _started(fleet, agent, agent.state.value)
 
     @registry.method("stop", params=Stop, result=Stopped, roles=operator, doc="Stop an agent; it stays stopped.")
     async def stop(call: Call, params: Stop) -> Stopped:
@@ -141,6 +89,48 @@ def register(registry: Registry, fleet: Fleet) -> None:
     )
     def containers_list(call: Call, params: object) -> list[Standing]:
         return fleet.standings()
+
+    @registry.method("containers.inspect", params=Which, result=Inspection, roles=operator)
+    def containers_inspect(call: Call, params: Which) -> Inspection:
+        """All that is known of one agent, but no secret."""
+        return fleet.inspect(fleet.get(params.name))
+
+    @registry.method("containers.restart", params=Which, result=Started, roles=operator)
+    async def containers_restart(call: Call, params: Which) -> Started:
+        """Stop an agent if it runs, and start it with a clear record, also one that was stopped or given up.
+
+        `status` is "running", or "restarting" when that takes longer than the caller would wait.
+        """
+        agent = fleet.get(params.name)
+        await fleet.restart(agent)
+        return _started(fleet, agent, "restarting")
+
+    @registry.method("containers.logs", params=Logs, result=LogsEnd, chunk=LogChunk, roles=operator)
+    async def containers_logs(call: Call, params: Logs) -> LogsEnd:
+        """What an agent printed and, with `follow`, prints: over its restarts, until it is removed.
+
+        Ends with engine_unreachable when the engine is lost: call again, with since_ms.
+        """
+        wanted = LogWanted(params.tail, params.since_ms, params.follow, params.timestamps)
+        return await tell(fleet.get(params.name), wanted, call.send)
+
+    @registry.method("containers.stats", params=Stats, result=StatsEnd, chunk=list[AgentStats], roles=operator)
+    async def containers_stats(call: Call, params: Stats) -> StatsEnd:
+        """What agents use: each chunk is one reading of the agent named, until it is removed, or of all."""
+        one = None if params.name is None else fleet.get(params.name)
+        agents = fleet.agents if one is None else lambda: None if one.removed else [one]
+        return await Readings(agents, fleet.around.clock).tell(params.interval_ms / 1000, params.count, call.send)
+
+    @registry.method("agent.call", params=AgentCall, result=Any, chunk=Any, roles=operator)
+    async def agent_call(call: Call, params: AgentCall) -> Any:
+        """Call a method that an agent offers; its pieces, its progress and its answer are the agent's own words.
+
+        Ends with unavailable when the agent has no session or goes meanwhile, method_not_found if it offers no such.
+        """
+        here = attached.get(params.agent)
+        if here is not None:
+            return await here.answer(call, params.method, params.params)
+        return await relay(fleet.get(params.agent), call, params)
 
     @registry.method(
         "secrets.take", params=TakeSecrets, result=dict, roles=agents, doc="The agent's keys, once per start."
@@ -159,6 +149,18 @@ def register(registry: Registry, fleet: Fleet) -> None:
         agent = _own(fleet, call)
         agent.become_ready(call, params.fingerprint)
         return Welcome(PROTOCOL, agent.name, fleet.rooms_of(agent))
+
+
+def _started(fleet: Fleet, agent: Agent, otherwise: str) -> Started:
+    generation = agent.generation
+    return Started(
+        container_id=generation.running.id if generation else "",
+        container_name=fleet.container_name(agent),
+        status="running" if agent.runs else otherwise,
+        endpoint=str(agent.socket.path),
+        name=agent.name,
+        ready=generation.is_ready if generation else False,
+    )
 
 
 def _own(fleet: Fleet, call: Call) -> Agent:

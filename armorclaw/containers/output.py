@@ -1,4 +1,4 @@
-"""What an agent prints, kept in two files of bounded size.
+"""What an agent prints, on its way from a pipe into a `LogFile`.
 
 Engines keep logs of their own; for the sandbox and plain processes the bridge reads their output from a pipe. One
 chunk per agent is in memory, the files hold its last 1 to 2 MiB, and an agent that prints without end is slowed down
@@ -10,17 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import trio
 
+from armorclaw.containers.log_file import LogFile, disk
 from armorclaw.errors import ArmorclawError
 from armorclaw.log import get_logger
 
 log = get_logger(__name__)
-
-FILE_BYTES = 1024 * 1024
-"""Size at which NAME.log becomes NAME.log.1, in place of the one before."""
 
 BYTES_PER_SECOND = 4 * 1024 * 1024
 """No agent's chatter is read faster, so that it cannot eat the bridge's processor time."""
@@ -31,68 +28,11 @@ TAIL_BYTES = 2000
 DRAIN_SECONDS = 1.0
 """After the agent's end, for what still lies in the pipe, should something that survived it hold the other end."""
 
-_disk = trio.CapacityLimiter(4)
-"""Threads that write logs at once, over all agents: a slow disk must not take the threads that others need."""
-
-
-class RotatingFile:
-    """`path` and `path`.1, each of at most `limit` bytes, for their owner alone; blocking, for a worker thread."""
-
-    def __init__(self, path: Path, limit: int = FILE_BYTES) -> None:
-        self.path = path
-        self._limit = limit
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._fd = self._open()
-        self._size = os.fstat(self._fd).st_size
-
-    def write(self, data: bytes) -> None:
-        """Append, beginning a new file where the limit is reached. Raises OSError."""
-        view = memoryview(data)
-        while view:
-            if self._size >= self._limit:
-                self._rotate()
-            written = os.write(self._fd, view[: self._limit - self._size])
-            self._size += written
-            view = view[written:]
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-    def _rotate(self) -> None:
-        os.replace(self.path, _previous(self.path))
-        fd = self._open()
-        os.close(self._fd)
-        self._fd, self._size = fd, 0
-
-    def _open(self) -> int:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.open(self.path, flags, 0o600)
-
-
-def read_tail(path: Path, limit: int) -> bytes:
-    """The last `limit` bytes that `RotatingFile(path)` holds over its two files; empty if there is none. Blocking."""
-    found = b""
-    for part in (path, _previous(path)):
-        missing = limit - len(found)
-        if missing <= 0:
-            break
-        try:
-            with part.open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - missing))
-                found = file.read(missing) + found
-        except FileNotFoundError:
-            continue
-    return found
-
-
-def _previous(path: Path) -> Path:
-    return path.with_name(path.name + ".1")
-
 
 class Output:
     """The bridge's end of what one child prints; made by `captured`."""
 
-    def __init__(self, reader: int, writer: int, file: RotatingFile | None) -> None:
+    def __init__(self, reader: int, writer: int, file: LogFile | None) -> None:
         self._stream = trio.lowlevel.FdStream(reader)
         self._writer = writer
         self._file = file
@@ -130,12 +70,14 @@ class Output:
                     await trio.sleep(len(chunk) / BYTES_PER_SECOND)
         self._ended.set()
 
-    async def _keep(self, file: RotatingFile, chunk: bytes) -> bool:
+    async def _keep(self, file: LogFile, chunk: bytes) -> bool:
         try:
-            await trio.to_thread.run_sync(file.write, chunk, limiter=_disk)
+            await trio.to_thread.run_sync(file.write, chunk, limiter=disk)
         except OSError as error:
             log.warning("agent output is lost", file=str(file.path), why=error.strerror)
             return False
+        finally:
+            file.wake()
         return True
 
     def _finish(self) -> None:
@@ -144,18 +86,20 @@ class Output:
 
 
 @asynccontextmanager
-async def captured(path: Path | None) -> AsyncIterator[Output]:
-    """Append what a child prints to the files at `path` (None: keep its last line only) until the block is left.
+async def captured(file: LogFile | None) -> AsyncIterator[Output]:
+    """Append what a child prints to its log (None: keep its last line only) until the block is left.
 
     A disk that refuses later on costs the output, never the agent: that is said once and the rest is thrown away.
     Raises `storage_failed` if the log cannot be opened.
     """
-    file = None
-    if path is not None:
+    if file is not None:
         try:
-            file = await trio.to_thread.run_sync(RotatingFile, path, limiter=_disk)
+            await trio.to_thread.run_sync(file.open, limiter=disk)
         except OSError as error:
-            raise ArmorclawError("storage_failed", f"{path} cannot be opened", why=error.strerror or "") from error
+            raise ArmorclawError(
+                "storage_failed", f"{file.path} cannot be opened", why=error.strerror or ""
+            ) from error
+        file.wake()
     try:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         output = Output(reader, writer, file)

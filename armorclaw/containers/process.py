@@ -19,14 +19,13 @@ import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from pathlib import Path
 
 import trio
 
 from armorclaw.containers.local import (
     ENV,
     LocalContainer,
-    NothingSurvives,
+    LocalRuntime,
     find_program,
     require_command,
     require_plain_words,
@@ -43,13 +42,10 @@ START_DEADLINE = 10.0
 """Seconds for the helper programs to take on uid and limits; it takes some 5 ms."""
 
 
-class ProcessRuntime(NothingSurvives):
-    """The unsafe Runtime. What agents print goes to `log_dir`/NAME.log."""
+class ProcessRuntime(LocalRuntime):
+    """The unsafe Runtime."""
 
     kind = "process"
-
-    def __init__(self, log_dir: Path) -> None:
-        self._log_dir = log_dir
 
     async def check(self) -> str:
         """Raises `runtime_missing` where setpriv and prlimit are not there or too old."""
@@ -72,7 +68,7 @@ class ProcessRuntime(NothingSurvives):
         if user is not None:  # else all that this user runs would count
             limits["nproc"] = spec.limits.pids
         command = [*_end_with_us(), *resource_limits(limits), *Gate.WORDS, *spec_words]
-        async with captured(self._log_dir / f"{spec.name}.log") as output:
+        async with captured(self._log_of(spec.name)) as output:
             with closing(Gate()) as gate:
                 async with spawned(command, env=env, user=user, gate=gate, output=output.fd) as child:
                     output.handed_over()
@@ -112,6 +108,10 @@ class _Plain(LocalContainer):
 
     def __init__(self, spec: ContainerSpec, child: Child, gate: Gate) -> None:
         super().__init__("process", spec, spec.uid if os.geteuid() == 0 else os.geteuid(), child, gate)
+
+    @property
+    def _first_pid(self) -> int:
+        return self._child.pid
 
     def _require_program(self) -> None:
         command, _ = on_host(self._spec)

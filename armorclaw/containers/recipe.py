@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import trio
@@ -11,6 +12,7 @@ from armorclaw.containers.agent_socket import AgentSocket
 from armorclaw.containers.runtime import Runtime
 from armorclaw.containers.snapshot import snapshot_code, snapshot_library
 from armorclaw.containers.spec import ContainerSpec, Limits, Mount
+from armorclaw.errors import ArmorclawError
 
 LIBRARY = "/opt/armorclaw"
 """Where the agent library appears inside."""
@@ -18,16 +20,54 @@ LIBRARY = "/opt/armorclaw"
 CODE = "/agent"
 """Where an agent's own code appears inside."""
 
+CONFIGS = "/config"
+"""Where the files attached to an agent appear inside, read-only; what is attached while it runs appears at once."""
+
+SHARED = f"{CONFIGS}/shared"
+"""The same for what is attached for all agents: the folder `_shared` of the host, as no agent can be called."""
+
+
+def configs_folder(state_dir: Path, agent: str) -> Path:
+    """The folder of the host that one agent sees at CONFIGS. It is mounted: put files into it, never replace it."""
+    return state_dir.absolute() / "configs" / agent
+
+
+def make_configs_folder(state_dir: Path, agent: str, uid: int) -> Path:
+    """Make it, or give it the modes it is to have: readable by the agent, and by nobody else of this host. Blocking.
+
+    A bridge run by root gives it to the agent's group. Any other cannot: its folders are open to all, in one that
+    only it can pass, except to an agent that has its folder mounted. So the files in it may be open to all (0644).
+    Raises `storage_failed`.
+    """
+    folder = configs_folder(state_dir, agent)
+    is_root = os.geteuid() == 0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.chmod(0o711 if is_root else 0o700)  # a sandbox makes its mounts as the agent's uid
+        for place in (folder / "shared", configs_folder(state_dir, "_shared")):  # where it is mounted, and what
+            place.mkdir(exist_ok=True)
+            place.chmod(0o755)
+        if is_root:
+            os.chown(folder, 0, uid)
+        folder.chmod(0o750 if is_root else 0o755)
+    except OSError as error:
+        raise ArmorclawError(
+            "storage_failed", f"agent {agent!r} cannot have a folder of its own", why=error.strerror or ""
+        ) from error
+    return folder
+
 
 async def spec_of(
     declared: config.Agent, runtime: Runtime, socket: AgentSocket, *, instance: str, state_dir: Path
 ) -> ContainerSpec:
     """What is to run, down to the id of the image and the hash of the code: its digest changes when any does.
 
-    Raises `image_missing`, `engine_unreachable`, and what copying the code raises.
+    Raises `image_missing`, `engine_unreachable`, `storage_failed`, and what copying the code raises.
     """
     library = await trio.to_thread.run_sync(snapshot_library, state_dir)
-    mounts = [Mount(library, LIBRARY)]
+    configs = await trio.to_thread.run_sync(make_configs_folder, state_dir, declared.name, socket.uid)
+    shared = configs_folder(state_dir, "_shared")
+    mounts = [Mount(library, LIBRARY), Mount(configs, CONFIGS), Mount(shared, SHARED)]
     command = declared.command
     if declared.code is not None:
         code = await trio.to_thread.run_sync(snapshot_code, declared.code, state_dir)
@@ -63,5 +103,6 @@ def environment(declared: config.Agent, socket: str) -> dict[str, str]:
         "ARMORCLAW_AGENT": declared.name,
         "ARMORCLAW_SOCKET": socket,
         "ARMORCLAW_BRIDGE_SOCKET": socket,
+        "ARMORCLAW_CONFIG_DIR": CONFIGS,
         **({"ARMORCLAW_MATRIX_ROOM": room} if room else {}),
     }

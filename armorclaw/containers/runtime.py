@@ -15,7 +15,9 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from armorclaw.containers.printed import LogReader, LogWanted
 from armorclaw.containers.spec import ContainerSpec, Exit, Found
+from armorclaw.containers.usage import Usage
 
 
 class Peer(Protocol):
@@ -57,6 +59,10 @@ class Running(Protocol):
         """
         ...
 
+    async def usage(self) -> Usage:
+        """What it uses now; nothing of one that does not run. Raises `engine_unreachable`."""
+        ...
+
 
 class Runtime(Protocol):
     """A way to run agents. Errors are ArmorclawError, by the names given at each call."""
@@ -89,6 +95,14 @@ class Runtime(Protocol):
 
     def adopt(self, found: Found) -> AbstractAsyncContextManager[Running]:
         """Take over a survivor as it is; leaving removes it. Raises `container_not_found` when it is gone."""
+        ...
+
+    def logs(self, agent: str, container: str | None, wanted: LogWanted) -> AbstractAsyncContextManager[LogReader]:
+        """What the agent printed, or with `follow` prints, in this container; without one, what is kept of the last.
+
+        A runtime whose log goes on over generations follows it into those to come, and does not end by itself.
+        Raises, also while it is read, `engine_unreachable`; `engine_refused`.
+        """
         ...
 
     async def survivors(self, instance: str) -> list[Found]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import trio
 
 from armorclaw import config
+from armorclaw.clock import Clock
 from armorclaw.containers.detect import candidates
 from armorclaw.containers.engine import EngineRuntime
 from armorclaw.containers.process import ProcessRuntime
@@ -22,9 +23,10 @@ class Runtimes:
     runtime per engine, whatever names lead to it.
     """
 
-    def __init__(self, engine_socket: Path | None, logs: Path) -> None:
+    def __init__(self, engine_socket: Path | None, logs: Path, clock: Clock | None = None) -> None:
         self._engine_socket = engine_socket
         self._logs = logs
+        self._clock = clock
         self._open: dict[str, Runtime] = {}  # by socket path, or "sandbox", "process"
         self._engines: dict[str, str] = {}  # "docker", "podman", "engine" → socket path
         self._opening = trio.Lock()
@@ -63,7 +65,8 @@ class Runtimes:
         """ "docker", "podman", "sandbox", "process", or "engine" for whichever of the first two there is."""
         if kind in ("sandbox", "process"):  # nothing to open: no engine that hangs holds these up
             if kind not in self._open:
-                self._open[kind] = SandboxRuntime(self._logs) if kind == "sandbox" else ProcessRuntime(self._logs)
+                make = SandboxRuntime if kind == "sandbox" else ProcessRuntime
+                self._open[kind] = make(self._logs, self._clock)
             await trio.lowlevel.checkpoint()
             return self._open[kind]
         async with self._opening:

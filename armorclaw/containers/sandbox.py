@@ -28,12 +28,13 @@ import trio
 from armorclaw.containers.local import (
     ENV,
     LocalContainer,
-    NothingSurvives,
+    LocalRuntime,
     find_program,
     require_command,
     require_plain_words,
     resource_limits,
 )
+from armorclaw.containers.log_file import LogFile
 from armorclaw.containers.output import Output, captured
 from armorclaw.containers.peers import children_of, descends_from, pid_namespace
 from armorclaw.containers.runtime import Peer, Running
@@ -50,13 +51,10 @@ _SYSTEM_FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _SYSTEM_FILES = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime")
 
 
-class SandboxRuntime(NothingSurvives):
-    """The Runtime that needs bubblewrap only. What agents print goes to `log_dir`/NAME.log."""
+class SandboxRuntime(LocalRuntime):
+    """The Runtime that needs bubblewrap only."""
 
     kind = "sandbox"
-
-    def __init__(self, log_dir: Path) -> None:
-        self._log_dir = log_dir
 
     async def check(self) -> str:
         """Try it, filter and limits and all, as an unprivileged user; one line of what an agent gets.
@@ -88,11 +86,11 @@ class SandboxRuntime(NothingSurvives):
 
         Raises `config_invalid`, `runtime_missing`, and `engine_refused` with bubblewrap's reason.
         """
-        async with self._made(spec, log=self._log_dir / f"{spec.name}.log") as running:
+        async with self._made(spec, log=self._log_of(spec.name)) as running:
             yield running
 
     @asynccontextmanager
-    async def _made(self, spec: ContainerSpec, log: Path | None) -> AsyncIterator[_Sandboxed]:
+    async def _made(self, spec: ContainerSpec, log: LogFile | None) -> AsyncIterator[_Sandboxed]:
         require_plain_words(spec)
         bwrap = find_program("bwrap", "bubblewrap")
         user = (spec.uid, spec.gid) if os.geteuid() == 0 else None
@@ -269,6 +267,10 @@ class _Sandboxed(LocalContainer):
         super().__init__("sandbox", spec, uid, child, gate)
         self._info = info
         self._first = first
+
+    @property
+    def _first_pid(self) -> int:
+        return self._info.child_pid
 
     def _require_program(self) -> None:
         require_command(self._spec, self._spec.command[0], lambda path: _host_path(self._spec, path))

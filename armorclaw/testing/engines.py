@@ -149,7 +149,13 @@ def _start(kind: Kind, folder: Path) -> subprocess.Popen[bytes]:
     environ = {"PATH": _path(), "HOME": str(folder), "CONTAINERS_CONF": str(folder / "containers.conf")}
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
-            command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command,
+            cwd=folder,  # where conmon leaves its marks
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
 
 

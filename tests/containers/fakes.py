@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,17 +21,21 @@ from armorclaw import config
 from armorclaw.clock import Surroundings
 from armorclaw.containers.fleet import Fleet, Services
 from armorclaw.containers.methods import register
+from armorclaw.containers.printed import LogPiece, LogWanted
 from armorclaw.containers.runtime import Peer as Credentials
 from armorclaw.containers.runtime import Running, Runtime
 from armorclaw.containers.runtimes import Runtimes
 from armorclaw.containers.secrets import secrets_payload
 from armorclaw.containers.spec import ContainerSpec, Exit, Found
+from armorclaw.containers.usage import Usage
 from armorclaw.errors import ArmorclawError
 from armorclaw.guard.audit import AuditLog
 from armorclaw.guard.grants import Grants
 from armorclaw.guard.keystore import KeyStore
-from armorclaw.rpc.local import call_local
-from armorclaw.rpc.peer import Call, Peer
+from armorclaw.guard.limits import Limits
+from armorclaw.rpc.call import Call
+from armorclaw.rpc.local import LocalStream, call_local, stream_local
+from armorclaw.rpc.peer import Peer
 from armorclaw.rpc.registry import NoParams, Registry, Role
 from armorclaw.store import Database
 from tests.events.inline_store import InlineDatabase
@@ -49,6 +53,8 @@ class FakeContainer:
         self.running = False
         self.removed = False
         self.stops: list[float] = []
+        self.uses = Usage(cpu_ns=0)
+        self.printed: list[LogPiece] = []
         self._runtime = runtime
         self._exit: Exit | None = None
         self._changed = trio.Event()
@@ -70,6 +76,11 @@ class FakeContainer:
             self._exit = Exit.of(status)
             self.wake()
 
+    async def changed(self) -> None:
+        await self._changed.wait()
+        if self._runtime.lost:
+            raise ArmorclawError("engine_unreachable", "the engine is gone")
+
     def wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
@@ -83,6 +94,14 @@ class FakeContainer:
         await trio.lowlevel.checkpoint()
         return self._exit
 
+    def prints(self, text: str, at_ms: int | None = None) -> None:
+        self.printed.append(LogPiece("stdout", at_ms, text.encode()))
+        self.wake()
+
+    async def usage(self) -> Usage:
+        await self._runtime.step("usage")
+        return self.uses if self.running else Usage()
+
     def owns(self, peer: Credentials) -> bool:
         return self.running and peer.pid == os.getpid() and self._runtime.trusts
 
@@ -94,6 +113,33 @@ class FakeContainer:
         with trio.move_on_after(grace):
             await self.wait()
         self.end(137)
+
+
+class FakeLog:
+    """What one fake container prints, until it ends."""
+
+    truncated = None
+
+    def __init__(self, container: FakeContainer | None, wanted: LogWanted) -> None:
+        self._container = container
+        self._wanted = wanted
+        printed = [] if container is None else container.printed
+        self._next = 0 if wanted.tail is None else max(0, len(printed) - wanted.tail)
+
+    def __aiter__(self) -> FakeLog:
+        return self
+
+    async def __anext__(self) -> LogPiece:
+        await trio.lowlevel.checkpoint()
+        container = self._container
+        if container is None:
+            raise StopAsyncIteration
+        while self._next >= len(container.printed):
+            if not (self._wanted.follow and container.running):
+                raise StopAsyncIteration
+            await container.changed()
+        self._next += 1
+        return container.printed[self._next - 1]
 
 
 class FakeRuntime:
@@ -113,6 +159,7 @@ class FakeRuntime:
         self.errors: dict[str, ArmorclawError] = {}
         self.hangs: set[str] = set()
         self.takes: dict[str, float] = {}
+        self.wanted: list[LogWanted] = []
         self.lost = False
         self.trusts = True
         self.heeds_sigterm = True
@@ -181,6 +228,14 @@ class FakeRuntime:
                 container.end(137)
                 container.removed = True
 
+    @asynccontextmanager
+    async def logs(self, agent: str, container: str | None, wanted: LogWanted) -> AsyncIterator[FakeLog]:
+        """As engines do it: of one container, and of one that was removed the same as before."""
+        await self.step("logs")
+        found = [each for each in self.containers if each.name == agent and container in (None, each.id)]
+        self.wanted.append(wanted)
+        yield FakeLog(found[-1] if found else None, wanted)
+
     async def survivors(self, instance: str) -> list[Found]:
         await self.step("survivors")
         return list(self.left)
@@ -216,7 +271,7 @@ class FakeRuntimes:
 
     async def every_engine(self) -> list[Runtime]:
         await trio.lowlevel.checkpoint()
-        return [each for each in self.by_kind.values() if each.survives and not each.lost]
+        return [each for each in self.by_kind.values() if each.survives and not getattr(each, "lost", False)]
 
 
 class Inside:
@@ -283,6 +338,7 @@ class FakeHouse:
             cursors=self.cursors,
             note=self._note,
             registry=self.registry,
+            limits=Limits(self.around.clock),
             around=self.around,
         )
         self.fleet = Fleet(cast(Runtimes, self.runtimes), services)
@@ -315,6 +371,9 @@ class FakeHouse:
 
     async def call(self, method: str, **params: Any) -> Any:
         return await call_local(self.registry, method, params, role=Role.OPERATOR)
+
+    def stream(self, method: str, /, **params: Any) -> AbstractAsyncContextManager[LocalStream]:
+        return stream_local(self.registry, method, params, role=Role.OPERATOR)
 
     async def until(self, *states: str, agent: str = "ada", generation: int = 0) -> None:
         known = self.fleet.get(agent)

@@ -15,7 +15,8 @@ import trio
 from armorclaw.containers.engine import EngineRuntime
 from armorclaw.containers.engine_config import container_name
 from armorclaw.containers.engine_http import Engine
-from armorclaw.containers.image import HostPython
+from armorclaw.containers.image import HostFiles
+from armorclaw.containers.printed import LogWanted
 from armorclaw.containers.spec import SOCKET_DIR, ContainerSpec, Found, Limits, Mount
 from armorclaw.errors import ArmorclawError
 
@@ -156,7 +157,7 @@ async def test_a_volume_of_the_image_is_no_way_to_the_disk(
     engine_runtime: EngineRuntime, make_spec: MakeSpec, door: Door
 ) -> None:
     engine = engine_runtime.engine
-    host = await trio.to_thread.run_sync(HostPython.find)
+    host = await trio.to_thread.run_sync(HostFiles.of_python)
 
     async def tar() -> AsyncIterator[bytes]:
         buffer = io.BytesIO()
@@ -198,14 +199,16 @@ async def test_logs_are_taken_apart(engine_runtime: EngineRuntime, make_spec: Ma
     spec = make_spec(
         "import sys; [print(n, 'out' * 100) for n in range(20)]; print('bad', file=sys.stderr)", hello=False
     )
-    written = {1: b"", 2: b""}
+    written = {"stdout": b"", "stderr": b""}
     async with engine_runtime.launch(spec) as running:
         await running.start()
         with trio.fail_after(20):
             await running.wait()
-            for stream, piece in await engine_runtime.engine.logs(running.id, tail=100):
-                written[stream] += piece
-    assert written == {1: b"".join(b"%d %b\n" % (n, b"out" * 100) for n in range(20)), 2: b"bad\n"}
+            async with engine_runtime.engine.logs(running.id, LogWanted()) as reader:
+                async for piece in reader:
+                    written[piece.stream] += piece.data
+    lines = b"".join(b"%d %b\n" % (n, b"out" * 100) for n in range(20))
+    assert written == {"stdout": lines, "stderr": b"bad\n"}
 
 
 # -- survivors of a bridge that was killed

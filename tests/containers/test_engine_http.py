@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from hypothesis import given
-from hypothesis import strategies as st
 
 from armorclaw.containers import engine_http
 from armorclaw.containers.engine import EngineRuntime, _ids, _outer_uids
-from armorclaw.containers.engine_http import Engine, EngineFault, LogFrames
+from armorclaw.containers.engine_http import Engine, EngineFault
 from armorclaw.errors import ArmorclawError
 
 VERSION = {"Version": "27.0", "ApiVersion": "1.46", "MinAPIVersion": "1.24", "Components": [{"Name": "Engine"}]}
@@ -227,28 +225,6 @@ async def test_an_images_name_stays_in_its_place(fake: FakeEngine, name: str) ->
             await runtime.check_image(name)
     assert raised.value.name == "image_missing"
     assert fake.asked == ["GET /version"]
-
-
-# -- logs
-
-
-PIECES = st.lists(st.tuples(st.sampled_from([1, 2]), st.binary(min_size=1, max_size=40)), max_size=8)
-
-
-@given(PIECES, st.lists(st.integers(1, 12), min_size=1, max_size=30))
-def test_log_frames_do_not_depend_on_chunk_borders(pieces: list[tuple[int, bytes]], sizes: list[int]) -> None:
-    wire = b"".join(bytes([kind, 0, 0, 0]) + len(text).to_bytes(4, "big") + text for kind, text in pieces)
-    frames, seen, at, turn = LogFrames(), {1: b"", 2: b""}, 0, 0
-    while at < len(wire):
-        size = sizes[turn % len(sizes)]
-        for kind, text in frames.feed(wire[at : at + size]):
-            seen[kind] += text
-        at, turn = at + size, turn + 1
-    assert seen == {kind: b"".join(text for other, text in pieces if other == kind) for kind in (1, 2)}
-
-
-def test_an_empty_frame_is_no_piece() -> None:
-    assert list(LogFrames().feed(bytes([1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 1]) + b"x")) == [(2, b"x")]
 
 
 # -- identity

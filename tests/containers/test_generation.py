@@ -47,9 +47,12 @@ def peer(*args: Any, **kwargs: Any) -> Peer:
 class Life:
     def __init__(self, nursery: trio.Nursery) -> None:
         self.changes = 0
-        self.container = FakeContainer(FakeRuntime(), None, "x", "ada")
+        runtime = FakeRuntime()
+        self.container = FakeContainer(runtime, None, "x", "ada")
         self.payload = bytearray(b"secret")
-        self.generation = Generation(1, self.container, SecretGrant(self.payload), False, 0, nursery, self._changed)
+        self.generation = Generation(
+            1, runtime, self.container, "d" * 64, SecretGrant(self.payload), False, 0, nursery, self._changed
+        )
 
     def _changed(self) -> None:
         self.changes += 1

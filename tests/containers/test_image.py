@@ -8,23 +8,23 @@ from pathlib import Path
 import pytest
 
 from armorclaw.containers.engine import EngineRuntime
-from armorclaw.containers.image import HostPython, _place, python_image
+from armorclaw.containers.image import HostFiles, _place, python_image
 from armorclaw.errors import ArmorclawError
 from armorclaw.testing.engines import IMAGE
 
 
 @pytest.fixture(scope="module")
-def host() -> HostPython:
-    return HostPython.find()
+def host() -> HostFiles:
+    return HostFiles.of_python()
 
 
-def written(host: HostPython) -> bytes:
+def written(host: HostFiles) -> bytes:
     buffer = io.BytesIO()
     host.write_tar(buffer)
     return buffer.getvalue()
 
 
-def test_the_tar_is_a_root_file_system(host: HostPython) -> None:
+def test_the_tar_is_a_root_file_system(host: HostFiles) -> None:
     with tarfile.open(fileobj=io.BytesIO(written(host))) as tar:
         members = {member.name: member for member in tar.getmembers()}
         names = list(members)
@@ -45,18 +45,18 @@ def test_the_tar_is_a_root_file_system(host: HostPython) -> None:
     assert [name for name in names if name.endswith(("/sh", "/bash"))] == []
 
 
-def test_the_tar_is_the_same_each_time(host: HostPython) -> None:
+def test_the_tar_is_the_same_each_time(host: HostFiles) -> None:
     assert written(host) == written(host)
-    assert host.digest() == HostPython.find().digest()
+    assert host.digest() == HostFiles.of_python().digest()
 
 
 def test_the_digest_follows_the_files(tmp_path: Path) -> None:
     file = tmp_path / "a"
     file.write_text("x")
-    first = HostPython({"usr/a": file}, {}).digest()
-    assert HostPython({"usr/b": file}, {}).digest() != first
+    first = HostFiles({"usr/a": file}, {}).digest()
+    assert HostFiles({"usr/b": file}, {}).digest() != first
     os.utime(file, ns=(1, 1))
-    assert HostPython({"usr/a": file}, {}).digest() != first
+    assert HostFiles({"usr/a": file}, {}).digest() != first
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,22 @@ def test_places(path: str, place: str) -> None:
 @pytest.mark.parametrize("python", ["/no/such/python3", "/usr/bin/true"])
 def test_a_host_without_python(python: str) -> None:
     with pytest.raises(ArmorclawError) as raised:
-        HostPython.find(python)
+        HostFiles.of_python(python)
     assert raised.value.name == "runtime_missing"
     assert len(raised.value.lines()) == 3
+
+
+def test_one_program_and_its_libraries() -> None:
+    host = HostFiles.of_program(Path("/usr/bin/socat"))
+    assert host.files["usr/bin/socat"] == Path("/usr/bin/socat")
+    assert {"libc.so.6"} < {Path(place).name for place in host.files}
+    assert host.links["lib"] == "usr/lib"
+
+
+def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ArmorclawError) as raised:
+        HostFiles.of_program(tmp_path / "node")
+    assert raised.value.name == "runtime_missing"
 
 
 @pytest.mark.parametrize("runtime_kind", ["docker", "podman"], indirect=True)

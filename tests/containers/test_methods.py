@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from armorclaw.config import AgentLimits
 from armorclaw.errors import ArmorclawError
 from armorclaw.rpc.registry import Role
 from tests.containers.fakes import FakeHouse, declared, house_in
@@ -137,6 +138,122 @@ async def test_an_agent_that_ends_at_once_was_started_all_the_same(
     assert (row["state"], row["last_end"], row["container_id"]) == ("failed", "exit 3", None)
 
 
+@pytest.mark.mission("K.status")
+async def test_inspect(house: FakeHouse, autojump_clock: MockClock) -> None:
+    await house.store_key("k")
+    env = {"TOKEN": "not to be seen", "A": "b"}
+    await house.up(declared(keys=("k",), rooms=("!a:x",), env=env, limits=AgentLimits(cpus=0.5)))
+    await house.ready()
+    seen = await house.call("containers.inspect", name="ada")
+    assert len(seen.pop("digest")) == 64
+    assert seen.pop("since_ms") > 0
+    container = house.runtime.last
+    assert seen == {
+        "name": "ada",
+        "state": "ready",
+        "wanted": True,
+        "ready": True,
+        "generation": 1,
+        "restarts": 0,
+        "last_end": "",
+        "container_name": "armorclaw-inst-ada",
+        "container_id": container.id,
+        "adopted": False,
+        "runs_on": "sandbox",
+        "runtime": "auto",
+        "image": None,
+        "command": ["agent"],
+        "code": None,
+        "uid": 10001,
+        "socket": str(house.folder / "run/mounts/ada/ada.sock"),
+        "account": "main",
+        "rooms": ["!a:x"],
+        "keys": ["k"],
+        "env": ["A", "TOKEN"],
+        "limits": {"memory": 512 * 2**20, "cpus": 0.5, "pids": 128, "files": 1024, "tmp": 64 * 2**20},
+        "ready_timeout": 0.0,
+    }
+    assert await house.call("containers.inspect", name=container.id) == await house.call(
+        "containers.inspect", name="ada"
+    )
+    container.end(3)
+    await house.until("running", generation=2)
+    again = await house.call("containers.inspect", name="ada")
+    assert (again["restarts"], again["generation"], again["last_end"], again["ready"]) == (1, 2, "exit 3", False)
+    await house.call("stop", name="ada")
+    at_rest = await house.call("containers.inspect", name="ada")
+    gone = ("container_id", "since_ms", "digest", "adopted", "runs_on")
+    assert [at_rest[name] for name in (*gone, "wanted", "state")] == [None] * 5 + [False, "stopped"]
+    assert (await refusal(house, "containers.inspect", name="nobody")).name == "container_not_found"
+
+
+# -- restart
+
+
+@pytest.mark.mission("P0.3")
+@pytest.mark.parametrize("state", ["running", "stopped", "failed", "restarting"])
+async def test_restart_from_any_state(house: FakeHouse, state: str, autojump_clock: MockClock) -> None:
+    await house.up(declared())
+    await house.until("running")
+    if state == "stopped":
+        await house.call("stop", name="ada")
+    elif state != "running":
+        house.runtime.errors["launch"] = ArmorclawError("start_failed", "no")
+        house.runtime.last.end(1)
+        await house.until("failed")
+        if state == "restarting":
+            house.runtime.errors["launch"] = ArmorclawError("engine_unreachable", "gone")
+            assert (await refusal(house, "start", name="ada")).name == "engine_unreachable"
+            await house.until("restarting")
+        house.runtime.errors.clear()
+    before, began = house.runtime.last.id, trio.current_time()
+    answer = await house.call("containers.restart", name="ada")
+    assert trio.current_time() - began < 4
+    assert answer["status"] == "running"
+    assert answer["container_id"] == house.runtime.last.id != before
+    assert (answer["name"], answer["ready"]) == ("ada", False)
+    ada = house.fleet.get("ada")
+    assert (ada.state, ada.wanted) == ("running", True)
+    assert len(house.runtime.live) == 1
+
+
+@pytest.mark.mission("P0.3")
+async def test_a_restart_that_takes_long_says_so(house: FakeHouse, autojump_clock: MockClock) -> None:
+    await house.up(declared())
+    await house.until("running")
+    house.runtime.takes["remove"] = 8
+    began = trio.current_time()
+    answer = await house.call("containers.restart", name="ada")
+    assert trio.current_time() - began < 4
+    assert (answer["status"], answer["container_id"]) == ("restarting", "")
+    house.runtime.takes.clear()
+    await house.until("running", generation=2)
+
+
+@pytest.mark.mission("P0.3")
+async def test_what_keeps_it_from_starting_again_is_said(house: FakeHouse, autojump_clock: MockClock) -> None:
+    await house.up(declared())
+    await house.until("running")
+    house.runtime.errors["launch"] = ArmorclawError("start_failed", "no such program", hint="write it")
+    error = await refusal(house, "containers.restart", name="ada")
+    assert (error.name, error.hint) == ("start_failed", "write it")
+    house.runtime.errors.clear()
+    await house.until("running", generation=2)
+
+
+@pytest.mark.mission("P0.3")
+async def test_a_restart_clears_the_record(house: FakeHouse, autojump_clock: MockClock) -> None:
+    """One that fails again and again is not given up for what was before."""
+    await house.up(declared())
+    for generation in range(1, 12):
+        await house.until("running", generation=generation)
+        if generation % 4 == 0:
+            await house.call("containers.restart", name="ada")
+        else:
+            house.runtime.last.end(1)
+    await house.until("running", generation=12)
+
+
 # -- wrong params: each names its field
 
 
@@ -215,7 +332,8 @@ async def test_what_an_agent_may_not_say(
 
 @pytest.mark.mission("K.socket")
 async def test_each_role_has_its_own(house: FakeHouse, autojump_clock: MockClock) -> None:
-    assert house.registry.names(Role.OPERATOR) == ["containers.list", "start", "stop"]
+    containers = [f"containers.{name}" for name in ("inspect", "list", "logs", "restart", "stats")]
+    assert house.registry.names(Role.OPERATOR) == ["agent.call", *containers, "start", "stop"]
     assert house.registry.names(Role.AGENT) == ["agent.ready", "secrets.take"]
     assert house.registry.names(Role.OBSERVER) == ["containers.list"]
     assert house.registry.names(Role.REMOTE) == []

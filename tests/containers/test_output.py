@@ -1,59 +1,20 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 import pytest
 import trio
-from hypothesis import given
-from hypothesis import strategies as st
 
 from armorclaw.containers import output
-from armorclaw.containers.output import RotatingFile, captured, read_tail
+from armorclaw.containers.log_file import FILE_BYTES, LogFile
+from armorclaw.containers.output import captured
 from armorclaw.errors import ArmorclawError
-
-
-@given(
-    limit=st.integers(1, 50),
-    writes=st.lists(st.binary(max_size=120), max_size=8),
-    wanted=st.integers(0, 120),
-    reopen=st.booleans(),
-)
-def test_two_files_hold_the_end(
-    tmp_path_factory: pytest.TempPathFactory, limit: int, writes: list[bytes], wanted: int, reopen: bool
-) -> None:
-    path = tmp_path_factory.mktemp("log") / "a.log"
-    file = RotatingFile(path, limit)
-    for data in writes:
-        file.write(data)
-        if reopen:
-            file.close()
-            file = RotatingFile(path, limit)
-    file.close()
-    everything = b"".join(writes)
-    sizes = [each.stat().st_size for each in sorted(path.parent.iterdir())]
-    assert len(sizes) <= 2
-    assert all(size <= limit for size in sizes)
-    assert sum(sizes) >= min(len(everything), limit)
-    tail = read_tail(path, wanted)
-    assert everything.endswith(tail)
-    assert len(tail) == min(wanted, sum(sizes))
-
-
-def test_for_its_owner_alone(tmp_path: Path) -> None:
-    RotatingFile(tmp_path / "logs" / "a.log").close()
-    assert stat.S_IMODE((tmp_path / "logs" / "a.log").stat().st_mode) == 0o600
-    assert stat.S_IMODE((tmp_path / "logs").stat().st_mode) == 0o700
-
-
-def test_no_log_yet(tmp_path: Path) -> None:
-    assert read_tail(tmp_path / "a.log", 100) == b""
 
 
 async def test_captures_to_the_last_byte(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
-    async with captured(path) as got:
+    async with captured(LogFile(path)) as got:
         os.write(got.fd, b"one\ntwo\n")
         await trio.testing.wait_all_tasks_blocked()
         os.write(got.fd, b"three\nlast words")
@@ -62,7 +23,7 @@ async def test_captures_to_the_last_byte(tmp_path: Path) -> None:
 
 async def test_appends_to_what_earlier_generations_said(tmp_path: Path) -> None:
     for word in (b"first\n", b"second\n"):
-        async with captured(tmp_path / "a.log") as got:
+        async with captured(LogFile(tmp_path / "a.log")) as got:
             os.write(got.fd, word)
     assert (tmp_path / "a.log").read_bytes() == b"first\nsecond\n"
 
@@ -72,7 +33,7 @@ async def test_a_chatterbox_is_bounded_and_slowed_down(
 ) -> None:
     line = b"x" * 1023 + b"\n"
     began = trio.current_time()
-    async with captured(tmp_path / "a.log") as got:
+    async with captured(LogFile(tmp_path / "a.log")) as got:
         stream = trio.lowlevel.FdStream(os.dup(got.fd))
         got.handed_over()
         async with stream:
@@ -80,14 +41,14 @@ async def test_a_chatterbox_is_bounded_and_slowed_down(
                 await stream.send_all(b"%07d" % number + line[7:])
     assert trio.current_time() - began >= 8 * 1024 * 1024 / output.BYTES_PER_SECOND - 0.1
     assert sorted(os.listdir(tmp_path)) == ["a.log", "a.log.1"]
-    assert all(os.stat(tmp_path / name).st_size <= output.FILE_BYTES for name in os.listdir(tmp_path))
-    assert read_tail(tmp_path / "a.log", 1024).startswith(b"0008191")
+    assert all(os.stat(tmp_path / name).st_size <= FILE_BYTES for name in os.listdir(tmp_path))
+    assert (tmp_path / "a.log").read_bytes()[-1024:].startswith(b"0008191")
 
 
 async def test_somebody_who_keeps_the_pipe_does_not_keep_us(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with captured(tmp_path / "a.log") as got:
+    async with captured(LogFile(tmp_path / "a.log")) as got:
         kept = os.dup(got.fd)
         os.write(kept, b"hi")
     os.close(kept)
@@ -109,8 +70,8 @@ async def test_a_full_disk_costs_the_output_only(tmp_path: Path, monkeypatch: py
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(RotatingFile, "write", full)
-    async with captured(tmp_path / "a.log") as got:
+    monkeypatch.setattr(LogFile, "write", full)
+    async with captured(LogFile(tmp_path / "a.log")) as got:
         async with trio.lowlevel.FdStream(os.dup(got.fd)) as stream:
             with trio.fail_after(10):
                 await stream.send_all(b"x" * 200_000)  # more than a pipe holds: somebody still reads
@@ -119,18 +80,18 @@ async def test_a_full_disk_costs_the_output_only(tmp_path: Path, monkeypatch: py
 async def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "a.log").symlink_to("/etc/passwd")
     with pytest.raises(ArmorclawError) as caught:
-        async with captured(tmp_path / "a.log"):
+        async with captured(LogFile(tmp_path / "a.log")):
             pass
     assert caught.value.name == "storage_failed"
 
 
 async def test_errors_and_cancellation_pass_unwrapped(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):  # noqa: PT012
-        async with captured(tmp_path / "a.log") as got:
+        async with captured(LogFile(tmp_path / "a.log")) as got:
             os.write(got.fd, b"said before")
             raise ZeroDivisionError
     with trio.CancelScope() as scope:
-        async with captured(tmp_path / "a.log") as got:
+        async with captured(LogFile(tmp_path / "a.log")) as got:
             os.write(got.fd, b", and then")
             scope.cancel(reason="the test says so")
             await trio.sleep_forever()
@@ -140,6 +101,6 @@ async def test_errors_and_cancellation_pass_unwrapped(tmp_path: Path) -> None:
 
 async def test_no_descriptor_is_left(tmp_path: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
-    async with captured(tmp_path / "a.log"):
+    async with captured(LogFile(tmp_path / "a.log")):
         pass
     assert set(os.listdir("/proc/self/fd")) == before

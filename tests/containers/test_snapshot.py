@@ -208,6 +208,7 @@ def test_the_library_stands_alone(tmp_path: Path) -> None:
     ]
     assert sorted(path.name for path in (copy / "armorclaw" / "rpc").iterdir()) == [
         "__init__.py",
+        "flow.py",
         "framing.py",
         "jsonrpc.py",
     ]

@@ -160,7 +160,7 @@ def test_agents_as_functions_and_as_scripts(pytester: pytest.Pytester) -> None:
                 await message.reply(message.body[0])
 
             alice = matrix_user()
-            user = bridge.status().accounts[0]["user_id"]
+            user = bridge.status().accounts[0].user_id
             room = await trio.to_thread.run_sync(lambda: alice.create_room("a", invite=[user]))
             await agent(first, rooms=[room])
             assert await trio.to_thread.run_sync(answered, alice, room, "hello") == "h"
