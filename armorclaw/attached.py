@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, Protocol
 
 import trio
 
-from armorclaw.agent.base import BaseAgent, retry_ms, send_params
-from armorclaw.agent.errors import AgentError
+from armorclaw.agent.base import BaseAgent, call_params, retry_ms, send_params
+from armorclaw.agent.callbacks import MAX_CALLS
+from armorclaw.agent.calls import AsyncCall
+from armorclaw.agent.errors import (
+    AgentError,
+    chunk_not_json,
+    handler_failed,
+    no_such_call,
+    stopped,
+    timed_out,
+    too_many_calls,
+)
 from armorclaw.agent.messages import AsyncMessage, Delivery, Event
 from armorclaw.agent.secrets import Secrets
+from armorclaw.agent.session import CALL_TIMEOUT
+from armorclaw.agent.streams import Progress
 from armorclaw.errors import ArmorclawError, one_error, trace
 from armorclaw.events import event
 from armorclaw.events.subscription import Subscription
 from armorclaw.events.subscriptions import MAIN, Subscriptions
 from armorclaw.log import get_logger
+from armorclaw.rpc import call as rpc
+from armorclaw.rpc.caller import OnProgress, RawStream
+from armorclaw.rpc.failure import error_from_wire
 
 log = get_logger(__name__)
 
@@ -35,6 +51,14 @@ class Call(Protocol):
     """Calls a method of the wire as this agent."""
 
     async def __call__(self, method: str, params: dict[str, Any]) -> Any: ...
+
+
+class OpenStream(Protocol):
+    """Calls a streaming method of the wire as this agent."""
+
+    def __call__(
+        self, method: str, params: dict[str, Any], *, on_progress: OnProgress | None = None
+    ) -> AbstractAsyncContextManager[RawStream]: ...
 
 
 class AttachedAgent(BaseAgent):
@@ -53,6 +77,7 @@ class AttachedAgent(BaseAgent):
         granted: Callable[[], AbstractAsyncContextManager[None]],
         take_secrets: Callable[[], Awaitable[bytes]],
         call: Call,
+        stream: OpenStream,
     ) -> None:
         super().__init__(socket="")
         self._name = name
@@ -62,8 +87,11 @@ class AttachedAgent(BaseAgent):
         self._granted = granted
         self._take_secrets = take_secrets
         self._call = call
+        self._stream = stream
         self._secrets: Secrets | None = None
         self._scope = trio.CancelScope()
+        self._running = False
+        self._answering: set[trio.CancelScope] = set()
         self.make_event: Callable[[dict[str, Any]], Event] = lambda wire: AsyncMessage(wire, self)
         """What handlers get, from an event as on the wire."""
 
@@ -85,13 +113,55 @@ class AttachedAgent(BaseAgent):
             raise AgentError(-32002, "unavailable", "secrets come when the agent runs", "use them in a handler")
         return self._secrets
 
-    async def call(self, method: str, /, **params: Any) -> Any:
-        """Any method that agents may call. Raises AgentError for an error."""
+    async def call(self, method: str, /, *, timeout: float = CALL_TIMEOUT, **params: Any) -> Any:
+        """Any method that agents may call. Raises AgentError for an error, `timed_out` after `timeout` seconds."""
+        with _as_agents_know_it(), trio.move_on_after(timeout):
+            return await self._call(method, call_params(params))
+        raise timed_out(method, timeout)
+
+    @asynccontextmanager
+    async def stream(
+        self, method: str, /, *, on_progress: OnProgress | None = None, **params: Any
+    ) -> AsyncIterator[AttachedStream]:
+        """A streaming method that agents may call, for the length of the block; leaving early cancels it."""
+        async with AsyncExitStack() as stack:
+            with _as_agents_know_it():
+                opened = self._stream(method, call_params(params), on_progress=on_progress)
+                stream = await stack.enter_async_context(opened)
+            yield AttachedStream(stream)
+
+    async def answer(self, call: rpc.Call, method: str, params: Any) -> Any:
+        """Have the handler of `on_call` answer a call that somebody makes to this agent.
+
+        Raises ArmorclawError: what the handler raises, method_not_found, queue_full, and unavailable when the agent
+        does not run, or ends meanwhile.
+        """
         try:
-            return await self._call(method, params)
-        except ArmorclawError as error:  # as it would come out of a socket
-            kind = error.kind
-            raise AgentError(kind.code, kind.name, str(error), error.hint, kind.retryable) from error
+            return await self._answer(call, method, params)
+        except AgentError as error:
+            raise error_from_wire(error.payload(), cut=False) from None
+
+    async def _answer(self, call: rpc.Call, method: str, params: Any) -> Any:
+        handler = self._answers.get(method)
+        if handler is None:
+            raise no_such_call(method)
+        if not self._running:
+            raise stopped()
+        if len(self._answering) >= MAX_CALLS:
+            raise too_many_calls(MAX_CALLS)
+        with trio.CancelScope() as scope:
+            self._answering.add(scope)
+            try:
+                result = handler(AsyncCall(method, params, _Line(call)))
+                return await result if inspect.isawaitable(result) else result
+            except AgentError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the caller must learn of it
+                log.error("handler of a call failed", agent=self._name, method=method, trace=trace(error))
+                raise handler_failed(error) from None
+            finally:
+                self._answering.discard(scope)
+        raise stopped()
 
     def stop(self) -> None:
         """Ask `run` to end; what is in hand is not acknowledged, so it comes again."""
@@ -129,7 +199,13 @@ class AttachedAgent(BaseAgent):
         self._secrets = Secrets(await self._take_secrets())
         with trio.CancelScope() as self._scope:
             async with self._granted():
-                await self._keep_listening(started)
+                self._running = True
+                try:
+                    await self._keep_listening(started)
+                finally:
+                    self._running = False
+                    for scope in self._answering:
+                        scope.cancel(reason="the agent has ended")
 
     async def _keep_listening(self, started: Callable[[], None]) -> None:
         while True:
@@ -192,6 +268,64 @@ class AttachedAgent(BaseAgent):
                 pause = min(pause * 2, longest)
             else:
                 return
+
+
+class AttachedStream:
+    """A streaming call, as `armorclaw.agent.AsyncStream`."""
+
+    def __init__(self, stream: RawStream) -> None:
+        self._stream = stream
+
+    def __aiter__(self) -> AttachedStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        with _as_agents_know_it():
+            return await self._stream.__anext__()
+
+    async def result(self) -> Any:
+        """What is answered last; pieces that nobody took are dropped. Raises the error answered."""
+        with _as_agents_know_it():
+            return await self._stream.result()
+
+    async def send(self, value: Any) -> None:
+        """Send a piece of the params: any JSON, or up to 192 KiB of bytes."""
+        with _as_agents_know_it():
+            await self._stream.send(value)
+
+    async def end(self) -> None:
+        """Say that the params are complete."""
+        await self._stream.end()
+
+
+class _Line:
+    """To the caller of the agent, for one call; its handler is cancelled when nobody wants the answer any more."""
+
+    def __init__(self, call: rpc.Call) -> None:
+        self._call = call
+
+    @property
+    def cancelled(self) -> bool:
+        return trio.current_effective_deadline() == -math.inf
+
+    def progress(self, progress: Progress) -> None:
+        self._call.progress(*progress)
+
+    async def send(self, chunk: Any) -> None:
+        with _as_agents_know_it():
+            try:
+                await self._call.send(chunk)
+            except (TypeError, ValueError) as wrong:
+                raise chunk_not_json(wrong) from None
+
+
+@contextmanager
+def _as_agents_know_it() -> Iterator[None]:
+    """Errors of ours as they would come out of a socket."""
+    try:
+        yield
+    except ArmorclawError as error:
+        raise AgentError.from_reply(error.payload()) from error
 
 
 async def _follow(subscription: Subscription, sink: _Sink, *, task_status: trio.TaskStatus[None]) -> None:

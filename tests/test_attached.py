@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from armorclaw import Bridge, open_bridge
-from armorclaw.agent import AgentError, AsyncMessage
+from armorclaw.agent import AgentError, AsyncCall, AsyncMessage
 from armorclaw.attached import AttachedAgent
 from armorclaw.config import Account, Agent, BridgeSection, Config
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
+from armorclaw.rpc.call import Call
+from armorclaw.rpc.registry import NoParams, Role
 
 ROOM, OTHER = "!one:x", "!two:x"
 
@@ -299,3 +302,164 @@ async def test_it_has_the_names_of_an_agent_in_a_container(armorclaw_folder: Pat
             assert caught.value.name == "denied"
             agent.stop()
         assert bridge.grants.rooms_of("inside") == {ROOM}
+
+
+# calls
+
+
+async def ask(bridge: Bridge, method: str, params: Any = None) -> Any:
+    return await bridge.call("agent.call", agent="inside", method=method, params=params)
+
+
+def inside(bridge: Bridge) -> AttachedAgent:
+    return bridge.attach("inside", rooms=[ROOM])
+
+
+async def test_it_answers_calls_with_chunks_and_progress(bridge: Bridge) -> None:
+    agent = inside(bridge)
+    seen: list[Any] = []
+
+    @agent.on_call("summarise")
+    async def summarise(call: AsyncCall) -> dict[str, Any]:
+        for number, word in enumerate(call.params["words"]):
+            call.progress(number + 1, 2, word)
+            await call.send({"word": word})
+        assert not call.cancelled
+        return {"method": call.method}
+
+    async with running(agent):
+        params = {"words": ["one", "two"]}
+        stream = bridge.stream(
+            "agent.call",
+            agent="inside",
+            method="summarise",
+            params=params,
+            on_progress=lambda *news: seen.append(news),
+        )
+        async with stream as chunks:
+            assert [chunk async for chunk in chunks] == [{"word": "one"}, {"word": "two"}]
+            assert await chunks.result() == {"method": "summarise"}
+    assert seen == [(1, 2, "one"), (2, 2, "two")]
+
+
+async def test_plain_functions_answer_calls_too(bridge: Bridge) -> None:
+    agent = inside(bridge)
+    agent.on_call("add")(lambda call: sum(call.params))
+    async with running(agent):
+        assert await ask(bridge, "add", [1, 2]) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "text"),
+    [
+        ("fails", "remote_failed", "LookupError: no page"),
+        ("refuses", "conflict", "busy"),
+        ("nothing", "method_not_found", "this agent has no method 'nothing'"),
+        ("odd", "invalid_params", "a chunk that is no JSON"),
+        ("large", "too_large", "too large"),
+    ],
+)
+async def test_what_goes_wrong_in_a_call(bridge: Bridge, method: str, name: str, text: str) -> None:
+    agent = inside(bridge)
+
+    @agent.on_call("fails")
+    async def fails(call: AsyncCall) -> None:
+        raise LookupError("no page")
+
+    @agent.on_call("refuses")
+    async def refuses(call: AsyncCall) -> None:
+        raise AgentError(-32005, "conflict", "busy")
+
+    @agent.on_call("odd")
+    async def odd(call: AsyncCall) -> None:
+        await call.send(object())
+
+    @agent.on_call("large")
+    async def large(call: AsyncCall) -> None:
+        await call.send("x" * 300_000)
+
+    async with running(agent):
+        with pytest.raises(ArmorclawError, match=text) as failed:
+            await ask(bridge, method)
+    assert failed.value.name == name
+
+
+async def test_calls_have_a_limit_and_end_with_whoever_is_first(bridge: Bridge) -> None:
+    """With the caller who leaves, or with the agent."""
+    agent = inside(bridge)
+    begun: list[int] = []
+    ended: list[int] = []
+    outcomes: list[str] = []
+
+    @agent.on_call("wait")
+    async def wait(call: AsyncCall) -> None:
+        begun.append(call.params)
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append(call.params)
+
+    async def one(number: int) -> None:
+        try:
+            await ask(bridge, "wait", number)
+        except ArmorclawError as error:
+            outcomes.append(error.name)
+
+    async with trio.open_nursery() as callers:
+        async with running(agent):
+            for number in range(7):
+                callers.start_soon(one, number)
+            with trio.move_on_after(0.05):
+                await one(99)
+            assert ended == [99]
+            callers.start_soon(one, 7)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            with pytest.raises(ArmorclawError) as refused:
+                await ask(bridge, "wait", 8)
+            assert refused.value.name == "queue_full"
+    assert outcomes == ["unavailable"] * 8
+    assert sorted(ended) == [*range(8), 99]
+    with pytest.raises(ArmorclawError) as gone:
+        await ask(bridge, "wait", 9)
+    assert gone.value.name == "container_not_found"
+
+
+async def test_it_streams_from_the_bridge(bridge: Bridge) -> None:
+    agent = inside(bridge)
+
+    @bridge.registry.method("count", result=dict, chunk=int, upload=bytes, roles=[Role.AGENT])
+    async def count(call: Call, params: NoParams) -> dict[str, int]:
+        total = 0
+        async for piece in call.uploads():
+            total += len(piece)
+            if piece == b"bad":
+                raise ArmorclawError("conflict", "not that one")
+            await call.send(total)
+        return {"total": total}
+
+    async with agent.stream("count") as stream:
+        await stream.send(b"12345")
+        assert await anext(stream) == 5
+        await stream.end()
+        assert [piece async for piece in stream] == []
+        assert await stream.result() == {"total": 5}
+    async with agent.stream("count") as stream:
+        await stream.send(b"bad")
+        with pytest.raises(AgentError, match="not that one"):
+            await stream.result()
+    with pytest.raises(AgentError) as refused:
+        async with agent.stream("containers.logs", name="x"):
+            pass
+    assert refused.value.name == "denied"
+
+
+async def test_a_call_that_takes_too_long(bridge: Bridge) -> None:
+    agent = inside(bridge)
+
+    @bridge.registry.method("forever", roles=[Role.AGENT])
+    async def forever(call: Call, params: NoParams) -> None:
+        await trio.sleep_forever()
+
+    with pytest.raises(AgentError) as late:
+        await agent.call("forever", timeout=0.05)
+    assert late.value.name == "timed_out"

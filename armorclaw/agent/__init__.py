@@ -21,29 +21,38 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from armorclaw.agent.agent import Agent
-from armorclaw.agent.errors import AgentError
+from armorclaw.agent.calls import AsyncCall, Call
+from armorclaw.agent.errors import AgentError, CallCancelledError
+from armorclaw.agent.link import Stream
 from armorclaw.agent.messages import AsyncMessage, Delivery, Event, Message
 from armorclaw.agent.secrets import Secret, Secrets
 
 if TYPE_CHECKING:
     from armorclaw.agent.aio import AsyncAgent
+    from armorclaw.agent.aio_link import AsyncStream
 
 __all__ = [
     "Agent",
     "AgentError",
     "AsyncAgent",
+    "AsyncCall",
     "AsyncMessage",
+    "AsyncStream",
+    "Call",
+    "CallCancelledError",
     "Delivery",
     "Event",
     "Message",
     "Secret",
     "Secrets",
+    "Stream",
 ]
 
 
 def __getattr__(name: str) -> object:
-    if name == "AsyncAgent":  # asyncio doubles the time and memory a small agent takes to start
-        from armorclaw.agent.aio import AsyncAgent
+    if name in ("AsyncAgent", "AsyncStream"):  # asyncio doubles the time and memory a small agent takes to start
+        from armorclaw.agent import aio
 
-        return AsyncAgent
+        value: object = getattr(aio, name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,13 +22,24 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
-from armorclaw.agent.base import STOP_GRACE, BaseAgent, retry_ms, say, send_params, socket_from_environment
-from armorclaw.agent.errors import AgentError
+from armorclaw.agent.base import (
+    STOP_GRACE,
+    BaseAgent,
+    call_params,
+    retry_ms,
+    say,
+    send_params,
+    socket_from_environment,
+)
+from armorclaw.agent.callbacks import Callback
+from armorclaw.agent.calls import Call
+from armorclaw.agent.errors import AgentError, CallCancelledError
 from armorclaw.agent.lanes import Lanes
-from armorclaw.agent.link import Link
+from armorclaw.agent.link import CallLine, Link, Stream
 from armorclaw.agent.messages import Delivery, Message
 from armorclaw.agent.secrets import harden_process
-from armorclaw.agent.session import Session
+from armorclaw.agent.session import CALL_TIMEOUT, Session
+from armorclaw.agent.streams import OnProgress
 
 
 class Agent(BaseAgent):
@@ -63,7 +74,7 @@ class Agent(BaseAgent):
         in_main = threading.current_thread() is threading.main_thread()
         if in_main and self._socket is None:
             harden_process()
-        self._session = Session(say=say)
+        self._session = Session(answers=self._answers, say=say)
         with Link(path, self._session) as link:
             self._link = link
             with stop_signals(self.stop, link) if in_main else contextlib.nullcontext():
@@ -98,9 +109,29 @@ class Agent(BaseAgent):
         result = self._running().call("matrix.send", params, resend="idempotency_key" in params)
         return Delivery.from_result(result)
 
-    def call(self, method: str, /, **params: Any) -> Any:
-        """Any method of the bridge (docs/protocol.md). Returns its result; raises AgentError for an error."""
-        return self._running().call(method, params)
+    def call(self, method: str, /, *, timeout: float = CALL_TIMEOUT, **params: Any) -> Any:
+        """Any method of the bridge (docs/protocol.md). Returns its result; raises AgentError for an error.
+
+        `timeout` is in seconds, waiting for a bridge that restarts included. A trailing underscore is dropped from
+        the name of a param: `from_=5`, and `timeout_=` for one of that name.
+        """
+        return self._running().call(method, call_params(params), timeout=timeout)
+
+    @contextlib.contextmanager
+    def stream(self, method: str, /, *, on_progress: Optional[OnProgress] = None, **params: Any) -> Iterator[Stream]:
+        """A streaming method of the bridge, for the length of the block; leaving early cancels it.
+
+            with agent.stream("…") as stream:
+                for piece in stream: …
+                print(stream.result())
+
+        `on_progress(done, total, message)` is called by whoever waits for the next piece. Params as for `call`.
+        """
+        stream = Stream(self._running(), method, call_params(params), on_progress)
+        try:
+            yield stream
+        finally:
+            stream.close()
 
     def _running(self) -> Link:
         if self._link is None:
@@ -116,13 +147,21 @@ class Agent(BaseAgent):
                 break
             for wire in wires:
                 self._accept(Message(wire, self))
+            for callback in link.take_calls():
+                # at most MAX_CALLS of them at once; daemons, for the same reason as the workers
+                threading.Thread(
+                    target=self._serve_call, args=(callback,), name="armorclaw-call", daemon=True
+                ).start()
         until = time.monotonic() + STOP_GRACE
+        with link.session_when() as session:
+            session.stopping = True
         with self._changed:
             self._lanes.clear()  # not begun: the bridge has them still
         while self._lanes.out or not link.quiet():
             left = until - time.monotonic()
             if left <= 0:
-                say(f"{self._lanes.out} handlers did not finish within {STOP_GRACE:g} s")
+                unfinished = self._lanes.out + len(link.session.callbacks.running)
+                say(f"{unfinished} handlers did not finish within {STOP_GRACE:g} s")
                 return
             link.turn(left)
 
@@ -173,6 +212,21 @@ class Agent(BaseAgent):
         link.finished(message.key, retry_ms=retry)
         with self._changed:
             self._lanes.done(message.room_id)
+        if self._ending(link):
+            link.wake()
+
+    def _serve_call(self, callback: Callback) -> None:
+        link = self._running()
+        result: Any = None
+        failed: Optional[AgentError] = None
+        try:
+            result = self._answers[callback.method](Call(callback.method, callback.params, CallLine(link, callback)))
+        except CallCancelledError as error:
+            failed = error  # nobody is there to be told
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must learn of it
+            failed = self._call_failed(callback.method, error)
+        with link.session_when() as session:
+            session.callbacks.answer(callback, result, failed)
         if self._ending(link):
             link.wake()
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Optional, TypeVar
 
-from armorclaw.agent.errors import AgentError
+from armorclaw.agent.errors import AgentError, handler_failed
 from armorclaw.agent.secrets import Secret, Secrets
 from armorclaw.agent.session import Session
 
@@ -23,6 +23,7 @@ class BaseAgent:
     def __init__(self, socket: Optional[str] = None) -> None:
         self._socket = socket
         self._handlers: dict[str, Callable[[Any], Any]] = {}
+        self._answers: dict[str, Callable[[Any], Any]] = {}  # handlers of calls
         self._session: Optional[Session] = None
 
     @property
@@ -64,17 +65,50 @@ class BaseAgent:
 
         return register
 
+    def on_call(self, name: str) -> Callable[[Handler], Handler]:
+        """Decorator: call the function when an operator calls this agent (`agent.call`) by that name.
+
+        It gets a `Call`. What it returns is the result; raising answers with an error of one line and prints the
+        traceback here, and raising an AgentError answers with just that. At most 8 calls are handled at once, beside
+        the messages; one more is refused, `queue_full`.
+        """
+
+        def register(handler: Handler) -> Handler:
+            if name in self._answers:
+                raise ValueError(f"{name} has a handler already: {self._answers[name]!r}")
+            self._answers[name] = handler
+            return handler
+
+        return register
+
     def _failed(self, event: Any, error: BaseException) -> None:
         """Tell whoever reads the log of the container why an event was not handled."""
-        import traceback  # it costs some milliseconds of every start, and mostly is not needed
-
         say(f"the handler of {event!r} failed; it will come again")
-        traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
+        _print(error)
+
+    def _call_failed(self, method: str, error: BaseException) -> AgentError:
+        """The answer to a call whose handler raised; who reads the log is told the rest."""
+        if isinstance(error, AgentError):
+            return error
+        say(f"the handler of the call {method} failed")
+        _print(error)
+        return handler_failed(error)
 
 
 def retry_ms(redelivered: int) -> int:
     """Milliseconds until an event whose handler failed should come again: 1 s, doubled each time, at most 60 s."""
     return min(MAX_RETRY_MS, 1000 << min(redelivered, 10))
+
+
+def call_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Params as they were given by name: a trailing underscore is dropped, as Python and we keep some names."""
+    return {name[:-1] if name.endswith("_") else name: value for name, value in params.items()}
+
+
+def _print(error: BaseException) -> None:
+    import traceback  # it costs some milliseconds of every start, and mostly is not needed
+
+    traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
 
 
 def send_params(

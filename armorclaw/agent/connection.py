@@ -12,6 +12,7 @@ from armorclaw.agent.secrets import close_all
 
 _READ = 65_536  # bytes asked for at once
 _MAX_FDS = 4  # per read; the bridge passes one in the life of a connection
+_ROOM = 256 * 1024  # bytes not sent beyond which no stream adds to them
 _MAX_PATH = 107  # sockaddr_un.sun_path less its final NUL: <linux/un.h>
 
 
@@ -20,7 +21,8 @@ class Connection:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._unsent = bytearray()  # bounded by the calls that can be open at once, each a frame of 1 MiB at most
+        # bounded by the calls that can be open at once, each a frame of 1 MiB at most; streams wait for `has_room`
+        self._unsent = bytearray()
 
     @classmethod
     def open(cls, path: str) -> Connection:
@@ -77,6 +79,11 @@ class Connection:
     def wants_write(self) -> bool:
         """Whether `flush` has to be called again once the socket is writable."""
         return bool(self._unsent)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be written that could as well wait."""
+        return len(self._unsent) < _ROOM
 
     def close(self) -> None:
         self._sock.close()

@@ -7,11 +7,14 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
+from armorclaw.agent.callbacks import Callback
 from armorclaw.agent.connection import Connection, retry_after
 from armorclaw.agent.errors import AgentError, stopped, timed_out
-from armorclaw.agent.session import CALL_TIMEOUT, TICK, Key, Session
+from armorclaw.agent.session import CALL_TIMEOUT, Key, Session
+from armorclaw.agent.streams import OnProgress, Progress, piece
 
 
 class _Answer:
@@ -41,8 +44,9 @@ class Link:
         self.session = session
         self._path = path
         self._lock = threading.Lock()  # over the session, the connection and what goes out on it
+        self._changed = threading.Condition(self._lock)  # something came, went out, or ended
         self._connection: Optional[Connection] = None
-        self._served_at = self._retry_at = self._tick_at = time.monotonic()
+        self._served_at = self._retry_at = time.monotonic()
         self._complained = False
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -55,6 +59,7 @@ class Link:
         with self._lock:
             self._lose()
             self.session.abandon(stopped())
+            self._changed.notify_all()
         self._wake_in.close()
         self._wake_out.close()
 
@@ -90,8 +95,7 @@ class Link:
         with self._lock:
             if any(fd != self._wake_in.fileno() for fd, _ in ready):
                 self._exchange()
-            elif self.session.owes and time.monotonic() >= self._tick_at:
-                self._tick_at = time.monotonic() + TICK
+            elif self.session.due is not None:
                 self.session.tick()
                 self._send()
             return self.session.take_events()
@@ -105,23 +109,43 @@ class Link:
         sent again if `resend`, else fails.
         """
         answer = _Answer()
-        with self._lock:
-            self.session.call(method, params, answer, resend=resend)
-            self._send()
-        if not answer.given.wait(timeout):
-            with self._lock:
-                self.session.forget(answer)
+        with self.session_when() as session:
+            session.call(method, params, answer, resend=resend)
+        try:
+            answer.given.wait(timeout)
+        finally:
             if not answer.given.is_set():
-                raise timed_out(method, timeout)
+                with self.session_when() as session:
+                    session.forget(answer)
+        if not answer.given.is_set():
+            raise timed_out(method, timeout)
         if answer.error is not None:
             raise answer.error
         return answer.result
 
+    @contextlib.contextmanager
+    def session_when(self, ready: Callable[[], object] = lambda: True) -> Iterator[Session]:
+        """Be alone with the session for the length of the block, once `ready`; then what it says goes out."""
+        with self._changed:
+            self._changed.wait_for(ready)
+            try:
+                yield self.session
+            finally:
+                self._send()
+
+    def has_room(self) -> bool:
+        """Whether more may be sent that could as well wait: for `ready` of `session_when`."""
+        return self._connection is None or self._connection.has_room
+
     def finished(self, key: Key, *, retry_ms: Optional[int] = None) -> None:
         """A handler is through with an event: acknowledge it, or have it again after `retry_ms` milliseconds."""
+        with self.session_when() as session:
+            session.finished(key, retry_ms=retry_ms)
+
+    def take_calls(self) -> list[Callback]:
+        """Calls of the bridge to handle."""
         with self._lock:
-            self.session.finished(key, retry_ms=retry_ms)
-            self._send()
+            return self.session.callbacks.take()
 
     def quiet(self) -> bool:
         """Whether nothing is under way that a good-bye should wait for."""
@@ -131,7 +155,7 @@ class Link:
     def _due(self) -> Optional[float]:
         if self._connection is None:
             return self._retry_at
-        return self._tick_at if self.session.owes else None
+        return self.session.due
 
     def _connect(self, now: float) -> None:
         try:
@@ -160,6 +184,7 @@ class Link:
             self._lose()
             return
         self._send()
+        self._changed.notify_all()
         if self.session.serving:
             self._served_at = time.monotonic()
             if self._complained:
@@ -167,7 +192,7 @@ class Link:
                 self.session.say("the bridge is back")
 
     def _send(self) -> None:
-        data = self.session.take_bytes()
+        data = self.session.take_bytes(room=self.has_room())
         if self._connection is None or not data:
             return
         with contextlib.suppress(OSError):  # whoever reads next finds out, and says so once
@@ -180,6 +205,97 @@ class Link:
             self._connection.close()
             self._connection = None
             self.session.disconnected()
+            self._changed.notify_all()
             now = time.monotonic()
             self._retry_at = now + retry_after(now - self._served_at)
             self._complained = True
+
+
+class Stream:
+    """A streaming call of the bridge, from `Agent.stream`: an iterator over the pieces of its result.
+
+    The bridge sends as they are taken, so whoever does not take them costs a few pieces, not memory. The iterator
+    raises what the bridge answers as AgentError; when the connection ends first it is `unavailable`, and nothing is
+    sent again.
+    """
+
+    def __init__(
+        self, link: Link, method: str, params: dict[str, Any], on_progress: Optional[OnProgress] = None
+    ) -> None:
+        self._link = link
+        self._on_progress = on_progress
+        with link.session_when() as session:
+            self._state = session.stream(method, params)
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Any:
+        state = self._state
+        while True:
+            with self._link.session_when(lambda: state.chunks or state.progress or state.over) as session:
+                news, state.progress = state.progress, None
+                if news is None and state.chunks:
+                    return session.take_chunk(state)
+            if news is None:
+                break
+            if self._on_progress is not None:
+                self._on_progress(*news)
+        if state.error is not None:
+            raise state.error
+        raise StopIteration
+
+    def result(self) -> Any:
+        """What is answered last; pieces that nobody took are dropped. Raises the error answered."""
+        for _ in self:
+            pass
+        return self._state.result
+
+    def send(self, value: Any) -> None:
+        """Send a piece of the params: any JSON, or up to 192 KiB of bytes. Waits until the bridge can take it.
+
+        Raises AgentError: too_large, invalid_params for what is no JSON, and what the bridge answers when it does not
+        want them all. What comes after another answer is dropped.
+        """
+        text = piece(value)
+        state = self._state
+        with self._link.session_when(lambda: state.over or (state.may_send and self._link.has_room())) as session:
+            if state.error is not None:
+                raise state.error
+            session.upload(state, text)
+
+    def end(self) -> None:
+        """Say that the params are complete."""
+        with self._link.session_when(lambda: self._state.number is not None or self._state.over) as session:
+            session.end_upload(self._state)
+
+    def close(self) -> None:
+        """Want no more of it: the bridge need not go on."""
+        with self._link.session_when() as session:
+            session.forget(self._state)
+
+
+class CallLine:
+    """To the caller of the agent, for one call."""
+
+    def __init__(self, link: Link, callback: Callback) -> None:
+        self._link = link
+        self._callback = callback
+
+    @property
+    def cancelled(self) -> bool:
+        return self._callback.request is None
+
+    def progress(self, progress: Progress) -> None:
+        with self._link.session_when() as session:
+            session.callbacks.progress(self._callback, progress)
+
+    def send(self, chunk: Any) -> None:
+        text = piece(chunk)
+        callback = self._callback
+
+        def ready() -> bool:
+            return callback.request is None or (callback.may_send and self._link.has_room())
+
+        with self._link.session_when(ready) as session:
+            session.callbacks.send_chunk(callback, text)

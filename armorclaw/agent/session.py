@@ -6,29 +6,33 @@ open is put right on the next one: an event that is still in hand is not handed 
 handled but not yet acknowledged is acknowledged when it comes again, and calls that may be repeated are.
 
 A driver feeds it (`connected`, `received`, `disconnected`, `tick`) and carries away what it produces (`take_bytes`,
-`take_events`). It does no locking; one thread at a time.
+`take_events`, `callbacks.take`). It does no locking; one thread at a time.
 """
 
 from __future__ import annotations
 
 import enum
-import json
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Container, Sequence
 from functools import partial
-from typing import Any, Optional, Protocol, Union
+from typing import Any, Optional, Protocol
 
 from armorclaw._version import __version__
-from armorclaw.agent.errors import AgentError, connection_lost, not_json, too_large
+from armorclaw.agent.callbacks import Callbacks
+from armorclaw.agent.errors import AgentError, broken_stream, connection_lost, not_json, too_large
 from armorclaw.agent.secrets import Secrets, close_all, read_secrets
+from armorclaw.agent.streams import Streaming, encode, notification
+from armorclaw.rpc.flow import FlowError
 from armorclaw.rpc.framing import MAX_FRAME
-from armorclaw.rpc.jsonrpc import Core, JsonCodec, Notification, Request, Response, Send
+from armorclaw.rpc.jsonrpc import Core, Event, JsonCodec, Notification, Request, Response, Send
 
 PROTOCOL = 1
 CALL_TIMEOUT = 30.0  # seconds a call may take, waiting for a bridge that restarts included
-TICK = 1.0  # seconds after which to ask again what the bridge could not do just then
+TICK = 1.0  # seconds after which to ask again what the bridge could not do just then, unless it says when
 _MAX_HANDLED = 1_024  # events handled but not acknowledged that are remembered; the bridge allows 64 in flight
 _SECRETS_TAKEN = -32007
+_TO_CALLER = ("$/chunk", "$/progress", "$/uploadCredit")
 
 Key = tuple[int, str]  # an event: its place in the journal, and its id, in case the journal was begun anew
 Then = Callable[[Any, Optional[AgentError]], None]
@@ -50,7 +54,7 @@ class Waiter(Protocol):
 class _Call:
     """A request of ours: to be sent, or waiting for its answer."""
 
-    __slots__ = ("method", "params", "resend", "then", "waiter")
+    __slots__ = ("method", "number", "params", "resend", "then", "waiter")
 
     def __init__(
         self, method: str, params: dict[str, Any], then: Then, waiter: Optional[Waiter] = None, resend: bool = False
@@ -60,29 +64,40 @@ class _Call:
         self.then = then
         self.waiter = waiter
         self.resend = resend
+        self.number: Optional[int] = None  # its id, while it is on the wire
 
 
 class Session:
     """The agent's end of the conversation.
 
-    `subscribe` says whether it wants events; `say` is called with lines for a person. `secrets` is None until the
-    bridge has answered. `stopping` becomes true when the bridge asks the agent to end.
+    `subscribe` says whether it wants events, `answers` which calls of the bridge it has handlers for; `say` is called
+    with lines for a person, `clock` gives seconds. `secrets` is None until the bridge has answered. `stopping`
+    becomes true when the bridge asks the agent to end.
     """
 
-    def __init__(self, *, subscribe: bool = True, say: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self,
+        *,
+        subscribe: bool = True,
+        answers: Container[str] = (),
+        say: Callable[[str], None] = lambda text: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.secrets: Optional[Secrets] = None
         self.stopping = False
         self.say = say
         self._subscribe = subscribe
+        self._clock = clock
         self._phase = Phase.AWAY
         self._subscription: Any = None
         self._core = Core(JsonCodec())
         self._out = bytearray()
+        self.callbacks = Callbacks(answers, self._out, say)
         self._fds: list[int] = []
         self._events: list[dict[str, Any]] = []
         self._asked: dict[Any, _Call] = {}  # on the wire, by id
         self._parked: list[_Call] = []  # until we are serving
-        self._later: list[_Call] = []  # until the next tick: the bridge could not just then
+        self._later: list[tuple[float, _Call]] = []  # and when: the bridge could not just then
         self._in_hand: dict[Key, bool] = {}  # handed out; whether this connection knows it is with us
         self._over: Optional[AgentError] = None
         self._handled: dict[Key, None] = {}  # acknowledgement not confirmed yet, oldest first
@@ -92,6 +107,7 @@ class Session:
     def connected(self) -> None:
         """A new connection is there."""
         self._core = Core(JsonCodec())
+        self.callbacks.connected(self._core)
         self._phase = Phase.GREETING
         if self.secrets is None:
             self._take_secrets("fd")
@@ -114,7 +130,7 @@ class Session:
         self._phase = Phase.AWAY
         self._out.clear()
         close_all(self._fds)
-        open_calls = [*self._asked.values(), *self._later]
+        open_calls = [*self._asked.values(), *(call for _, call in self._later)]
         self._asked.clear()
         self._later.clear()
         self._in_hand = dict.fromkeys(self._in_hand, False)
@@ -123,10 +139,13 @@ class Session:
         for call in open_calls:
             if call.waiter is not None and not call.resend:
                 call.waiter.set_exception(connection_lost(call.method))
+        self.callbacks.disconnected()
 
     def tick(self) -> None:
-        """Ask again what the bridge could not do just then. Due every `TICK` seconds while `owes`."""
-        calls, self._later = self._later, []
+        """Ask again what the bridge could not do just then and is due; see `due`."""
+        now = self._clock()
+        calls = [call for due, call in self._later if due <= now]
+        self._later = [(due, call) for due, call in self._later if due > now]
         for call in calls:
             self._ask(call)
 
@@ -142,12 +161,38 @@ class Session:
         else:
             self._parked.append(call)
 
+    def stream(self, method: str, params: dict[str, Any]) -> Streaming:
+        """Call a streaming method. `forget` it when there is no more use for it."""
+        stream = Streaming(method)
+        self.call(method, params, stream)
+        return stream
+
+    def take_chunk(self, stream: Streaming) -> Any:
+        """The next chunk, of those that are there; the bridge may send more then."""
+        chunk = stream.chunks.popleft()
+        granted = stream.inflow.consumed()
+        if granted and stream.number is not None:
+            self._out += notification("$/credit", stream.number, chunks=granted)
+        return chunk
+
+    def upload(self, stream: Streaming, text: bytes) -> None:
+        """Send a piece, while it `may_send`; dropped once it is over."""
+        if stream.number is not None:
+            self._out += notification("$/upload", stream.number, seq=stream.outflow.take(), data=text)
+
+    def end_upload(self, stream: Streaming) -> None:
+        """Say, when it is on the wire, that no more pieces will come."""
+        if stream.number is not None:
+            self._out += notification("$/upload", stream.number, seq=stream.outflow.seq, end=True)
+
     def forget(self, waiter: Waiter) -> None:
-        """Nobody waits any more for this answer."""
+        """Nobody waits any more for this answer: the bridge need not go on with it."""
         self._parked = [call for call in self._parked if call.waiter is not waiter]
+        self._later = [(due, call) for due, call in self._later if call.waiter is not waiter]
         for call in self._asked.values():
             if call.waiter is waiter:
                 call.waiter, call.then, call.resend = None, _ignore, False
+                self._out += notification("$/cancelRequest", call.number)
 
     def finished(self, key: Key, *, retry_ms: Optional[int] = None) -> None:
         """An event that was handed out is dealt with, or, with `retry_ms`, is to come again after that time."""
@@ -176,17 +221,23 @@ class Session:
         return self._phase is Phase.SERVING
 
     @property
-    def owes(self) -> bool:
-        """Whether `tick` has something to do."""
-        return bool(self._later)
+    def due(self) -> Optional[float]:
+        """When `tick` has something to do, by the clock; None for never."""
+        return min((due for due, _ in self._later), default=None)
 
     @property
     def quiet(self) -> bool:
-        """Whether the bridge has confirmed everything, or is away and cannot."""
-        return not (self._asked or self._later)
+        """Whether the bridge has confirmed everything, or is away and cannot, and no call of its is under way.
 
-    def take_bytes(self) -> bytes:
-        """What is to be sent now."""
+        A stream that the author left open keeps nobody from going.
+        """
+        asked = any(not isinstance(call.waiter, Streaming) for call in self._asked.values())
+        return not (asked or self._later or self.callbacks.running)
+
+    def take_bytes(self, *, room: bool = True) -> bytes:
+        """What is to be sent now. Without `room` for more than must be, progress waits for a newer one."""
+        if room:
+            self.callbacks.tell_progress()
         data = bytes(self._out)
         self._out.clear()
         return data
@@ -264,7 +315,7 @@ class Session:
         try:
             number, data = self._core.request(call.method, call.params)
             if b"\\ud" in data:  # half of a surrogate pair is no text, and the bridge would not even know whose it is
-                json.dumps(call.params, ensure_ascii=False).encode("utf-8")
+                encode(call.params)
         except (TypeError, ValueError) as wrong:
             call.then(None, not_json(call.method, wrong))
             return
@@ -272,9 +323,12 @@ class Session:
             call.then(None, too_large(call.method, len(data), MAX_FRAME))
             return
         self._asked[number] = call
+        call.number = number
+        if isinstance(call.waiter, Streaming):
+            call.waiter.number = number
         self._out += data
 
-    def _take(self, message: Union[Request, Notification, Response, Send]) -> None:
+    def _take(self, message: Event) -> None:
         if isinstance(message, Response):
             self._answered(message)
         elif isinstance(message, Request):
@@ -283,8 +337,13 @@ class Session:
             self._out += message.data
             if message.fatal:
                 raise ConnectionAbortedError("the bridge does not speak JSON-RPC")
+        elif not isinstance(message, Notification):
+            pass  # a pause, for those who serve others
         elif message.method == "event":
             self._event(message.params)
+        elif message.method.startswith("$/"):
+            if isinstance(message.params, dict):
+                self._streamed(message.method, message.params)
         elif message.method == "events.closed":
             self._unsubscribed(message.params)
         elif message.method == "agent.shutdown":
@@ -297,8 +356,8 @@ class Session:
                 self.say(f"the bridge complains: {AgentError.from_reply(response.error)}")
             return
         error = None if response.error is None else AgentError.from_reply(response.error)
-        if error is not None and error.retryable and call.waiter is None and call.then is not _ignore:
-            self._later.append(call)  # ours, not a handler's: it must get through
+        if error is not None and _again(call, error):
+            self._later.append((self._clock() + (error.retry_after or TICK), call))
         else:
             call.then(response.result, error)
 
@@ -308,9 +367,26 @@ class Session:
         elif request.method == "agent.shutdown":
             self.stopping = True
             self._out += self._core.result(request, {})
+        elif request.method == "agent.call":
+            self.callbacks.asked(request, stopping=self.stopping)
         else:
-            error = {"code": -32601, "message": f"an agent has no method {request.method}"}
-            self._out += self._core.error(request, error)
+            refusal = {"code": -32601, "message": f"an agent has no method {request.method}"}
+            self._out += self._core.error(request, refusal)
+
+    def _streamed(self, method: str, params: dict[str, Any]) -> None:
+        """A notification about a call; what is known of none is left alone, as the call may just have ended."""
+        if method not in _TO_CALLER:
+            self.callbacks.heard(method, params)
+            return
+        number = params.get("id")
+        call = self._asked.get(number) if type(number) is int else None
+        stream = None if call is None else call.waiter
+        if isinstance(stream, Streaming):
+            try:
+                stream.heard(method, params)
+            except FlowError as wrong:
+                self.forget(stream)
+                stream.set_exception(broken_stream(stream.method, wrong))
 
     def _event(self, wire: Any) -> None:
         if not (isinstance(wire, dict) and type(wire.get("seq")) is int):
@@ -330,7 +406,7 @@ class Session:
         if isinstance(params, dict) and params.get("subscription") == self._subscription:
             self.say(f"the bridge closed the subscription: {params.get('reason')}; subscribing again")
             self._in_hand = dict.fromkeys(self._in_hand, False)
-            self._later.append(self._subscribing())
+            self._later.append((self._clock() + TICK, self._subscribing()))
 
     def _acknowledge(self, key: Key, retry_ms: Optional[int]) -> None:
         params = {"subscription": self._subscription, "seq": key[0]}
@@ -349,6 +425,13 @@ def _settle(waiter: Waiter, result: Any, error: Optional[AgentError]) -> None:
         waiter.set_result(result)
     else:
         waiter.set_exception(error)
+
+
+def _again(call: _Call, error: AgentError) -> bool:
+    """Whether to ask again: what is ours and no handler's must get through, and what may be sent twice can wait."""
+    if call.waiter is None:
+        return error.retryable and call.then is not _ignore
+    return call.resend and error.name == "rate_limited"
 
 
 def _ignore(result: Any, error: Optional[AgentError]) -> None:

@@ -16,14 +16,26 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from armorclaw.agent import Agent, AsyncAgent, AsyncMessage, Message
+from armorclaw.agent import (
+    Agent,
+    AsyncAgent,
+    AsyncCall,
+    AsyncMessage,
+    AsyncStream,
+    Call,
+    Message,
+    Stream,
+)
 from armorclaw.agent.secrets import sealed_memfd
+
+from .peers import RealBridge
 
 ROOT = Path(__file__).parent.parent.parent
 ROOM = "!one:example.org"
@@ -31,6 +43,8 @@ KEYS = {"keys": {"openai-default": {"display_name": "", "provider": "openai", "t
 PAYLOAD = json.dumps(KEYS, sort_keys=True, separators=(",", ":")).encode()
 FINGERPRINT = hashlib.sha256(PAYLOAD).hexdigest()
 PATIENCE = 10.0  # seconds a test waits for what must happen
+
+T = TypeVar("T")
 
 
 class Refuse(Exception):  # noqa: N818 - it is an answer
@@ -80,6 +94,8 @@ class FakeBridge:
         self.journal: list[dict[str, Any]] = []
         self.acked: set[int] = set()
         self.connections = 0
+        self.reads = threading.Event()  # cleared: what the agent sends stays where it is
+        self.reads.set()
         self._told: dict[int, int] = {}
         self._subscriber: Wire | None = None
         self._session: Wire | None = None
@@ -170,13 +186,14 @@ class FakeBridge:
 
     def _serve(self, wire: Wire) -> None:
         for message in wire.lines():
+            self.reads.wait()
             with self._changed:
                 if "method" not in message:
                     self.answers.append(message)
                 else:
                     self.calls.append((message["method"], message.get("params")))
                 self._changed.notify_all()
-            if "method" in message:
+            if "method" in message and "id" in message:
                 self._answer(wire, message)
         wire.close()
 
@@ -252,7 +269,60 @@ def bridge() -> Iterator[FakeBridge]:
 
 
 AnyMessage = Message | AsyncMessage
+AnyCall = Call | AsyncCall
 Steps = Callable[[AnyMessage], Coroutine[Any, Any, None]]
+CallSteps = Callable[[AnyCall], Coroutine[Any, Any, Any]]
+
+
+def run_through(steps: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that never suspends."""
+    try:
+        steps.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError("it suspended")
+
+
+class Pieces:
+    """A stream of either driver, awaited."""
+
+    def __init__(self, stream: Stream | AsyncStream, end: type[Exception]) -> None:
+        self.stream = stream
+        self._end = end
+
+    async def next(self) -> Any:
+        """The next piece; None behind the last."""
+        try:
+            if isinstance(self.stream, Stream):
+                return next(self.stream)
+            return await anext(self.stream)
+        except self._end:
+            return None
+
+    async def rest(self, found: list[Any] | None = None) -> list[Any]:
+        found = [] if found is None else found
+        while (piece := await self.next()) is not None:
+            found.append(piece)
+        return found
+
+    async def send(self, value: Any) -> None:
+        await self._done(self.stream.send(value))
+
+    async def end(self) -> None:
+        await self._done(self.stream.end())
+
+    async def result(self) -> Any:
+        return await self._done(self.stream.result())
+
+    async def _done(self, result: Any) -> Any:
+        return await result if isinstance(result, Awaitable) else result
+
+
+class Somewhere(Protocol):
+    """A bridge, as far as an agent needs one to begin with."""
+
+    path: str
 
 
 class Kit:
@@ -263,7 +333,7 @@ class Kit:
 
     agent: Agent | AsyncAgent
 
-    def __init__(self, bridge: FakeBridge) -> None:
+    def __init__(self, bridge: Somewhere) -> None:
         self.bridge = bridge
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -291,6 +361,19 @@ class Kit:
     def on_event(self, event_type: str, steps: Steps) -> None:
         raise NotImplementedError
 
+    def on_call(self, name: str, steps: CallSteps) -> None:
+        raise NotImplementedError
+
+    def do(self, steps: Coroutine[Any, Any, T]) -> T:
+        """Run these steps beside the handlers, from the thread of the test, and wait for their end."""
+        raise NotImplementedError
+
+    def stream(self, method: str, **params: Any) -> AbstractAsyncContextManager[Pieces]:
+        raise NotImplementedError
+
+    async def chunk(self, call: AnyCall, chunk: Any) -> None:
+        await self._done(call.send(chunk))
+
     async def reply(self, message: AnyMessage, text: str, **more: Any) -> Any:
         return await self._done(message.reply(text, **more))
 
@@ -308,27 +391,56 @@ class Kit:
 
 
 class BlockingKit(Kit):
-    def __init__(self, bridge: FakeBridge, **options: Any) -> None:
+    def __init__(self, bridge: Somewhere, **options: Any) -> None:
         super().__init__(bridge)
         self.agent = Agent(bridge.path, **options)
 
     def on_event(self, event_type: str, steps: Steps) -> None:
         @self.agent.on_event(event_type)
         def handler(message: Message) -> None:
-            with contextlib.suppress(StopIteration):
-                steps(message).send(None)
+            run_through(steps(message))
+
+    def on_call(self, name: str, steps: CallSteps) -> None:
+        @self.agent.on_call(name)
+        def handler(call: Call) -> Any:
+            return run_through(steps(call))
+
+    def do(self, steps: Coroutine[Any, Any, T]) -> T:
+        eventually(lambda: self.agent._link, "a link")
+        return run_through(steps)
+
+    @asynccontextmanager
+    async def stream(self, method: str, **params: Any) -> AsyncIterator[Pieces]:
+        assert isinstance(self.agent, Agent)
+        with self.agent.stream(method, **params) as stream:
+            yield Pieces(stream, StopIteration)
 
     async def wait(self, event: threading.Event) -> None:
         assert event.wait(PATIENCE)
 
 
 class AsyncKit(Kit):
-    def __init__(self, bridge: FakeBridge, **options: Any) -> None:
+    def __init__(self, bridge: Somewhere, **options: Any) -> None:
         super().__init__(bridge)
         self.agent = AsyncAgent(bridge.path, **options)
 
     def on_event(self, event_type: str, steps: Steps) -> None:
         self.agent.on_event(event_type)(steps)
+
+    def on_call(self, name: str, steps: CallSteps) -> None:
+        self.agent.on_call(name)(steps)
+
+    def do(self, steps: Coroutine[Any, Any, T]) -> T:
+        assert isinstance(self.agent, AsyncAgent)
+        eventually(lambda: self.agent._link, "a link")
+        assert self.agent._loop is not None
+        return asyncio.run_coroutine_threadsafe(steps, self.agent._loop).result(PATIENCE)
+
+    @asynccontextmanager
+    async def stream(self, method: str, **params: Any) -> AsyncIterator[Pieces]:
+        assert isinstance(self.agent, AsyncAgent)
+        async with self.agent.stream(method, **params) as stream:
+            yield Pieces(stream, StopAsyncIteration)
 
     async def wait(self, event: threading.Event) -> None:
         # not in a thread: asyncio.run would wait for it in the end
@@ -336,12 +448,33 @@ class AsyncKit(Kit):
             await asyncio.sleep(0.005)
 
 
-@pytest.fixture(params=[BlockingKit, AsyncKit], ids=["blocking", "asyncio"])
+KITS = [BlockingKit, AsyncKit]
+
+
+@pytest.fixture(params=KITS, ids=["blocking", "asyncio"])
 def kit(request: pytest.FixtureRequest, bridge: FakeBridge) -> Iterator[Kit]:
     kit: Kit = request.param(bridge)
     yield kit
     if kit._thread.ident is not None:
         kit.stop()
+
+
+@pytest.fixture
+def real() -> Iterator[RealBridge]:
+    """A bridge of the real parts instead of the scripted one."""
+    with tempfile.TemporaryDirectory(prefix="ac-") as folder:
+        bridge = RealBridge(Path(folder) / "bridge.sock")
+        with bridge.serving():
+            yield bridge
+
+
+@pytest.fixture(params=KITS, ids=["blocking", "asyncio"])
+def real_kit(request: pytest.FixtureRequest, real: RealBridge) -> Iterator[Kit]:
+    kit: Kit = request.param(real)
+    yield kit
+    if kit._thread.ident is not None:
+        kit.stop()
+        assert kit.error is None
 
 
 # programs in processes of their own
@@ -351,7 +484,8 @@ def kit(request: pytest.FixtureRequest, bridge: FakeBridge) -> Iterator[Kit]:
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that a container gets: only what the agent library may need."""
     folder = tmp_path_factory.mktemp("opt")
-    for part in ("__init__.py", "_version.py", "rpc/__init__.py", "rpc/framing.py", "rpc/jsonrpc.py"):
+    core = ("flow.py", "framing.py", "jsonrpc.py")
+    for part in ("__init__.py", "_version.py", "rpc/__init__.py", *(f"rpc/{name}" for name in core)):
         target = folder / "armorclaw" / part
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "armorclaw" / part, target)
@@ -420,7 +554,7 @@ def no_warnings(stderr: str) -> None:
 def sources() -> list[Path]:
     """Every file that is mounted into containers."""
     files = [ROOT / "armorclaw/__init__.py", ROOT / "armorclaw/_version.py", ROOT / "armorclaw/rpc/__init__.py"]
-    files += [ROOT / "armorclaw/rpc/framing.py", ROOT / "armorclaw/rpc/jsonrpc.py"]
+    files += [ROOT / "armorclaw/rpc" / name for name in ("flow.py", "framing.py", "jsonrpc.py")]
     return files + sorted((ROOT / "armorclaw/agent").glob("*.py"))
 
 

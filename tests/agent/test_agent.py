@@ -97,8 +97,7 @@ def test_secrets_already_taken_are_no_reason_to_stop(
 def test_what_the_bridge_cannot_do_just_now_is_asked_again(
     kit: Kit, bridge: FakeBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("armorclaw.agent.link.TICK", 0.05)
-    monkeypatch.setattr("armorclaw.agent.aio.TICK", 0.05)
+    monkeypatch.setattr("armorclaw.agent.session.TICK", 0.05)
     refusals = {"secrets.take": 1, "agent.ready": 1, "events.subscribe": 1, "events.ack": 1}
 
     def busy(method: str) -> None:

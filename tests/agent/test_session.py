@@ -35,7 +35,8 @@ class Model(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.session = Session()
+        self.now = 0.0
+        self.session = Session(clock=lambda: self.now)
         self.up = False
         self.number = 0
         self.to_bridge: deque[dict[str, Any]] = deque()
@@ -157,6 +158,8 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def tick(self) -> None:
+        if self.session.due is not None:
+            self.now = self.session.due
         self.session.tick()
         self.carry()
 
@@ -175,7 +178,7 @@ class Model(RuleBasedStateMachine):
                 self.bridge_reads(busy=False)
             elif self.to_agent:
                 self.agent_reads(share=1.0)
-            elif self.session.owes:
+            elif self.session.due is not None:
                 self.tick()
             elif self.in_hand:
                 self.finish(ok=True, which=0)

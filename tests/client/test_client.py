@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from armorclaw.client import Client, connect
+from armorclaw.client import subscription as subscription_module
+from armorclaw.errors import ArmorclawError
+
+from .conftest import Bridge, Subscribe
+
+
+async def test_calls(client: Client) -> None:
+    assert await client.call("add", a=1, from_=2) == {"sum": 3}
+    with pytest.raises(ArmorclawError) as refused:
+        await client.call("add", a="1", from_=2)
+    assert (refused.value.name, refused.value.data["fields"]) == ("invalid_params", ["a"])
+    with pytest.raises(ArmorclawError) as late:
+        await client.call("sleep", timeout=0.02)
+    assert late.value.name == "timed_out"
+
+
+async def test_many_calls_at_once(client: Client) -> None:
+    sums: list[int] = []
+
+    async def ask(i: int) -> None:
+        sums.append((await client.call("add", a=i, from_=i))["sum"])
+
+    async with trio.open_nursery() as nursery:
+        for i in range(200):
+            nursery.start_soon(ask, i)
+    assert sorted(sums) == [2 * i for i in range(200)]
+
+
+async def test_nobody_there(path: Path) -> None:
+    with pytest.raises(ArmorclawError) as caught:
+        async with connect(path):
+            pass
+    assert caught.value.name == "daemon_unreachable"
+
+
+async def test_errors_in_the_block_come_out_as_they_are(bridge: Bridge, path: Path) -> None:
+    with pytest.raises(KeyError):
+        async with connect(path):
+            raise KeyError("x")
+
+
+async def test_a_named_subscription_acknowledges_what_was_taken(client: Client, bridge: Bridge) -> None:
+    async with client.subscribe("archive", types=["m.room.*"], start=5) as events:
+        for seq in (6, 7, 8):
+            bridge.push(seq)
+        async for event in events:
+            assert event["content"]["body"] == f"message {event['seq']}"
+            assert event["redelivered"] == 0
+            if event["seq"] == 8:
+                break
+    wanted: dict[str, list[str]] = {"types": ["m.room.*"], "rooms": [], "senders": [], "agents": []}
+    assert bridge.asked == [Subscribe("archive", wanted, 5)]
+    with trio.fail_after(2):
+        await bridge.unsubscribed.wait()
+    assert bridge.acked == [6, 7]  # the last one was not done with
+
+
+async def test_without_a_name_nothing_is_acknowledged(client: Client, bridge: Bridge) -> None:
+    async with client.subscribe() as events:
+        bridge.push(1)
+        bridge.push(2)
+        assert [(await anext(events))["seq"], (await anext(events))["seq"]] == [1, 2]
+    await bridge.unsubscribed.wait()
+    assert bridge.acked == []
+    assert bridge.asked[0].name is None
+
+
+async def test_events_that_are_faster_than_the_answer(client: Client, bridge: Bridge) -> None:
+    bridge.at_once = 3
+    async with client.subscribe("x") as events:
+        assert [(await anext(events))["seq"] for _ in range(3)] == [1, 2, 3]
+    bridge.push(4)
+    bridge.push(5, subscription="of nobody")
+    await client.call("add", a=1, from_=1)
+    assert all(not routes.early for routes in client._routes.values())
+
+
+async def test_a_subscription_that_the_bridge_ends(client: Client, bridge: Bridge) -> None:
+    async with client.subscribe("x") as events:
+        bridge.push(1)
+        assert bridge.peer is not None
+        bridge.peer.notify("events.closed", {"subscription": "s1", "reason": "replaced"})
+        assert (await anext(events))["seq"] == 1
+        with pytest.raises(ArmorclawError, match="replaced") as ended:
+            await anext(events)
+    assert ended.value.name == "unavailable"
+
+
+async def test_a_reader_that_takes_nothing_is_told(
+    client: Client, bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscription_module, "MAX_WAITING", 5)
+    async with client.subscribe() as events:
+        for seq in range(10):
+            bridge.push(seq)
+        await client.call("add", a=1, from_=1)
+        assert [(await anext(events))["seq"] for _ in range(5)] == [0, 1, 2, 3, 4]
+        with pytest.raises(ArmorclawError) as told:
+            await anext(events)
+    assert told.value.name == "queue_full"
