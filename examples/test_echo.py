@@ -32,7 +32,8 @@ async def test_the_same_on_trio(matrix_user: Callable[[str], Person], bridge: Br
         await message.reply(message.body.upper())
 
     alice = matrix_user("alice")
-    user_id = bridge.status().accounts[0]["user_id"]
+    user_id = bridge.status().accounts[0].user_id
+    assert user_id is not None
     room = await trio.to_thread.run_sync(lambda: alice.create_room("talk", invite=[user_id]))
     await agent(shout, rooms=[room])
     await trio.to_thread.run_sync(alice.send, room, "hello")
