@@ -1,120 +1,200 @@
-"""docs/protocol.md, from the registry of methods.
+"""What is generated from the registry of methods: docs/protocol.md and the typed methods of clients.
 
-`python -m tests.protocol` writes it; a test fails when it is stale.
+`python -m tests.protocol` writes them; a test fails when one is stale. The text of the page is tests/protocol.md.in.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import attrs
 
 from armorclaw.bridge import Bridge
 from armorclaw.clock import Surroundings
-from armorclaw.config import BridgeSection, Config
+from armorclaw.config import BridgeSection, Config, LimitsSection
 from armorclaw.errors import ERRORS
-from armorclaw.rpc.registry import Method, Role
+from armorclaw.events import window
+from armorclaw.rpc import flow, framing, jsonrpc, peer, streaming
+from armorclaw.rpc.registry import Method, Registry, Role
+from armorclaw.rpc.shape import bounds, omits_none, wire_name
+from tests import typed_client
 
-PAGE = Path(__file__).parent.parent / "docs" / "protocol.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "protocol.md"
+TEMPLATE = Path(__file__).parent / "protocol.md.in"
 
-HEAD = """\
-# Protocol
-
-Generated from the registry of methods by `python -m tests.protocol`; do not edit.
-
-JSON-RPC 2.0 over a Unix socket: `bridge.sock` for operators, and one socket per agent. Requests come as a stream of
-JSON values: usually one per line, but a value may be pretty-printed, may follow another without a newline, and may be
-followed by a half-close. Each answer is one compact value of ASCII characters and a newline; on success it has no
-`error` member. Nothing comes unasked on a connection that did not subscribe.
-
-```sh
-echo '{"jsonrpc":"2.0","id":1,"method":"status"}' | socat - UNIX-CONNECT:/run/armorclaw/bridge.sock
-```
-
-## Envelope
-
-- Either side may call, notify and answer.
-- An `id` is a string of up to 128 bytes or a whole number within ±(2^53 - 1); it comes back as it was written.
-- `params` is an object, an array in the order of the fields below, null or absent. An unknown field is refused.
-- A message has at most 1 MiB and a depth of 64; a batch at most 1,000 items; a message that was begun must be whole
-  within 10 s.
-- Bytes that are no JSON: one error -32700 with id null, then everything up to the next newline is skipped. A message
-  that is too large: one error -32600, then the connection is closed.
-
-## Roles
-
-A role is where a connection came in, never what it says. *operator*: `bridge.sock`, as the bridge's own user or root.
-*agent*: the socket of one agent, as a process inside its container. *observer* and *remote* have no door yet.
-
-## The `event` notification
-
-After `events.subscribe`: `{"subscription", "redelivered", "seq", "id", "type", "at_ms", "agent"?, "room_id"?,
-"sender"?, "event_id"?, "content"}`. `seq` is its place in the journal; `redelivered` says how many times it was
-handed out before without being acknowledged. When the bridge ends a subscription it says so: `events.closed`
-`{"subscription", "reason"}`.
-
-## What the bridge asks of an agent
-
-`agent.ping` → `{"pong": true}`, and `agent.shutdown` → any result; the agent then finishes what it is doing and ends.
-Only the connection that called `agent.ready` is asked.
-"""
+_CONSTANTS = {
+    "MAX_FRAME": framing.MAX_FRAME,
+    "MAX_DEPTH": framing.MAX_DEPTH,
+    "MAX_BATCH": jsonrpc.MAX_BATCH,
+    "MAX_ID": jsonrpc.MAX_ID,
+    "MAX_METHOD": jsonrpc.MAX_METHOD,
+    "MAX_WRONG": jsonrpc.MAX_WRONG,
+    "FRAME_DEADLINE": int(peer.FRAME_DEADLINE),
+    "MAX_IN_FLIGHT": peer.MAX_IN_FLIGHT,
+    "WINDOW": flow.WINDOW,
+    "HALF_WINDOW": flow.WINDOW // 2,
+    "CHUNK_MAX": flow.CHUNK_MAX,
+    "BYTES_MAX": flow.BYTES_MAX,
+    "MAX_STREAMS": streaming.MAX_STREAMS,
+    "MAX_GRANT": flow._MAX_GRANT,
+    "AGENT_CALLS": int(LimitsSection().agent_calls),
+    "OPERATOR_CALLS": int(LimitsSection().operator_calls),
+    "USER_CALLS": 4 * int(LimitsSection().operator_calls),
+    "WINDOW_EVENTS": window.WINDOW_EVENTS,
+    "WINDOW_BYTES": window.WINDOW_BYTES,
+}
 
 
-def page() -> str:
-    """docs/protocol.md as it should be."""
+def registry() -> Registry:
+    """Every method there is."""
     nowhere = Path("/nonexistent")
-    bridge = Bridge(Config(bridge=BridgeSection(state_dir=nowhere, runtime_dir=nowhere)), Surroundings())
-    parts = [HEAD, "\n## Methods\n", *(_method(method) for method in bridge.registry), _errors()]
-    return "".join(parts)
+    return Bridge(Config(bridge=BridgeSection(state_dir=nowhere, runtime_dir=nowhere)), Surroundings()).registry
 
 
-def _method(method: Method) -> str:
-    roles = ", ".join(role for role in Role if role in method.roles)
-    text = f"\n### `{method.name}`\n\n{_plain(method.doc)}\n\nRoles: {roles}.\n"
-    for title, shape in (("Parameters", method.params), ("Result", method.result)):
-        item, many = (get_args(shape)[0], True) if get_origin(shape) is list else (shape, False)
-        if item is None or not attrs.has(item) or not attrs.fields(item):
-            continue
-        about = _plain(inspect.getdoc(item) or "")
-        about = "" if about.startswith("Method generated by attrs") else f" {about}"
-        heading = f"{title}, an array of:" if many else f"{title}:"
-        text += f"\n{heading}{about}\n\n{_table(item)}"
+def pages() -> dict[Path, str]:
+    """Every generated file as it should be."""
+    methods = registry()
+    return {PAGE: page(methods), ROOT / typed_client.PATH: typed_client.source(methods)}
+
+
+def page(methods: Registry) -> str:
+    """docs/protocol.md as it should be."""
+    text = TEMPLATE.read_text(encoding="utf-8")
+    for name, value in _CONSTANTS.items():
+        text = text.replace(f"@{name}@", f"{value:,}" if value >= 1000 else str(value))
+    parts = {"METHODS": _methods(methods), "ERRORS": _errors()}
+    for name, part in parts.items():
+        text = text.replace(f"@{name}@\n", part)
+    left = re.search(r"@[A-Z_]+@", text)
+    assert left is None, f"nothing fills {left}"
     return text
 
 
-def _table(shape: Any) -> str:
+class _Inner:
+    """Shapes within others, which get a heading of their own; those of params with defaults."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[type, bool]] = {}
+
+    def link(self, shape: type, *, taken: bool) -> str:
+        name = shape.__name__
+        known, was_taken = self.found.get(name, (shape, False))
+        assert known is shape, f"two shapes are called {name}"
+        self.found[name] = shape, taken or was_taken
+        return f"[{name}](#shape-{name.lower()})"
+
+
+def _methods(methods: Registry) -> str:
+    inner = _Inner()
+    parts = ["## Methods\n", *(_method(method, inner) for method in methods)]
+    if inner.found:
+        parts.append("\n## Shapes\n\nWhat lies within params and results.\n")
+    done: set[str] = set()
+    while waiting := sorted(inner.found.keys() - done):
+        for name in waiting:
+            shape, taken = inner.found[name]
+            about = _about(shape)
+            parts.append(f"\n### Shape {name}\n\n" + (f"{about}\n\n" if about else ""))
+            parts.append(_table(shape, inner, taken=taken))
+        done.update(waiting)
+    return "".join(parts)
+
+
+def _method(method: Method, inner: _Inner) -> str:
+    roles = ", ".join(role for role in Role if role in method.roles)
+    text = f"\n### `{method.name}`\n\n{_plain(method.doc)}\n\nRoles: {roles}.\n"
+    if method.rate is not None:
+        text += f"\nLimit: {method.rate.per_second:g} per second, {method.rate.burst:g} at once.\n"
+    if method.open:
+        text += "\nUnknown params are ignored.\n"
+    text += _section("Params", method.params, inner, taken=True)
+    text += _section("Each piece of the upload", method.upload, inner, taken=True)
+    text += _section("Each chunk", method.chunk, inner, taken=False)
+    return text + (_section("Result", method.result, inner, taken=False) or "\nResult: an empty object.\n")
+
+
+def _section(title: str, shape: Any, inner: _Inner, *, taken: bool) -> str:
+    item, many = (get_args(shape)[0], True) if get_origin(shape) is list else (shape, False)
+    if item is None:
+        return ""
+    if not attrs.has(item):
+        return f"\n{title}: {'an array of ' if many else ''}{_type(item, inner, taken=taken)}.\n"
+    if not attrs.fields(item):
+        return ""
+    heading = f"{title}, an array of: {_about(item)}" if many else f"{title}: {_about(item)}"
+    return f"\n{heading.rstrip()}\n\n{_table(item, inner, taken=taken)}"
+
+
+def _about(shape: type) -> str:
+    text = _plain(inspect.getdoc(shape) or "")
+    return "" if text.startswith("Method generated by attrs") else text
+
+
+def _table(shape: type, inner: _Inner, *, taken: bool) -> str:
+    """Its fields; of what is taken, the defaults too."""
     attrs.resolve_types(shape)
-    rows = ["| field | type | default |", "|---|---|---|"]
+    rows = ["| field | type | default |", "|---|---|---|"] if taken else ["| field | type |", "|---|---|"]
     for field in attrs.fields(shape):
-        name = field.name.removesuffix("_")
-        rows.append(f"| `{name}` | {_type(field.type)} | {_default(field)} |")
+        kind = _type(field.type, inner, taken=taken)
+        if (between := bounds(field)) is not None:
+            kind = kind.replace("integer", f"integer from {between.low} to {between.high}")
+        if omits_none(shape) and field.default is None:
+            kind = kind.removesuffix(" or null") + ", may be absent"
+        rows.append(f"| `{wire_name(field.name)}` | {kind} |" + (f" {_default(field)} |" if taken else ""))
     return "\n".join(rows) + "\n"
 
 
-def _type(kind: Any) -> str:
-    text = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
-    return re.sub(r"\btyping\.|\bcollections\.abc\.", "", text).replace("|", "or").replace("NoneType", "None")
+def _type(kind: Any, inner: _Inner, *, taken: bool) -> str:
+    """The type in JSON's words."""
+    origin, args = get_origin(kind), get_args(kind)
+    if attrs.has(kind):
+        return inner.link(kind, taken=taken)
+    if origin in (Union, UnionType):
+        members = sorted(args, key=lambda each: each is NoneType)
+        return " or ".join(_type(each, inner, taken=taken) for each in members)
+    if origin is Literal:
+        return " or ".join(f"`{json.dumps(each)}`" for each in args)
+    if origin in (list, tuple):
+        return f"array of {_type(args[0], inner, taken=taken)}"
+    if origin is dict and args[1] is not Any:
+        return f"object of {_type(args[1], inner, taken=taken)} members"
+    return _WORDS[origin or kind]
+
+
+_WORDS = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    NoneType: "null",
+    bytes: "bytes, as base64 text",
+    dict: "object",
+    list: "array",
+    Any: "any JSON value",
+    object: "any JSON value",
+}
 
 
 def _default(field: attrs.Attribute[Any]) -> str:
     if field.default is attrs.NOTHING:
         return ""
     factory = getattr(field.default, "factory", None)
-    if factory is not None:
-        return f"`{factory()!r}`"
-    return f"`{field.default!r}`"
+    return f"`{json.dumps(field.default if factory is None else factory())}`"
 
 
 def _errors() -> str:
-    rows = ["| code | name | may be tried again |", "|---|---|---|"]
-    rows += [f"| {kind.code} | {kind.name} | {'yes' if kind.retryable else 'no'} |" for kind in ERRORS.values()]
-    text = (
-        "\n## Errors\n\n`data` has the name, a hint and `retryable`; it never has a path of the host or a secret.\n\n"
-    )
-    return text + "\n".join(rows) + "\n"
+    rows = ["| code | name | may be tried again | hint |", "|---|---|---|---|"]
+    rows += [
+        f"| {kind.code} | {kind.name} | {'yes' if kind.retryable else 'no'} | {kind.hint} |"
+        for kind in ERRORS.values()
+    ]
+    return "\n## Errors by code\n\n" + "\n".join(rows) + "\n"
 
 
 def _plain(text: str) -> str:
@@ -122,4 +202,5 @@ def _plain(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")

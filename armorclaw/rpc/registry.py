@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from armorclaw.rpc.structure import reader, writer
+from armorclaw.rpc.admission import Rate
+from armorclaw.rpc.codec import MsgspecCodec
+from armorclaw.rpc.plain import text_reader, text_writer
+from armorclaw.rpc.structure import piece_reader, reader, writer
 
 if TYPE_CHECKING:
-    from armorclaw.rpc.peer import Call
+    from armorclaw.rpc.call import Call
+
+_encode = MsgspecCodec().encode
 
 H = TypeVar("H", bound=Callable[..., Any])
 
@@ -45,7 +50,14 @@ class Method:
     `handler(call, params)` is plain or async. Plain ones run inside the reader, between two messages, and so must not
     take long (a millisecond). It returns an instance of `result`, a list of them, a dict of JSON values, or None,
     which is sent as an empty object. `open`: unknown params are ignored, for methods that field clients call with
-    params of other versions.
+    params of other versions. `rate`: how often each caller may call it, beside what holds for all its calls.
+
+    A method with `chunk` or `upload` is a streaming one, its handler async and without a deadline. `chunk` is what
+    pieces of the result are that it sends (`call.send`), `upload` what it reads from its caller (`call.uploads`):
+    `bytes`, which is base64 on the wire, an attrs class, or a type of JSON values.
+
+    `raw`: for a handler that hands its params on. It gets their JSON text unread (`codec.Text`), "{}" if there were
+    none, and `params` only documents them. It may answer with such a text as a `msgspec.Raw`.
     """
 
     name: str
@@ -55,21 +67,63 @@ class Method:
     roles: frozenset[Role] = frozenset()
     doc: str = ""
     open: bool = False
+    rate: Rate | None = None
+    chunk: Any = None
+    upload: Any = None
+    raw: bool = False
     is_async: bool = attrs.field(init=False)
+    streams: bool = attrs.field(init=False)
     read: Callable[[Any], Any] = attrs.field(init=False, repr=False, eq=False)
+    """Params as the handler wants them, from decoded JSON. Raises `invalid_params`."""
+    read_text: Callable[[bytes | None], Any] = attrs.field(init=False, repr=False, eq=False)
+    """The same from JSON text; raises `parse_error`, too."""
     write: Callable[[Any], Any] = attrs.field(init=False, repr=False, eq=False)
+    """A result as JSON values."""
+    write_text: Callable[[Any], bytes] = attrs.field(init=False, repr=False, eq=False)
+    """The same as JSON text. Raises ValueError or TypeError for what is no JSON."""
+    write_chunk: Callable[[Any], Any] = attrs.field(init=False, repr=False, eq=False)
+    """What a piece is as JSON; bytes stay bytes, as the codec makes base64 of them."""
+    read_upload: Callable[[Any], Any] = attrs.field(init=False, repr=False, eq=False)
+    """A piece of decoded JSON; not for bytes. Raises `invalid_params`."""
 
     @is_async.default
     def _is_async(self) -> bool:
         return inspect.iscoroutinefunction(self.handler)
 
+    @streams.default
+    def _streams(self) -> bool:
+        streams = self.chunk is not None or self.upload is not None
+        if streams and not self.is_async:
+            raise TypeError(f"the handler of {self.name}, which streams, is not async")
+        return streams
+
     @read.default
     def _read(self) -> Callable[[Any], Any]:
+        if self.raw:  # by who has them decoded
+            return lambda params: _encode({} if params is None else params)
         return reader(self.params, open=self.open)
+
+    @read_text.default
+    def _read_text(self) -> Callable[[bytes | None], Any]:
+        if self.raw:
+            return lambda text: text or b"{}"
+        return text_reader(self.params, self.read, open=self.open)
+
+    @write_text.default
+    def _write_text(self) -> Callable[[Any], bytes]:
+        return text_writer(self.result, self.write)
 
     @write.default
     def _write(self) -> Callable[[Any], Any]:
         return writer(self.result)
+
+    @write_chunk.default
+    def _write_chunk(self) -> Callable[[Any], Any]:
+        return writer(Any if self.chunk is bytes else self.chunk)
+
+    @read_upload.default
+    def _read_upload(self) -> Callable[[Any], Any]:
+        return piece_reader(Any if self.upload is bytes else self.upload)
 
 
 class Registry:
@@ -98,12 +152,16 @@ class Registry:
         roles: Iterable[Role],
         doc: str = "",
         open: bool = False,  # noqa: A002
+        rate: Rate | None = None,
+        chunk: Any = None,
+        upload: Any = None,
+        raw: bool = False,
     ) -> Callable[[H], H]:
         """Decorator: add the function as the handler of `name`; its docstring is the doc unless one is given."""
 
         def register(handler: H) -> H:
             text = doc or inspect.getdoc(handler) or ""
-            self.add(Method(name, handler, params, result, frozenset(roles), text, open))
+            self.add(Method(name, handler, params, result, frozenset(roles), text, open, rate, chunk, upload, raw))
             return handler
 
         return register

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from heapq import nsmallest
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
@@ -15,21 +16,21 @@ import cattrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from armorclaw.errors import ArmorclawError
+from armorclaw.rpc.shape import FieldError, omits_none, wire_name
 
 T = TypeVar("T")
 
+MAX_FAULTS = 20
+"""Faults that are named; once so many elements of an array or object are wrong, no more of it are looked at."""
+
+MAX_ELEMENTS = 10_000
+"""Elements of one array or object whose elements have a type. A frame could hold half a million."""
+
 _KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
-_OMITS_NONE = "__armorclaw_omits_none__"
 
 
 class _MismatchError(ValueError):
     """What is wrong with one value, in words that do not repeat it."""
-
-
-def omit_none(cls: type[T]) -> type[T]:
-    """Class decorator for results: a field whose default is None is left out while it is None."""
-    setattr(cls, _OMITS_NONE, True)
-    return cls
 
 
 def reader(cls: type[T], *, open: bool = False) -> Callable[[Any], T]:  # noqa: A002
@@ -38,7 +39,7 @@ def reader(cls: type[T], *, open: bool = False) -> Callable[[Any], T]:  # noqa: 
     It raises ArmorclawError("invalid_params") naming every field at fault. `open`: unknown fields are ignored.
     """
     build = (_OPEN if open else _STRICT).get_structure_hook(cls)
-    names = [_wire_name(field.name) for field in attrs.fields(cls)]  # type: ignore[arg-type]  # an attrs class
+    names = [wire_name(field.name) for field in attrs.fields(cls)]  # type: ignore[arg-type]  # an attrs class
 
     def read(params: Any) -> T:
         if params is None:
@@ -52,6 +53,21 @@ def reader(cls: type[T], *, open: bool = False) -> Callable[[Any], T]:  # noqa: 
         except (cattrs.BaseValidationError, _MismatchError) as error:
             raise _refused(list(_faults(error, ""))) from None
         return made
+
+    return read
+
+
+def piece_reader(kind: Any, *, open: bool = False) -> Callable[[Any], Any]:  # noqa: A002
+    """A function that builds one value of any type from decoded JSON; `open` and what it raises are as `reader`'s."""
+    if kind in (Any, None):
+        return lambda value: value
+    build = (_OPEN if open else _STRICT).get_structure_hook(kind)
+
+    def read(value: Any) -> Any:
+        try:
+            return build(value, kind)
+        except (cattrs.BaseValidationError, _MismatchError) as error:
+            raise _refused(list(_faults(error, ""))) from None
 
     return read
 
@@ -70,7 +86,7 @@ def writer(result: Any) -> Callable[[Any], Any]:
 
 def _refused(faults: list[tuple[str, str]]) -> ArmorclawError:
     text = "; ".join(f"{place} {what}" if place else what for place, what in faults[:5])
-    fields = sorted({place for place, _ in faults if place})[:20]
+    fields = sorted({place for place, _ in faults if place})[:MAX_FAULTS]
     return ArmorclawError("invalid_params", text, fields=fields)
 
 
@@ -80,12 +96,14 @@ def _faults(error: BaseException, place: str) -> Iterator[tuple[str, str]]:
         for inner in error.exceptions:
             yield from _faults(inner, _place(place, inner))
     elif isinstance(error, cattrs.ForbiddenExtraKeysError):
-        for name in sorted(error.extra_fields)[:20]:
+        for name in nsmallest(MAX_FAULTS, error.extra_fields):
             yield f"{place}.{name:.64}".lstrip("."), "is not known"
     elif isinstance(error, _MismatchError):
         yield place, str(error)
     elif isinstance(error, KeyError):
         yield place, "is missing"
+    elif isinstance(error, FieldError):
+        yield f"{place}.{error.field}".lstrip("."), str(error)
     else:  # a validator of the class: its first argument is its sentence
         yield place, str(error.args[0]) if error.args else "has an unusable value"
 
@@ -93,14 +111,10 @@ def _faults(error: BaseException, place: str) -> Iterator[tuple[str, str]]:
 def _place(place: str, error: BaseException) -> str:
     for note in getattr(error, "__notes__", ()):
         if isinstance(note, cattrs.AttributeValidationNote):
-            return f"{place}.{_wire_name(note.name)}".lstrip(".")
+            return f"{place}.{wire_name(note.name)}".lstrip(".")
         if isinstance(note, cattrs.IterableValidationNote):
             return f"{place}.{note.index:.64}" if isinstance(note.index, str) else f"{place}[{note.index}]"
     return place
-
-
-def _wire_name(name: str) -> str:
-    return name[:-1] if name.endswith("_") else name
 
 
 def _mismatch(value: Any, wanted: str) -> _MismatchError:
@@ -152,7 +166,7 @@ def _make(*, forbid_extra_keys: bool) -> cattrs.Converter:
     made = cattrs.Converter(forbid_extra_keys=forbid_extra_keys, detailed_validation=True)
 
     def renames(cls: type) -> dict[str, Any]:
-        return {field.name: override(rename=_wire_name(field.name)) for field in attrs.fields(cls)}
+        return {field.name: override(rename=wire_name(field.name)) for field in attrs.fields(cls)}
 
     def build(cls: Any) -> Callable[[Any, Any], Any]:
         attrs.resolve_types(cls)
@@ -167,9 +181,9 @@ def _make(*, forbid_extra_keys: bool) -> cattrs.Converter:
 
     def flatten(cls: Any) -> Callable[[Any], Any]:
         attrs.resolve_types(cls)
-        omits = getattr(cls, _OMITS_NONE, False)
+        omits = omits_none(cls)
         fields: dict[str, Any] = {
-            field.name: override(rename=_wire_name(field.name), omit_if_default=bool(omits and field.default is None))
+            field.name: override(rename=wire_name(field.name), omit_if_default=omits and field.default is None)
             for field in attrs.fields(cls)
         }
         return make_dict_unstructure_fn(cls, made, **fields)
@@ -196,7 +210,7 @@ def _make(*, forbid_extra_keys: bool) -> cattrs.Converter:
         def check(value: Any, _: Any) -> Any:
             if type(value) is not list:
                 raise _mismatch(value, "an array")
-            return finish(_each(enumerate(value), hook, item, wanted))
+            return finish(_each(len(value), enumerate(value), hook, item, wanted))
 
         return check
 
@@ -207,7 +221,7 @@ def _make(*, forbid_extra_keys: bool) -> cattrs.Converter:
         def check(value: Any, _: Any) -> Any:
             if type(value) is not dict:
                 raise _mismatch(value, "an object")
-            return dict(zip(value, _each(value.items(), hook, item, wanted), strict=True))
+            return dict(zip(value, _each(len(value), value.items(), hook, item, wanted), strict=True))
 
         return check
 
@@ -223,16 +237,22 @@ def _make(*, forbid_extra_keys: bool) -> cattrs.Converter:
     return made
 
 
-def _each(items: Iterable[tuple[Any, Any]], hook: Callable[[Any, Any], Any], item: Any, wanted: Any) -> list[Any]:
-    """Every element built; all that cannot be are named."""
+def _each(
+    size: int, items: Iterable[tuple[Any, Any]], hook: Callable[[Any, Any], Any], item: Any, wanted: Any
+) -> list[Any]:
+    """Every element built; the first that cannot be are named."""
+    if size > MAX_ELEMENTS:
+        raise _MismatchError(f"must have at most {MAX_ELEMENTS} elements")
     made = []
-    errors = []
+    errors: list[Exception] = []
     for index, value in items:
         try:
             made.append(hook(value, item))
         except (cattrs.BaseValidationError, _MismatchError) as error:
             error.add_note(cattrs.IterableValidationNote("", index, item))
             errors.append(error)
+            if len(errors) == MAX_FAULTS:
+                break
     if errors:
         raise cattrs.IterableValidationError("elements", errors, wanted)
     return made

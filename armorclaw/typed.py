@@ -1,0 +1,501 @@
+"""The methods of the bridge with their types, for clients and for programs that embed it.
+
+Generated from the registry of methods by `python -m tests.protocol`; do not edit.
+
+    sent = await client.methods.matrix_send(room_id="!r:example.org", message="hello")
+    print(sent.event_id)
+    async with client.methods.containers_logs(name="echo") as logs:
+        async for piece in logs:
+            ...
+"""
+
+# ruff: noqa: A002 - the words of the wire
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal, Never
+
+from armorclaw.calls.shapes import AddCandidate, AuditQuery, Candidate, EndCall, StartCall
+from armorclaw.configs.shapes import AttachConfig, ConfigAttached, ConfigListed, ListConfigs
+from armorclaw.containers.shapes import (
+    AgentCall,
+    AgentStats,
+    Inspection,
+    LogChunk,
+    Logs,
+    LogsEnd,
+    Standing,
+    Start,
+    Started,
+    Stats,
+    StatsEnd,
+    Stop,
+    Stopped,
+    Which,
+)
+from armorclaw.delivery.shapes import DeliveryShown, ListDeliveries, WhichDelivery
+from armorclaw.events.shapes import Ack, Done, Subscribe, Subscribed, Unsubscribe
+from armorclaw.guard.shapes import (
+    DeleteKey,
+    GetKey,
+    KeyDeleted,
+    KeyShown,
+    KeyStored,
+    KeyWithToken,
+    ListKeys,
+    RotateKey,
+    StoreKey,
+)
+from armorclaw.matrix.shapes import (
+    LoggedIn,
+    LoginParams,
+    MatrixSent,
+    MatrixStatus,
+    Received,
+    ReceiveParams,
+    SendParams,
+)
+from armorclaw.rpc.caller import NOTHING, Caller, OnProgress, Stream, ask, given, open_stream
+from armorclaw.shapes import BridgeStatus, Health
+
+
+class Methods:
+    """Every method that an operator may call. A point in its name on the wire is an underscore here.
+
+    Raises ArmorclawError: what the bridge answers, what keeps the call from being made, and `remote_failed` for an
+    answer that has not the shape it should have.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def agent_call(
+        self, *, agent: str, method: str, params: Any = None, on_progress: OnProgress | None = None
+    ) -> AbstractAsyncContextManager[Stream[Any, Never, Any]]:
+        """Call a method that an agent offers; its pieces, its progress and its answer are the agent's own words. Ends
+        with unavailable when the agent has no session or goes meanwhile, method_not_found if it offers no such.
+
+        What to ask an agent: a method that it offers, and its params.
+        """
+        return open_stream(
+            self._caller,
+            "agent.call",
+            given(AgentCall, {"agent": agent, "method": method, "params": params}),
+            on_progress,
+            chunk=Any,
+            result=Any,
+        )
+
+    def attach_config(
+        self,
+        *,
+        name: str,
+        content: str | None = None,
+        encoding: Literal["raw", "base64"] = "raw",
+        type: str = "",
+        metadata: Mapping[str, str] | None = None,
+        agent: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> AbstractAsyncContextManager[Stream[Never, bytes, ConfigAttached]]:
+        """Give agents a file to read, at once and while they run. It is kept over restarts, in place of one of the
+        same name. Up to 16 MiB by `$/upload`, in pieces of base64; as `content` what fits into one message, about
+        740 KiB as base64.
+
+        `name` is a file name, without a folder. `agent` is who may read it; without one, all agents may. `content` is
+        text, or with `encoding` "base64" any bytes. Without `content` the bytes come by `$/upload`, which is the way
+        for what does not fit into one message. `type` and `metadata` are yours: they are kept and listed.
+        """
+        return open_stream(
+            self._caller,
+            "attach_config",
+            given(
+                AttachConfig,
+                {
+                    "name": name,
+                    "content": content,
+                    "encoding": encoding,
+                    "type": type,
+                    "metadata": metadata,
+                    "agent": agent,
+                },
+            ),
+            on_progress,
+            chunk=None,
+            result=ConfigAttached,
+        )
+
+    async def containers_inspect(self, *, name: str) -> Inspection:
+        """All that is known of one agent, but no secret.
+
+        `name` of an agent, or the id or name of its container.
+        """
+        return await ask(self._caller, "containers.inspect", Inspection, given(Which, {"name": name}))
+
+    async def containers_list(self) -> list[Standing]:
+        """All agents."""
+        return await ask(self._caller, "containers.list", list[Standing], {})
+
+    def containers_logs(
+        self,
+        *,
+        name: str,
+        follow: bool = False,
+        tail: int | None = 100,
+        since_ms: int | None = None,
+        timestamps: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> AbstractAsyncContextManager[Stream[LogChunk, Never, LogsEnd]]:
+        """What an agent printed and, with `follow`, prints: over its restarts, until it is removed. Ends with
+        engine_unreachable when the engine is lost: call again, with since_ms.
+
+        What an agent printed: the last `tail` lines (null: all that is kept) of those since `since_ms`. With `follow`
+        also what it prints from then on, over restarts, until the agent is removed or the call cancelled. With
+        `timestamps` chunks say when they were written.
+        """
+        return open_stream(
+            self._caller,
+            "containers.logs",
+            given(
+                Logs, {"name": name, "follow": follow, "tail": tail, "since_ms": since_ms, "timestamps": timestamps}
+            ),
+            on_progress,
+            chunk=LogChunk,
+            result=LogsEnd,
+        )
+
+    async def containers_restart(self, *, name: str) -> Started:
+        """Stop an agent if it runs, and start it with a clear record, also one that was stopped or given up. `status`
+        is "running", or "restarting" when that takes longer than the caller would wait.
+
+        `name` of an agent, or the id or name of its container.
+        """
+        return await ask(self._caller, "containers.restart", Started, given(Which, {"name": name}))
+
+    def containers_stats(
+        self,
+        *,
+        name: str | None = None,
+        interval_ms: int = 1000,
+        count: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> AbstractAsyncContextManager[Stream[list[AgentStats], Never, StatsEnd]]:
+        """What agents use: each chunk is one reading of the agent named, until it is removed, or of all.
+
+        What one agent uses, or all: a reading at once, then one each `interval_ms`, `count` in all (null: no end).
+        """
+        return open_stream(
+            self._caller,
+            "containers.stats",
+            given(Stats, {"name": name, "interval_ms": interval_ms, "count": count}),
+            on_progress,
+            chunk=list[AgentStats],
+            result=StatsEnd,
+        )
+
+    async def delete_key(self, *, id: str) -> KeyDeleted:
+        """Forget a key. Agents that run keep what they have; one that is granted it cannot start without it."""
+        return await ask(self._caller, "delete_key", KeyDeleted, given(DeleteKey, {"id": id}))
+
+    async def delivery_cancel(self, *, delivery_id: str) -> DeliveryShown:
+        """Take back a message that waits. One of which an attempt may have reached the homeserver stays.
+
+        `delivery_id` is what `matrix.send` answered.
+        """
+        return await ask(
+            self._caller, "delivery.cancel", DeliveryShown, given(WhichDelivery, {"delivery_id": delivery_id})
+        )
+
+    async def delivery_list(
+        self,
+        *,
+        state: Literal["queued", "sent", "failed", "cancelled"] | None = None,
+        room_id: str | None = None,
+        limit: int = 100,
+    ) -> list[DeliveryShown]:
+        """The last messages, the newest first.
+
+        The newest `limit` messages, of one state or room if that is given.
+        """
+        return await ask(
+            self._caller,
+            "delivery.list",
+            list[DeliveryShown],
+            given(ListDeliveries, {"state": state, "room_id": room_id, "limit": limit}),
+        )
+
+    async def delivery_retry(self, *, delivery_id: str) -> DeliveryShown:
+        """Try a failed message again, or one that waits now. It keeps its transaction id. What may have been seen
+        already is not tried again, nor what was cancelled.
+
+        `delivery_id` is what `matrix.send` answered.
+        """
+        return await ask(
+            self._caller, "delivery.retry", DeliveryShown, given(WhichDelivery, {"delivery_id": delivery_id})
+        )
+
+    async def delivery_status(self, *, delivery_id: str) -> DeliveryShown:
+        """What became of a message.
+
+        `delivery_id` is what `matrix.send` answered.
+        """
+        return await ask(
+            self._caller, "delivery.status", DeliveryShown, given(WhichDelivery, {"delivery_id": delivery_id})
+        )
+
+    async def events_ack(
+        self, *, subscription: str, seq: int, cumulative: bool = False, nack_ms: int | None = None
+    ) -> Done:
+        """Say what became of an event.
+
+        `nack_ms` asks for the event again after so many milliseconds; `cumulative` means all up to `seq`.
+        """
+        return await ask(
+            self._caller,
+            "events.ack",
+            Done,
+            given(Ack, {"subscription": subscription, "seq": seq, "cumulative": cumulative, "nack_ms": nack_ms}),
+        )
+
+    async def events_subscribe(
+        self, *, name: str | None = None, filter: Mapping[str, Any] = NOTHING, from_: Literal["now"] | int = "now"
+    ) -> Subscribed:
+        """Have events pushed as `event` notifications. An agent has at most 32 subscriptions, and cannot begin one
+        before what it has acknowledged of its own, `main`: rooms granted later may have been others' before.
+
+        With a `name` the subscription outlives the connection and its events want to be acknowledged. `from` is where
+        a new one begins: "now", or the number of the last event already seen. For an agent that is never before what
+        it has acknowledged of its subscription "main".
+        """
+        return await ask(
+            self._caller,
+            "events.subscribe",
+            Subscribed,
+            given(Subscribe, {"name": name, "filter": filter, "from_": from_}),
+        )
+
+    async def events_unsubscribe(self, *, subscription: str) -> Done:
+        """End a subscription here."""
+        return await ask(self._caller, "events.unsubscribe", Done, given(Unsubscribe, {"subscription": subscription}))
+
+    async def get_key(self, *, id: str) -> KeyWithToken:
+        """One key with its token."""
+        return await ask(self._caller, "get_key", KeyWithToken, given(GetKey, {"id": id}))
+
+    async def health(self) -> Health:
+        """Whether all is well."""
+        return await ask(self._caller, "health", Health, {})
+
+    async def list_configs(self, *, agent: str | None = None) -> list[ConfigListed]:
+        """The files that are attached.
+
+        `agent`: what that one can read, its own and what is for all; without it everything there is.
+        """
+        return await ask(self._caller, "list_configs", list[ConfigListed], given(ListConfigs, {"agent": agent}))
+
+    async def list_keys(self, *, provider: str = "") -> list[KeyShown]:
+        """The keys there are."""
+        return await ask(self._caller, "list_keys", list[KeyShown], given(ListKeys, {"provider": provider}))
+
+    async def matrix_login(self, *, username: str, password: str, account: str | None = None) -> LoggedIn:
+        """Log a Matrix account in with a password. A session that runs goes on if this fails.
+
+        `account` names one of the configuration; by default the first.
+        """
+        return await ask(
+            self._caller,
+            "matrix.login",
+            LoggedIn,
+            given(LoginParams, {"username": username, "password": password, "account": account}),
+        )
+
+    async def matrix_receive(self, *, cursor: str = "", timeout_ms: int = 0, limit: int = 10) -> Received:
+        """Poll for events of granted rooms. Each call acknowledges the batch before. Without a cursor, a batch whose
+        answer was lost on its way is lost; a call with the cursor of the last answer that did arrive has it again.
+        There is one call at a time for each agent, and one for all operators; events that are pushed to a
+        connection cannot be polled as well.
+
+        `cursor` is the one of the answer before, or empty; `timeout_ms` is how long to wait for the first event.
+        """
+        return await ask(
+            self._caller,
+            "matrix.receive",
+            Received,
+            given(ReceiveParams, {"cursor": cursor, "timeout_ms": timeout_ms, "limit": limit}),
+        )
+
+    async def matrix_send(
+        self,
+        *,
+        room_id: str,
+        message: str,
+        msgtype: str = "m.text",
+        content: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        account: str | None = None,
+    ) -> MatrixSent:
+        """Send a message to a room, once as others see it. Waits up to 3.5 s for the event id. Then `status` is
+        `queued` and event_id null; the message goes out as soon as the homeserver takes it.
+
+        `content` adds to, or replaces, {msgtype, body}. The same `idempotency_key` again sends nothing, whatever the
+        rest says.
+        """
+        return await ask(
+            self._caller,
+            "matrix.send",
+            MatrixSent,
+            given(
+                SendParams,
+                {
+                    "room_id": room_id,
+                    "message": message,
+                    "msgtype": msgtype,
+                    "content": content,
+                    "idempotency_key": idempotency_key,
+                    "account": account,
+                },
+            ),
+        )
+
+    async def matrix_status(self) -> MatrixStatus:
+        """Whether the Matrix account works: an agent's own, else the main one and a list of all."""
+        return await ask(self._caller, "matrix.status", MatrixStatus, {})
+
+    async def rotate_key(self, *, id: str, token: str, expires_at: int | None = None) -> KeyShown:
+        """Give a key another token. Agents that run keep the one they have; the next start takes the new one.
+
+        `token` is the new one; `expires_at` says until when it holds, if that changes: 0 is for ever.
+        """
+        return await ask(
+            self._caller,
+            "rotate_key",
+            KeyShown,
+            given(RotateKey, {"id": id, "token": token, "expires_at": expires_at}),
+        )
+
+    async def rpc_discover(self) -> dict[str, Any]:
+        """This description of the methods that the caller may call, as an OpenRPC document."""
+        return await ask(self._caller, "rpc.discover", dict[str, Any], {})
+
+    async def start(
+        self,
+        *,
+        name: str = "",
+        key_id: str = "",
+        agent_type: str = "",
+        image: str | None = None,
+        runtime: Literal["auto", "docker", "podman", "sandbox", "process", "attached"] = "auto",
+        command: Sequence[str] = (),
+        code: str | None = None,
+        rooms: Sequence[str] = (),
+        keys: Sequence[str] = (),
+        account: str = "main",
+        env: Mapping[str, str] = NOTHING,
+    ) -> Started:
+        """Start an agent.
+
+        What to start: a declared agent by `name` (or `agent_type`), or a new one. A new one lasts as long as the
+        bridge; if it cannot be started nothing of it is kept. One that is at rest may be described anew. `code` is a
+        file or folder of the host that becomes /agent. `key_id` is one more key to grant, `keys` are all of them.
+        """
+        return await ask(
+            self._caller,
+            "start",
+            Started,
+            given(
+                Start,
+                {
+                    "name": name,
+                    "key_id": key_id,
+                    "agent_type": agent_type,
+                    "image": image,
+                    "runtime": runtime,
+                    "command": command,
+                    "code": code,
+                    "rooms": rooms,
+                    "keys": keys,
+                    "account": account,
+                    "env": env,
+                },
+            ),
+        )
+
+    async def status(self) -> BridgeStatus:
+        """How the bridge is."""
+        return await ask(self._caller, "status", BridgeStatus, {})
+
+    async def stop(self, *, container_id: str = "", name: str = "") -> Stopped:
+        """Stop an agent; it stays stopped."""
+        return await ask(self._caller, "stop", Stopped, given(Stop, {"container_id": container_id, "name": name}))
+
+    async def store_key(
+        self,
+        *,
+        provider: str,
+        token: str,
+        id: str = "",
+        display_name: str = "",
+        expires_at: int = 0,
+        tags: Sequence[str] | None = None,
+    ) -> KeyStored:
+        """Store a key, or replace it.
+
+        Without `id` it is `<provider>-default`; `expires_at` is seconds since the epoch, 0 for never.
+        """
+        return await ask(
+            self._caller,
+            "store_key",
+            KeyStored,
+            given(
+                StoreKey,
+                {
+                    "provider": provider,
+                    "token": token,
+                    "id": id,
+                    "display_name": display_name,
+                    "expires_at": expires_at,
+                    "tags": tags,
+                },
+            ),
+        )
+
+    async def webrtc_end(self, *, session_id: str, reason: str = "") -> None:
+        """End a voice call. Not available yet: answers the error `not_available`."""
+        await ask(self._caller, "webrtc.end", None, given(EndCall, {"session_id": session_id, "reason": reason}))
+
+    async def webrtc_get_audit_log(
+        self, *, limit: int = 100, event_type: str = "", session_id: str = "", room_id: str = ""
+    ) -> None:
+        """What happened in voice calls. Not available yet: answers the error `not_available`.
+
+        The newest `limit` entries, of one type of event, call or room if that is given.
+        """
+        await ask(
+            self._caller,
+            "webrtc.get_audit_log",
+            None,
+            given(
+                AuditQuery, {"limit": limit, "event_type": event_type, "session_id": session_id, "room_id": room_id}
+            ),
+        )
+
+    async def webrtc_ice_candidate(self, *, session_id: str, candidate: Candidate) -> None:
+        """Add an ICE candidate of the caller. Not available yet: answers the error `not_available`."""
+        await ask(
+            self._caller,
+            "webrtc.ice_candidate",
+            None,
+            given(AddCandidate, {"session_id": session_id, "candidate": candidate}),
+        )
+
+    async def webrtc_list(self) -> None:
+        """The voice calls there are. Not available yet: answers the error `not_available`."""
+        await ask(self._caller, "webrtc.list", None, {})
+
+    async def webrtc_start(self, *, room_id: str, ttl: str = "10m") -> None:
+        """Start a voice call. Not available yet: answers the error `not_available`.
+
+        `ttl` is how long the call may last, such as "90s", "10m" or "1h".
+        """
+        await ask(self._caller, "webrtc.start", None, given(StartCall, {"room_id": room_id, "ttl": ttl}))
