@@ -8,7 +8,8 @@ bridge (rest for one: started top to bottom, stopped bottom to top)
 │  ├─ matrix       one session per account
 │  └─ containers   one generation per agent
 └─ listeners   (one for one)
-   └─ socket       bridge.sock, for operators
+   ├─ socket       bridge.sock, for operators
+   └─ observers    observer.sock, if there is a group of them
 """
 
 from __future__ import annotations
@@ -17,24 +18,28 @@ import hashlib
 import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any
 
-import attrs
 import trio
 
 from armorclaw._version import __version__
 from armorclaw.attached import AttachedAgent
+from armorclaw.calls.methods import register as register_calls
 from armorclaw.clock import Surroundings
 from armorclaw.config import Config, check_rooms, is_name
+from armorclaw.configs.library import Configs
+from armorclaw.configs.methods import register as register_configs
 from armorclaw.containers.fleet import Fleet, Services
 from armorclaw.containers.methods import register as register_containers
 from armorclaw.containers.runtimes import Runtimes
 from armorclaw.containers.secrets import secrets_payload
+from armorclaw.delivery.methods import register as register_delivery
 from armorclaw.delivery.outbox import Outbox
 from armorclaw.errors import ArmorclawError, one_error
-from armorclaw.events import Event, Journal
+from armorclaw.events.event import Event
+from armorclaw.events.journal import Journal
 from armorclaw.events.methods import hears
 from armorclaw.events.methods import register as register_events
 from armorclaw.events.retention import Retention
@@ -43,13 +48,17 @@ from armorclaw.guard.alerts import Alerts
 from armorclaw.guard.audit import AuditLog
 from armorclaw.guard.grants import Grants
 from armorclaw.guard.keystore import KeyStore
+from armorclaw.guard.limits import Limits, budgets
 from armorclaw.guard.methods import register as register_guard
+from armorclaw.listeners import Listeners
 from armorclaw.log import get_logger
 from armorclaw.matrix.accounts import Accounts
 from armorclaw.matrix.methods import MatrixMethods
-from armorclaw.rpc.local import call_local
+from armorclaw.rpc.caller import OnProgress
+from armorclaw.rpc.discover import register as register_discover
+from armorclaw.rpc.local import LocalStream, call_local, stream_local
 from armorclaw.rpc.registry import Registry, Role
-from armorclaw.rpc.unix import bind_unix, serve_unix
+from armorclaw.shapes import BridgeStatus, Health
 from armorclaw.store import Connection, Database
 from armorclaw.store.keyfile import load_or_create_key
 from armorclaw.structure import FaultError
@@ -63,28 +72,9 @@ from armorclaw.supervision import (
     log_crash,
     root_of,
 )
+from armorclaw.typed import Methods
 
 log = get_logger(__name__)
-
-
-@attrs.frozen
-class BridgeStatus:
-    """What `status` answers: the members every client reads first, then more."""
-
-    version: str
-    state: str
-    socket: str
-    containers: int
-    container_ids: list[str]
-    uptime_s: int
-    accounts: list[dict[str, Any]]
-    agents: list[dict[str, Any]]
-
-
-@attrs.frozen
-class Health:
-    status: str
-    reasons: list[str]
 
 
 class Bridge:
@@ -103,7 +93,9 @@ class Bridge:
         self.keystore = KeyStore(self.database, self.audit, around)
         self.subscriptions = Subscriptions(self.database, self.journal, around)
         self.outbox = Outbox(self.database, self.audit, around)
+        self.configs = Configs(where.state_dir / "configs", self.database, self.audit)
         self.registry = Registry()
+        self.limits = Limits(around.clock, budgets(config.limits))
         self.accounts = Accounts(
             config.accounts,
             db=self.database,
@@ -113,7 +105,7 @@ class Bridge:
             alerts=self.alerts,
             around=around,
         )
-        self.runtimes = Runtimes(where.engine_socket, where.state_dir / "logs")
+        self.runtimes = Runtimes(where.engine_socket, where.state_dir / "logs", around.clock)
         self.fleet = Fleet(
             self.runtimes,
             Services(
@@ -128,10 +120,12 @@ class Bridge:
                 cursors=self.subscriptions,
                 note=self._note,
                 registry=self.registry,
+                limits=self.limits,
                 around=around,
             ),
         )
         self._root = Supervisor("bridge", strategy=Strategy.REST_FOR_ONE, around=around, on_change=log_crash)
+        self._attached: dict[str, AttachedAgent] = {}  # those that run
         self._started_at = 0.0
         self._register_methods()
 
@@ -153,10 +147,11 @@ class Bridge:
             _branch("matrix", self.accounts.run),
             _branch("containers", partial(self.fleet.run, contained)),
         ]
+        sockets = Listeners(self.config, self.registry, self.limits, self.around).children()
         children = (
             ChildSpec("store", self.database.run),
             _branch("features", partial(features.run, feature_children)),
-            _branch("listeners", partial(listeners.run, [ChildSpec("socket", self._listen)])),
+            _branch("listeners", partial(listeners.run, sockets)),
         )
         try:
             await self._root.run(children, task_status=task_status)
@@ -171,19 +166,6 @@ class Bridge:
             await self.subscriptions.ensure(agent.name, MAIN)
             self.grants.set(agent.name, agent.account, agent.rooms)
         task_status.started()
-
-    async def _listen(self, *, task_status: trio.TaskStatus[None]) -> None:
-        path = self.config.bridge.socket
-        try:
-            listener = bind_unix(path)
-        except OSError as error:
-            hint = "choose another [bridge] socket, or make its folder writable to this user"
-            raise ArmorclawError(
-                "storage_failed", f"cannot listen at {path}", why=error.strerror or "", hint=hint
-            ) from error
-        await serve_unix(
-            listener, self.registry, role=Role.OPERATOR, around=self.around, path=path, task_status=task_status
-        )
 
     def _make_folders(self) -> None:
         """Only the bridge writes here. Agents of other uids pass through to their own sockets and code, no more."""
@@ -206,9 +188,20 @@ class Bridge:
 
     # -- for programs that embed it
 
-    async def call(self, method: str, **params: Any) -> Any:
+    async def call(self, method: str, /, **params: Any) -> Any:
         """Call a method of the wire as the operator, without a socket. Raises what the method raises."""
         return await call_local(self.registry, method, params, role=Role.OPERATOR)
+
+    def stream(
+        self, method: str, /, *, on_progress: OnProgress | None = None, **params: Any
+    ) -> AbstractAsyncContextManager[LocalStream]:
+        """Call a method that streams, likewise, for the length of the block."""
+        return stream_local(self.registry, method, params, role=Role.OPERATOR, on_progress=on_progress)
+
+    @property
+    def methods(self) -> Methods:
+        """All methods with their types: `(await bridge.methods.health()).reasons`."""
+        return Methods(self)
 
     def attach(self, name: str, *, rooms: Sequence[str] = (), account: str = "main") -> AttachedAgent:
         """An agent inside this program, with the API it would have in a container; start its `run` in a nursery.
@@ -230,22 +223,24 @@ class Bridge:
 
         @asynccontextmanager
         async def granted() -> AsyncIterator[None]:
-            if is_declared:
-                yield
-                return
-            if self.grants.account_of(name) is not None:
+            taken = name in self._attached if is_declared else self.grants.account_of(name) is not None
+            if taken:
                 raise ArmorclawError("conflict", f"there is an agent {name!r} already", hint="choose another name")
-            self.grants.set(name, account, rooms)
+            if not is_declared:
+                self.grants.set(name, account, rooms)
+            self._attached[name] = agent
             try:
                 yield
             finally:
-                self.grants.forget(name)
+                del self._attached[name]
+                if not is_declared:
+                    self.grants.forget(name)
 
         async def take_secrets() -> bytes:
             keys = declared.keys if declared is not None else ()
             return bytes(secrets_payload([await self.keystore.get(key, by=f"agent {name}") for key in keys]))
 
-        return AttachedAgent(
+        agent = AttachedAgent(
             name,
             rooms,
             self.subscriptions,
@@ -253,7 +248,9 @@ class Bridge:
             granted=granted,
             take_secrets=take_secrets,
             call=partial(call_local, self.registry, role=Role.AGENT, agent=name),
+            stream=partial(stream_local, self.registry, role=Role.AGENT, agent=name),
         )
+        return agent
 
     def _check_attached(self, name: str, rooms: Sequence[str], account: str) -> None:
         if not is_name(name):
@@ -295,19 +292,17 @@ class Bridge:
             container_ids=ids,
             uptime_s=int(self.around.clock.monotonic() - self._started_at),
             accounts=self.accounts.reports(),
-            agents=[attrs.asdict(standing) for standing in standings],
+            agents=standings,
         )
 
     def health(self, *, of: str | None = None) -> Health:
         """ "healthy", or "degraded" with the reasons; `of` an agent, with those alone that are its own affair."""
         status = self.status()
         accounts = {self.grants.account_of(of)} if of is not None else set(self.config.accounts)
-        agents = [a for a in status.agents if of in (None, a["name"])]
-        reasons = [f"agent {a['name']} is {a['state']}" for a in agents if a["state"] in _SICK]
+        agents = [a for a in status.agents if of in (None, a.name)]
+        reasons = [f"agent {a.name} is {a.state}" for a in agents if a.state in _SICK]
         reasons += [
-            f"matrix {a['account']} is {a['state']}"
-            for a in status.accounts
-            if a["account"] in accounts and not a["connected"]
+            f"matrix {a.account} is {a.state}" for a in status.accounts if a.account in accounts and not a.connected
         ]
         return Health("degraded" if reasons else "healthy", reasons)
 
@@ -323,9 +318,13 @@ class Bridge:
             return self.health(of=call.agent)
 
         register_guard(self.registry, self.keystore)
+        register_configs(self.registry, self.configs)
+        register_delivery(self.registry, self.outbox)
+        register_calls(self.registry)
+        register_discover(self.registry)
         register_events(self.registry, self.subscriptions, self.grants)
         MatrixMethods(self.accounts, self.outbox, self.subscriptions, self.grants).register(self.registry)
-        register_containers(self.registry, self.fleet)
+        register_containers(self.registry, self.fleet, self._attached)
 
     async def _record_alert(
         self,

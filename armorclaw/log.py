@@ -6,12 +6,31 @@ A library must not write to its program's stdout, which structlog does as long a
 from __future__ import annotations
 
 import logging
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
 
+
+def plain_values(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """For structlog: no value, which may be a stranger's word, makes a line of its own or speaks to the terminal.
+
+    A `trace` keeps its lines, indented.
+    """
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            lines = value.splitlines() if key == "trace" else [value]
+            event[key] = "\n    ".join(_printable(line) for line in lines)
+    return event
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 _PROCESSORS = (
     structlog.stdlib.filter_by_level,
+    plain_values,
     structlog.processors.KeyValueRenderer(key_order=["event"], repr_native_str=False),
 )
 

@@ -22,7 +22,8 @@ from armorclaw.agent.errors import (
 from armorclaw.agent.streams import Progress, encode, notification
 from armorclaw.rpc.flow import FlowError, Outflow
 from armorclaw.rpc.framing import MAX_FRAME
-from armorclaw.rpc.jsonrpc import Core, JsonCodec, Request
+from armorclaw.rpc.jsoncodec import JsonCodec
+from armorclaw.rpc.jsonrpc import Core, Request
 
 MAX_CALLS = 8
 """Calls of the bridge whose handlers run at once; one more is answered with `queue_full`."""

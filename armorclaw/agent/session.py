@@ -25,7 +25,8 @@ from armorclaw.agent.secrets import Secrets, close_all, read_secrets
 from armorclaw.agent.streams import Streaming, encode, notification
 from armorclaw.rpc.flow import FlowError
 from armorclaw.rpc.framing import MAX_FRAME
-from armorclaw.rpc.jsonrpc import Core, Event, JsonCodec, Notification, Request, Response, Send
+from armorclaw.rpc.jsoncodec import JsonCodec
+from armorclaw.rpc.jsonrpc import Core, Event, Notification, Request, Response, Send
 
 PROTOCOL = 1
 CALL_TIMEOUT = 30.0  # seconds a call may take, waiting for a bridge that restarts included

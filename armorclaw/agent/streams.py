@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Optional
 
 from armorclaw.agent.errors import AgentError, chunk_not_json, chunk_too_large
 from armorclaw.rpc.flow import CHUNK_MAX, FlowError, Inflow, Outflow
-from armorclaw.rpc.jsonrpc import JsonCodec
+from armorclaw.rpc.jsoncodec import JsonCodec
 
 _CODEC = JsonCodec()
 

@@ -24,7 +24,7 @@ MAX_BYTES = 16 * 1024 * 1024
 MAX_FILES = 2000
 """Files, folders and links together; code that is larger belongs into an image, or was not meant (a .git, a venv)."""
 
-_CORE = ("rpc/__init__.py", "rpc/flow.py", "rpc/framing.py", "rpc/jsonrpc.py")
+_CORE = ("rpc/__init__.py", "rpc/flow.py", "rpc/framing.py", "rpc/jsoncodec.py", "rpc/jsonrpc.py")
 _LIBRARY = ("__init__.py", "_version.py", "agent", *_CORE)
 _LEFT_OUT = frozenset({"__pycache__"})
 

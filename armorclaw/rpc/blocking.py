@@ -43,7 +43,8 @@ class Connection:
         self._notifications: deque[Message] = deque()  # came while an answer was awaited
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # a socket that blocks waits in the kernel's queue; others are refused at once while many want to connect
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(timeout), int(timeout % 1 * 1e6)))
+        patience = struct.pack("ll", *divmod(max(1, int(timeout * 1e6)), 1_000_000))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         name = os.fspath(path)
         try:
             self._socket.connect(name)

@@ -62,9 +62,11 @@ def _is_small(value: object) -> bool:
     return value is None or isinstance(value, str | float)
 
 
+def printable(text: str) -> str:
+    """A text of the other side, cut, without what a terminal or a log might take for more than text."""
+    head = "".join(each if each.isprintable() else " " for each in text[:TEXT_LIMIT])
+    return head if len(text) <= TEXT_LIMIT else head[:-1] + "…"
+
+
 def _text(value: Any) -> Any:
-    """A text without what a terminal or a log might take for more than text; other values as they are."""
-    if not isinstance(value, str):
-        return value
-    head = "".join(each if each.isprintable() else " " for each in value[:TEXT_LIMIT])
-    return head if len(value) <= TEXT_LIMIT else head[:-1] + "…"
+    return printable(value) if isinstance(value, str) else value

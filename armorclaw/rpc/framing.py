@@ -63,7 +63,7 @@ class FrameError:
         return f"FrameError({self.code}, {self.message!r}, fatal={self.fatal})"
 
 
-Frame = Union[bytes, FrameError]
+Frame = Union[bytes, bytearray, FrameError]
 
 
 # Every repetition is bounded, or over a single class of bytes: the engine's own memory stays small. And at each place
@@ -111,7 +111,7 @@ def _run(head: bytes, depth: int) -> Callable[..., Optional[re.Match[bytes]]]:
 _skip_items = tuple(_run(b"", depth) for depth in range(_RUN_DEPTH + 1))
 _skip_members = tuple(_run(_SHORT_STRING + _WS + b":" + _WS, depth) for depth in range(_RUN_DEPTH + 1))
 
-_WHITE = frozenset(b" \t\r\n")
+WHITE = frozenset(b" \t\r\n")
 _ATOM_STARTS = frozenset(b"-0123456789tfn")
 _QUOTE, _COMMA, _COLON, _OPEN_BRACE, _BRACE = b'",:{}'
 _CLOSER = {ord("{"): ord("}"), ord("["): ord("]")}
@@ -135,7 +135,7 @@ class _WrongByteError(Exception):
 class Frames:
     """Cuts a stream of bytes into JSON values.
 
-    `feed` returns what became complete: `bytes` for a value (without white space around it), `FrameError` for what
+    `feed` returns what became complete: the bytes of a value (without white space around it), `FrameError` for what
     the other side did wrong. After a fatal error, or `eof`, further input is ignored.
     """
 
@@ -154,6 +154,11 @@ class Frames:
     def pending(self) -> bool:
         """Whether a value is open, or a bad line is being skipped: while true, the driver's deadline runs."""
         return bool(self._held) or self._skipping
+
+    @property
+    def in_string(self) -> bool:
+        """Whether the open value stands inside a string, which is passed as fast as a quotation mark is found."""
+        return self._expect in _IN_QUOTES
 
     def feed(self, data: bytes) -> list[Frame]:
         """The values and errors that `data` completed, in order."""
@@ -175,8 +180,8 @@ class Frames:
                 self._skipping = False
                 pos = newline + 1
                 continue
-            if data[pos] in _WHITE:
-                pos = _end(_skip_white(data, pos))
+            if data[pos] in WHITE:
+                pos = skip_white(data, pos)
                 continue
             pos = self._value(data, pos, out)
             if pos < 0:
@@ -220,8 +225,10 @@ class Frames:
         end = self._scan(held, 0, out)
         if end < 0:
             return None
+        rest = bytes(memoryview(held)[end:])
+        del held[end:]  # what is left is the value, which is given away as it is
         self._reset()
-        return bytes(memoryview(held)[end:])
+        return rest
 
     def _value(self, data: bytes, start: int, out: list[Frame]) -> int:
         """Scan a new value at `start`; where it ends, or -1 when all was used up."""
@@ -247,9 +254,9 @@ class Frames:
             self._skipping = True
             return wrong.at
         if end >= 0:
-            out.append(bytes(memoryview(buffer)[start:end]))
+            out.append(buffer if buffer is self._held else bytes(memoryview(buffer)[start:end]))
         elif size >= limit:
-            message = "a JSON value is larger than %d bytes" % self._max_frame
+            message = "a JSON value is larger than %d bytes: send more in pieces, by $/upload" % self._max_frame
             out.append(FrameError(INVALID_REQUEST, message, fatal=True, limit=self._max_frame))
             self._close()
         return end
@@ -274,13 +281,13 @@ class Frames:
                 pos = _end(_skip_word(buf, pos, size))
                 if pos == size:
                     break
-                if not _is_atom(buf, self._atom, pos) or not (closers or buf[pos] in _WHITE):
+                if not _is_atom(buf, self._atom, pos) or not (closers or buf[pos] in WHITE):
                     raise _WrongByteError(pos)
                 if not closers:
                     return pos
                 expect = _AFTER
             byte = buf[pos]
-            if byte in _WHITE:
+            if byte in WHITE:
                 pos = _end(_skip_white(buf, pos, size))
                 continue
             if expect == _AFTER and byte == _COMMA:
@@ -349,6 +356,46 @@ def _string(buf: Union[bytes, bytearray], pos: int, size: int) -> tuple[int, boo
                 raise _WrongByteError(pos + 1, "a newline inside a string")
             return pos, False
     return pos, False
+
+
+_NO_BRACKET = bytes(sorted(set(range(256)) - set(b"[]{}")))
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+
+
+def is_shallow(text: bytes, depth: int = MAX_DEPTH) -> bool:
+    """Whether a value, which must be valid JSON, is no deeper than that. A few ns a byte, at any depth."""
+    if opens_few(text, depth):
+        return True
+    if b"\\" in text:
+        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    outside_strings = b"".join(text.split(b'"')[::2])
+    brackets = outside_strings.translate(_ONE_KIND, _NO_BRACKET)
+    for _ in range(depth):
+        if not brackets:
+            return True
+        brackets = brackets.replace(b"[]", b"")  # the innermost, everywhere
+    return not brackets
+
+
+def opens_few(text: bytes, depth: int = MAX_DEPTH) -> bool:
+    """Whether so few brackets open in a text that none of the values in it can be deeper than that."""
+    if len(text) < 4096:  # where counting is the fastest
+        return text.count(b"[") + text.count(b"{") <= depth
+    find = text.find
+    place = -1
+    turn = b"["
+    for _ in range(depth + 2):  # one look more for each kind finds nothing
+        place = find(turn, place + 1)
+        if place < 0:
+            if turn == b"{":
+                return True
+            turn = b"{"
+    return False
+
+
+def skip_white(data: bytes, pos: int) -> int:
+    """The place behind the white space at `pos`."""
+    return _end(_skip_white(data, pos))
 
 
 def _end(match: Optional[re.Match[bytes]]) -> int:

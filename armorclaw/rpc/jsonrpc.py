@@ -1,7 +1,7 @@
 """JSON-RPC 2.0 without input or output: what came in, and the bytes that go out.
 
 Standard library only, Python 3.9: the bridge, its clients and the library inside containers share it. The codec is
-passed in: msgspec in the bridge (`armorclaw.rpc.codec`), `JsonCodec` in a container.
+passed in: msgspec in the bridge (`armorclaw.rpc.codec`), `armorclaw.rpc.jsoncodec` in a container.
 
 Both ends are equal: either may call, notify and answer. A driver owns the socket and does this:
 
@@ -14,6 +14,7 @@ Both ends are equal: either may call, notify and answer. A driver owns the socke
         elif isinstance(event, Send):                   # an error the core answers by itself
             write(event.data)
             if event.fatal: close()
+        # else a Pause: a moment to look after others, if there are any
 
     number, data = core.request("status", {...})        # write data; the Response will carry .id == number
     write(core.notification("event", {...}))
@@ -35,13 +36,21 @@ Decisions where the specification leaves room (docs/protocol.md, "Envelope"):
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
-from json.encoder import encode_basestring_ascii
-from typing import Any, Optional, Protocol, Union
+from collections.abc import Callable, Iterator
+from typing import Any, Optional, Union
 
-from armorclaw.rpc.framing import INVALID_REQUEST, MAX_DEPTH, MAX_FRAME, PARSE_ERROR, Frame, FrameError, Frames
+from armorclaw.rpc.framing import (
+    INVALID_REQUEST,
+    MAX_FRAME,
+    PARSE_ERROR,
+    WHITE,
+    Frame,
+    FrameError,
+    Frames,
+    is_shallow,
+    skip_white,
+)
+from armorclaw.rpc.jsoncodec import Codec, EnvelopeError, ascii_only
 
 INTERNAL_ERROR = -32603
 
@@ -58,88 +67,13 @@ MAX_WRONG = 3
 """Parse errors in a row."""
 
 _LARGEST_ID = 2**53
-_SLICE = 4096  # bytes without a newline that are scanned at a time, so that `feed` returns to its caller often
+_SLICE = 4096  # bytes that are scanned at a time, so that `feed` returns to its caller often
+_FEW = 256  # the same behind a string and at the beginning of a value, most of which may be a long string
 _ABSENT = object()
 _VERSION = ("2.0", b'"2.0"')  # as it comes, decoded or not
 
 _HINTS = {PARSE_ERROR: ("parse_error", "send one JSON value per request")}
 _ENVELOPE_HINT = ("invalid_request", "see docs/protocol.md for the envelope")
-
-
-class EnvelopeError(ValueError):
-    """From a codec's `decode`: valid JSON, but no message can be meant by it."""
-
-
-class Codec(Protocol):
-    """JSON in one library's terms. Whatever is wrong with the text, `decode` and `value` raise a ValueError.
-
-    `decode` gives an object as a dict and an array as a list. Their members may be left undecoded, in any type of the
-    codec's own; `item` opens an item of a batch as `decode` would, `value` makes a member plain Python, `text` gives
-    its JSON text. `encode` writes compact ASCII without newline, and raises ValueError or TypeError if it cannot.
-    """
-
-    def decode(self, text: bytes) -> Any: ...
-    def item(self, item: Any) -> Any: ...
-    def value(self, member: Any) -> Any: ...
-    def text(self, member: Any) -> bytes: ...
-    def encode(self, value: Any) -> bytes: ...
-
-
-class JsonCodec:
-    """The standard library's json, made strict: no NaN, no infinity, no half of a surrogate pair."""
-
-    def __init__(self) -> None:
-        self._decode = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite).decode
-        self._encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-
-    def decode(self, text: bytes) -> Any:
-        try:
-            value = self._decode(text.decode("utf-8"))
-            if _HALF_SURROGATE(text):  # perhaps one of a proper pair: only encoding tells
-                json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except RecursionError:
-            raise ValueError("nested too deep") from None
-        return value
-
-    def item(self, item: Any) -> Any:
-        return item
-
-    def value(self, member: Any) -> Any:
-        return member
-
-    def text(self, member: Any) -> bytes:
-        return self._encode(member).encode("ascii")
-
-    def encode(self, value: Any) -> bytes:
-        return self._encode(value).encode("ascii")
-
-
-_HALF_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
-
-
-def _refuse(word: str) -> Any:
-    raise ValueError("%s is not JSON" % word)
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if number - number != 0.0:
-        raise ValueError("the number is too large")
-    return number
-
-
-def ascii_only(text: bytes) -> bytes:
-    """The same JSON with everything beyond ASCII, which only strings can hold, as `\\uXXXX`."""
-    if text.isascii():
-        return text
-    return _BEYOND_ASCII(_escaped, text.decode("utf-8")).encode("ascii")
-
-
-_BEYOND_ASCII = re.compile("[^\x00-\x7f]+").sub
-
-
-def _escaped(match: re.Match[str]) -> str:
-    return encode_basestring_ascii(match[0])[1:-1]
 
 
 class Request:
@@ -154,6 +88,11 @@ class Request:
         self._text = text
         self._batch = batch
         self._place = place
+
+    @property
+    def text(self) -> bytes:
+        """The id as it was written, ASCII only."""
+        return self._text
 
     @property
     def in_batch(self) -> bool:
@@ -208,7 +147,18 @@ class Send:
         return "Send(%r, fatal=%r)" % (self.data, self.fatal)
 
 
-Event = Union[Request, Notification, Response, Send]
+class Pause:
+    """Nothing came of some bytes, but the look at them took a while: a driver that serves others lets them go on."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "PAUSE"
+
+
+PAUSE = Pause()
+
+Event = Union[Request, Notification, Response, Send, Pause]
 
 
 class _Batch:
@@ -251,11 +201,10 @@ class Core:
         self._number = 0
         self._wrong = 0  # parse errors in a row
         self._closed = False
-
-    @property
-    def pending(self) -> bool:
+        self.pending = False
         """Whether the stream stands inside a value; see `expire`."""
-        return self._frames.pending
+        self.bulk: Optional[Callable[[Union[bytes, bytearray]], Optional[Notification]]] = None
+        """A shortcut of the driver's through a value that came in several reads: what it means, if that is told."""
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """What these bytes of the stream brought."""
@@ -263,40 +212,59 @@ class Core:
         decode = self._codec.decode
         pos = 0
         size = len(data)
+        looked = 0  # bytes scanned since the last pause
+        lines = 0 if self.pending or self._closed else data.rfind(b"\n") + 1
+        calls = self._codec.calls(data[:lines]) if 0 < lines <= MAX_FRAME else None
+        if calls is not None:
+            pos = lines
+            yield from self._plain(calls)
         while pos < size and not self._closed:
-            end = data.find(b"\n", pos)
-            if end >= 0 and not frames.pending:
+            if not self.pending and data[pos] in WHITE:
+                pos = skip_white(data, pos)
+                continue
+            end = data.find(b"\n", pos, pos + _SLICE if self.pending else size)
+            if end >= 0 and not self.pending:
                 # the usual case, without the scanner: a line that decodes is one value by the rule of framing, too
                 line = data[pos:end]
-                if not line or line.isspace():
-                    pos = end + 1
-                    continue
-                if len(line) <= MAX_FRAME and line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
+                if len(line) <= MAX_FRAME:
                     try:
                         value = decode(line)
                     except (ValueError, RecursionError):
                         pass
                     else:
-                        pos = end + 1
-                        if type(value) is list:
+                        if is_shallow(line):
+                            pos = end + 1
                             yield from self._received(value)
-                        else:
-                            self._wrong = 0
-                            yield self._message(value, None)
-                        continue
+                            continue
             end = size if end < 0 else end + 1
-            end = min(end, pos + _SLICE)
-            for frame in frames.feed(data[pos:end]):
+            slow = pos  # where scanning costs steps: a string that is open is passed as fast as its end is found
+            step = _SLICE
+            if frames.in_string:
+                slow = data.find(b'"', pos, end)
+                slow = end if slow < 0 else slow
+                step = _FEW
+            elif not self.pending:
+                step = _FEW
+            end = min(end, slow + step)
+            looked += end - slow
+            found = frames.feed(data[pos:end])
+            self.pending = frames.pending
+            for frame in found:
                 yield from self.receive(frame)
             pos = end
+            if looked >= _SLICE and pos < size:
+                looked = 0
+                yield PAUSE
 
     def eof(self) -> Iterator[Event]:
         """The other side will send no more; it may still read."""
+        self.pending = False
         for frame in self._frames.eof():
             yield from self.receive(frame)
 
     def expire(self) -> Iterator[Event]:
         """A value was begun and not finished in the driver's time: the stream is given up."""
+        self.pending = False
         for frame in self._frames.expire():
             yield from self.receive(frame)
         self._closed = True
@@ -307,6 +275,17 @@ class Core:
             return
         if isinstance(frame, FrameError):
             yield self._unreadable(frame)
+            return
+        if self.bulk is not None:
+            bulk = self.bulk(frame)
+            if bulk is not None:
+                self._wrong = 0
+                yield bulk
+                return
+        frame = bytes(frame)
+        calls = self._codec.calls(frame)
+        if calls is not None and len(calls) == 1:
+            yield from self._plain(calls)
             return
         try:
             value = self._codec.decode(frame)
@@ -336,8 +315,9 @@ class Core:
 
     def result_text(self, request: Request, text: bytes) -> bytes:
         """The same from ready JSON text (compact, ASCII)."""
-        answer = b'{"jsonrpc":"2.0","id":' + request._text + b',"result":' + text + b"}"
-        return self._answer(request, answer)
+        if request._batch is None:
+            return b"".join((b'{"jsonrpc":"2.0","id":', request._text, b',"result":', text, b"}\n"))
+        return self._answer(request, b'{"jsonrpc":"2.0","id":' + request._text + b',"result":' + text + b"}")
 
     def error(self, request: Request, payload: dict[str, Any]) -> bytes:
         """The answer to a request that failed: `payload` has `code`, `message` and perhaps `data`."""
@@ -368,6 +348,16 @@ class Core:
         fatal = error.fatal or self._wrong >= MAX_WRONG
         self._closed = fatal
         return Send(self._refusal(b"null", error.code, error.message, error.limit) + b"\n", fatal)
+
+    def _plain(self, calls: list[tuple[Any, Optional[bytes], str, Any]]) -> Iterator[Event]:
+        """What the codec's `calls` found."""
+        if calls:
+            self._wrong = 0
+        for number, text, method, params in calls:
+            if text is None:
+                yield Notification(method, params)
+            else:
+                yield Request(number, text, method, params, None, 0)
 
     def _received(self, value: Any) -> Iterator[Event]:
         self._wrong = 0

@@ -34,6 +34,7 @@ class Outgoing:
         self._on_lost = on_lost
         self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()  # of the task that drains
+        self._fresh: list[bytes] = []  # added since the last flush, without descriptors; behind the queue
         self._queue: deque[tuple[bytes, Sequence[int]]] = deque()
 
     def open(self, nursery: trio.Nursery) -> None:
@@ -44,7 +45,11 @@ class Outgoing:
         if self._nursery is None or not data:
             close_all(fds)
             return
-        self._queue.append((data, fds))
+        if fds:
+            self._gather()
+            self._queue.append((data, fds))
+        else:
+            self._fresh.append(data)
         self.buffered += len(data)
 
     def flush(self) -> None:
@@ -52,6 +57,8 @@ class Outgoing:
         if self.draining:
             if self.buffered > HARD_LIMIT:
                 self._lose("the other side does not read")
+            return
+        if not self.buffered:
             return
         try:
             if not self._send_now() and self._nursery is not None:
@@ -72,8 +79,8 @@ class Outgoing:
     async def _drain(self) -> None:
         try:
             with self._scope:
-                while self._queue:
-                    data, fds = self._next()
+                while self._gather():
+                    data, fds = self._queue[0]
                     with trio.move_on_after(WRITE_DEADLINE) as deadline:
                         sent = await self._wire.send(data, fds)
                         if self._queue:  # not discarded meanwhile
@@ -90,31 +97,27 @@ class Outgoing:
 
     def _send_now(self) -> bool:
         """Whether the queue is empty now."""
-        while self._queue:
-            data, fds = self._next()
+        while self._gather():
+            data, fds = self._queue[0]
             if not self._sent(data, fds, self._wire.send_now(data, fds)):
                 return False
         return True
 
-    def _next(self) -> tuple[bytes, Sequence[int]]:
-        """What to send next, left in the queue: all up to the next descriptor, which goes with a first byte."""
-        queue = self._queue
-        data, fds = queue[0]
-        if len(queue) > 1:
-            queue.popleft()
-            parts = [data]
-            while queue and not queue[0][1]:
-                parts.append(queue.popleft()[0])
-            data = b"".join(parts)
-            queue.appendleft((data, fds))
-        return data, fds
+    def _gather(self) -> bool:
+        """Make one piece of what is fresh; whether there is anything to send."""
+        fresh = self._fresh
+        if fresh:
+            self._queue.append((fresh[0] if len(fresh) == 1 else b"".join(fresh), ()))
+            fresh.clear()
+        return bool(self._queue)
 
     def _sent(self, data: bytes, fds: Sequence[int], count: int) -> bool:
         """Take `count` bytes from the head of the queue, which `data` is; whether it is gone whole."""
         if not count:
             return False
         self.buffered -= count
-        close_all(fds)
+        if fds:
+            close_all(fds)
         if count == len(data):
             self._queue.popleft()
             return True
@@ -131,6 +134,7 @@ class Outgoing:
         for _, fds in self._queue:
             close_all(fds)
         self._queue.clear()
+        self._fresh.clear()
         self.buffered = 0
 
 

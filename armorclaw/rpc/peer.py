@@ -10,32 +10,42 @@ subscription, ends with it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from armorclaw.errors import ArmorclawError, trace
 from armorclaw.log import get_logger
+from armorclaw.rpc.asking import Asking
+from armorclaw.rpc.call import Call
 from armorclaw.rpc.codec import MsgspecCodec
-from armorclaw.rpc.failure import error_from_wire
-from armorclaw.rpc.jsonrpc import Core, Event, Notification, Request, Response, Send
+from armorclaw.rpc.jsonrpc import Core, Event, Notification, Pause, Request, Response, Send
 from armorclaw.rpc.outgoing import Outgoing, close_all
 from armorclaw.rpc.quiet import Quiet
 from armorclaw.rpc.registry import Role
+from armorclaw.rpc.streaming import Streams
 from armorclaw.rpc.wire import wire_for
 
 if TYPE_CHECKING:
     from armorclaw.clock import Surroundings
+    from armorclaw.rpc.admission import Allowance
+    from armorclaw.rpc.caller import OnProgress
+    from armorclaw.rpc.ears import Ears
     from armorclaw.rpc.registry import Method, Registry
+    from armorclaw.rpc.stream import Stream
 
 log = get_logger(__name__)
 
 FRAME_DEADLINE = 10.0
 """Seconds from the first byte of a message to its last."""
 
-CALL_DEADLINE = 30.0
-"""Seconds an async handler may take; each promises its own, shorter time."""
+CALL_DEADLINE = 3.9
+"""Seconds an async handler may take, as clients in the field wait 4 to 5 for an answer. Each promises its own,
+shorter time, and tells how far it got; this is for what hangs all the same."""
 
 MAX_IN_FLIGHT = 64
 """Async handlers running for one connection; while so many run, nothing more is read."""
@@ -48,64 +58,18 @@ SOFT_LIMIT = 256 * 1024
 """Bytes kept for a reader that is slow: beyond, nothing more is read from it, and `room` says none. Far below
 `outgoing.HARD_LIMIT`, so that the answers of one read and what is pushed at once fit in between."""
 
+STREAM_ROOM = SOFT_LIMIT - 64 * 1024
+"""What `room` must be before a piece of a stream is sent: a few small ones may wait here, or what is left of a large
+one, so that the next is ready when the socket takes more."""
+
+HOLD_LIMIT = 2 * SOFT_LIMIT
+"""Takes the place of `SOFT_LIMIT` for reading while there are streams: pieces alone never hold up the reader, which
+both ends may wait for that send each other pieces."""
+
 _FAIR_SHARE = 64  # messages handled in a row before others get a turn
+_TURN = 0.002  # seconds of looking at what is no message yet, before others get a turn
 _LOOK = 0.25  # seconds between looks whether a half-closed peer still reads
 _CODEC = MsgspecCodec()
-
-
-class Call:
-    """What a handler may know of its caller, and how it sends more than JSON back."""
-
-    __slots__ = ("_alone", "_fds", "method", "peer")
-
-    def __init__(self, peer: Peer, method: str, *, alone: bool = True) -> None:
-        self.peer = peer
-        self.method = method
-        self._alone = alone
-        self._fds: list[int] = []
-
-    @property
-    def role(self) -> Role:
-        return self.peer.role
-
-    @property
-    def agent(self) -> str | None:
-        """Whose socket the call came in by, if it was an agent's."""
-        return self.peer.agent
-
-    @property
-    def uid(self) -> int | None:
-        return self.peer.uid
-
-    @property
-    def pid(self) -> int | None:
-        return self.peer.pid
-
-    def attach_fd(self, fd: int) -> None:
-        """Send this descriptor with the answer. It is ours from now on, and is closed in any case.
-
-        Raises `invalid_request` where none can go: on a stream that is no Unix socket, in a batch.
-        """
-        self._fds.append(fd)
-        if not (self.peer.passes_fds and self._alone):
-            raise ArmorclawError(
-                "invalid_request", "no descriptor can come with this answer", hint="call it alone, on the socket"
-            )
-
-    def take_fds(self) -> tuple[int, ...]:
-        """The descriptors, which are the taker's to close."""
-        fds, self._fds = tuple(self._fds), []
-        return fds
-
-
-class _Waiting:
-    """A call of ours without its answer yet."""
-
-    __slots__ = ("event", "response")
-
-    def __init__(self) -> None:
-        self.event = trio.Event()
-        self.response: Response | None = None
 
 
 class Peer:
@@ -113,7 +77,8 @@ class Peer:
 
     `role` and `agent` say where the connection came in, `uid` and `pid` who made it (the pid for records only). The
     peer takes the stream over. It is a sink of events: `push`, `room`, `wait_room`. Connections that share a `quiet`
-    share what they may write into the log.
+    share what they may write into the log. An `allowance` is asked before each call and after each read. Connections
+    that share `ears` cost less each.
     """
 
     def __init__(
@@ -128,6 +93,8 @@ class Peer:
         around: Surroundings,
         on_close: Callable[[Peer], object] | None = None,
         quiet: Quiet | None = None,
+        allowance: Allowance | None = None,
+        ears: Ears | None = None,
     ) -> None:
         self.role = role
         self.agent = agent
@@ -138,24 +105,36 @@ class Peer:
         self._registry = registry
         self._methods = registry.table(role)
         self._random = around.random
-        self._wire = wire_for(stream)
+        self._wire = wire_for(stream, ears)
         self._core = Core(_CODEC)
         self._at_close: list[Callable[[Peer], object]] = [on_close] if on_close else []
-        self._waiting: dict[int, _Waiting] = {}
+        # only what the bridge itself says to a client is taken whole
+        self._asking = Asking(self, self._core, self._gone, room=STREAM_ROOM, cut=role is not Role.OPERATOR)
+        self._streams = Streams(self, self._asking.streams, STREAM_ROOM)
+        self._core.bulk = self._streams.bulk
         self._in_flight = 0
         self._params_in_flight = 0  # bytes
         self._quiet = quiet or Quiet()
+        self._allowance = allowance  # None: nothing is counted
         self._out = Outgoing(self._wire, on_progress=self._ease, on_lost=self._lose)
+        self._events: Iterator[Event] = iter(())  # of the last read, as far as they are not handled
+        self._handled = 0  # of them
+        self._pause = 0.0  # seconds to wait before they are
+        self._given_up = False  # nothing more can be understood
         self._reading = False  # messages of one read are being handled: their answers go out together afterwards
         self._calls: trio.Nursery | None = None  # handlers, and the drain task
         self._nursery: trio.Nursery | None = None
-        self._hears = False  # the other side may still send
         self._eased = trio.Event()  # something that held up the reader may have changed
         self._why = "the connection has ended"
 
     @property
     def passes_fds(self) -> bool:
         return self._wire.passes_fds
+
+    @property
+    def hears(self) -> bool:
+        """Whether the other side may still answer."""
+        return self._asking.is_open
 
     @property
     def nursery(self) -> trio.Nursery:
@@ -181,7 +160,7 @@ class Peer:
                 self._out.open(self._calls)
                 try:
                     async with trio.open_nursery() as self._nursery:
-                        self._hears = True
+                        self._asking.open()
                         task_status.started()
                         await self._converse()
                         self._nursery.cancel_scope.cancel(reason=self._why)
@@ -206,29 +185,19 @@ class Peer:
         """Call a method of the other side; its result, decoded.
 
         Raises the error the other side answers with, as ArmorclawError (`remote_failed` if it is not one of ours),
-        `timed_out` after `timeout` seconds, and `unavailable` when the connection ends first.
+        `timed_out` after `timeout` seconds, and `unavailable` when the connection ends first. A call nobody waits for
+        any more is cancelled.
         """
-        number, data = self._core.request(method, params)
-        if not self._hears:
-            raise self._gone(method)
-        waiting = self._waiting[number] = _Waiting()
-        try:
-            with trio.move_on_after(timeout):
-                self._write(data)
-                await waiting.event.wait()
-        finally:
-            self._waiting.pop(number, None)
-        if waiting.response is None:
-            if waiting.event.is_set():
-                raise self._gone(method)
-            raise ArmorclawError("timed_out", f"{method} was not answered within {timeout:g} s")
-        if waiting.response.error is not None:
-            # only what the bridge itself says to a client is taken whole
-            raise error_from_wire(waiting.response.error, cut=self.role is not Role.OPERATOR)
-        try:
-            return _CODEC.value(waiting.response.result)
-        except ValueError as error:
-            raise ArmorclawError("remote_failed", f"the answer to {method} is not JSON") from error
+        return await self._asking.request(method, params, timeout)
+
+    def stream(
+        self, method: str, params: Any = None, *, on_progress: OnProgress | None = None, chunk: Any = Any
+    ) -> AbstractAsyncContextManager[Stream]:
+        """Call a method that streams; leaving the block before it is answered cancels the call.
+
+        Pieces are decoded as JSON; `chunk=bytes` makes bytes of base64, and `msgspec.Raw` leaves them as they came.
+        """
+        return self._asking.stream(method, params, on_progress, chunk)
 
     def notify(self, method: str, params: Any = None) -> None:
         """Send a notification; dropped when the connection has ended."""
@@ -244,11 +213,15 @@ class Peer:
         """Bytes that may be pushed before this reader counts as slow; 0 or less: wait."""
         return SOFT_LIMIT - self._out.buffered
 
-    async def wait_room(self) -> None:
-        """Until there is room again, or the connection has ended."""
-        while self.room() <= 0 and self._nursery is not None:
+    async def wait_room(self, least: int = 1) -> None:
+        """Until there is room again for so many bytes, or the connection has ended."""
+        while self.room() < least and self._nursery is not None:
             await self._eased.wait()
         await trio.lowlevel.checkpoint_if_cancelled()
+
+    def widen(self) -> None:
+        """Prepare the connection for streams."""
+        self._wire.widen()
 
     # reading
 
@@ -256,70 +229,104 @@ class Peer:
         """Until the other side sends no more (True), or sent what cannot be understood (False)."""
         core = self._core
         deadline = 0.0
-        while True:
+        while not self._given_up:
             was_pending = core.pending
             if was_pending:
                 with trio.move_on_at(deadline) as scope:
                     data = await self._wire.read()
                 if scope.cancelled_caught:
-                    await self._handle(core.expire())
+                    self._events = core.expire()
+                    await self._handle()
                     return False
+                self._begin(data)
             else:
-                data = await self._wire.read()
+                data = await self._wire.listen(self._hear, self._out.flush)
             if not data:
-                self._hears = False
-                self._abandon()
-                await self._handle(core.eof())
+                self._asking.close()
+                self._events = core.eof()
+                await self._handle()
+                self._streams.half_closed()
                 return True
-            handled = await self._handle(core.feed(data))
-            if handled < 0:
-                return False
-            if core.pending and (handled or not was_pending):
+            if self._pause:
+                await trio.sleep(self._pause)
+                deadline += self._pause  # of what it was kept from sending it is not guilty
+            await self._handle()
+            if core.pending and (self._handled or not was_pending):
                 deadline = trio.current_time() + FRAME_DEADLINE
+        return False
 
-    async def _handle(self, events: Iterator[Event]) -> int:
-        """Act on messages; how many there were, or -1 when the stream is to be given up."""
-        count = 0
+    def _begin(self, data: bytes) -> None:
+        """Start on what was read."""
+        self._pause = 0.0 if self._allowance is None else self._allowance.pause(len(data))
+        self._events = self._core.feed(data)
+        self._handled = 0
+
+    def _hear(self, data: bytes) -> bool:
+        """Deal with what was read as far as that takes no waiting; whether nothing is left to `_read`.
+
+        What there is to say is sent a little later: see `Wire.listen`.
+        """
+        self._begin(data)
+        return not self._pause and self._go_on() and not (self._core.pending or self._given_up)
+
+    async def _handle(self) -> None:
+        """Act on what is left of the messages of one read."""
+        while True:
+            while self._is_full():
+                await self._eased.wait()
+            done = self._go_on()
+            self._out.flush()
+            if done:
+                return
+            await trio.sleep(0 if self._allowance is None else self._allowance.pause(0))
+
+    def _go_on(self) -> bool:
+        """Act on messages: True when there are no more, False when it is the turn of others first.
+
+        Afterwards all that is to be written has to be flushed.
+        """
+        began = perf_counter()
         self._reading = True
         try:
-            for event in events:
-                count += 1
+            for event in self._events:
+                if type(event) is Pause:
+                    if perf_counter() - began < _TURN:
+                        continue
+                    return False
+                self._handled += 1
                 if type(event) is Request or type(event) is Notification:
                     self._call(event)
                 elif type(event) is Response:
                     self._take(event)
                 elif type(event) is Send:
+                    self._count()
                     self._write(event.data)
                     if event.fatal:
-                        return -1
-                if count % _FAIR_SHARE and not self._is_full():
-                    continue
-                self._reading = False  # what others write meanwhile goes out at once
-                self._out.flush()
-                await trio.lowlevel.checkpoint()
-                while self._is_full():
-                    await self._eased.wait()
-                self._reading = True
+                        self._given_up = True
+                        return True
+                if not self._handled % _FAIR_SHARE or self._is_full():
+                    return False
         finally:
             self._reading = False
-            self._out.flush()
-        return count
+        return True
 
     def _is_full(self) -> bool:
         """Whether to read no more for now."""
         return (
             self._in_flight >= MAX_IN_FLIGHT
             or self._params_in_flight >= PARAMS_IN_FLIGHT
-            or self._out.buffered > SOFT_LIMIT
+            or (self._out.buffered > SOFT_LIMIT and (self._out.buffered > HOLD_LIMIT or not self._streams))
         )
 
     def _take(self, response: Response) -> None:
-        waiting = self._waiting.pop(response.id, None) if type(response.id) is int else None
-        if waiting is None:
+        if not self._asking.take(response):
+            self._count()
             self._quiet(log.debug, "answer to no question", agent=self.agent, pid=self.pid)
-            return
-        waiting.response = response
-        waiting.event.set()
+
+    def _count(self) -> None:
+        """What is no call, but costs as much: it is not refused, yet too much of it is read more slowly."""
+        if self._allowance is not None:
+            self._allowance.admit(None)
 
     # calls of the other side
 
@@ -327,30 +334,54 @@ class Peer:
         call = Call(self, message.method, alone=not message.in_batch)
         try:
             method = self._methods.get(message.method)
+            if method is None and type(message) is Notification and message.method.startswith("$/"):
+                if not self._streams.take(message):  # else its credit bounds what it costs
+                    self._count()
+                return
+            if self._allowance is not None and (refused := self._allowance.admit(method)) is not None:
+                raise refused
             if method is None:
                 raise self._refusal(message.method)
+            if self._streams.calls and type(message) is Request and message.id in self._streams.calls:
+                raise ArmorclawError("invalid_request", "a stream that has not ended yet has the same id")
             text, message.params = message.params, None  # read once: a handler that waits must not keep it
-            params = method.read(_value(text))
+            params = method.read_text(text)
             if method.is_async:
-                assert self._calls is not None
-                size = len(text or b"")
-                self._in_flight += 1
-                self._params_in_flight += size
-                self._calls.start_soon(self._run, method, call, message, params, size, name=f"call {method.name}")
+                self._start(method, call, message, params, len(text or b""))
                 return
             answer = self._answer(message, method, method.handler(call, params))
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is the caller's answer
             answer = self._failure(call, message, error)
         self._write(answer, call.take_fds())
 
-    async def _run(self, method: Method, call: Call, message: Request | Notification, params: Any, size: int) -> None:
+    def _start(self, method: Method, call: Call, message: Request | Notification, params: Any, size: int) -> None:
+        """Run an async handler in a task of its own."""
+        nursery, deadline = self._calls, CALL_DEADLINE
+        if method.streams:  # it belongs to the connection; what it was given must not keep us from reading its credit
+            call = self._streams.open(method, message)
+            nursery, deadline, size = self._nursery, math.inf, 0
+        assert nursery is not None
+        self._in_flight += 1
+        self._params_in_flight += size
+        scope = self._streams.scope(message, deadline)
+        nursery.start_soon(self._run, method, call, message, params, size, scope, name=f"call {method.name}")
+
+    async def _run(
+        self,
+        method: Method,
+        call: Call,
+        message: Request | Notification,
+        params: Any,
+        size: int,
+        scope: trio.CancelScope,
+    ) -> None:
         answer = b""
         try:
-            with trio.move_on_after(CALL_DEADLINE) as scope:
+            with scope:
                 answer = self._answer(message, method, await method.handler(call, params))
             if scope.cancelled_caught:
                 late = ArmorclawError("timed_out", f"{method.name} took longer than {CALL_DEADLINE:g} s")
-                answer = self._failure(call, message, late)
+                answer = self._failure(call, message, self._streams.fault(message) or late)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is the caller's answer
             answer = self._failure(call, message, error)
         except BaseException:
@@ -360,6 +391,7 @@ class Peer:
         finally:
             self._in_flight -= 1
             self._params_in_flight -= size
+            self._streams.close(message)
             self._write(answer, call.take_fds())
             self._ease()
 
@@ -367,7 +399,7 @@ class Peer:
         if type(message) is Notification:
             return b""
         assert type(message) is Request
-        return self._core.result(message, method.write(value))
+        return self._core.result_text(message, method.write_text(value))
 
     def _failure(self, call: Call, message: Request | Notification, error: BaseException) -> bytes:
         """The answer to a call that failed; details of what nobody foresaw go to the log alone."""
@@ -400,6 +432,7 @@ class Peer:
             self._out.flush()
 
     def _ease(self) -> None:
+        self._streams.eased()
         self._eased.set()
         self._eased = trio.Event()
 
@@ -408,6 +441,8 @@ class Peer:
     async def _see_off(self, *, subscriptions: bool) -> None:
         """Nothing more is read, but the other side may still read: answers, and what it subscribed to."""
         assert self._nursery is not None
+        if not subscriptions:
+            self._streams.abandon()
         while self._in_flight or self._out.draining or (subscriptions and self._nursery.child_tasks):
             if self._wire.gone():
                 self._why = "the other side is gone"
@@ -425,16 +460,10 @@ class Peer:
     def _gone(self, method: str) -> ArmorclawError:
         return ArmorclawError("unavailable", f"{method} got no answer", why=self._why)
 
-    def _abandon(self) -> None:
-        """No answer will come any more."""
-        for waiting in self._waiting.values():
-            waiting.event.set()
-
     def _end(self) -> None:
         self._out.close()  # not without the answers of handlers that were cut short
         self._nursery = None
-        self._hears = False
-        self._abandon()
+        self._asking.close()
         self._ease()
         self.closed.set()
         for callback in self._at_close:
@@ -442,15 +471,6 @@ class Peer:
                 callback(self)
             except Exception as error:  # noqa: BLE001 - one owner's slip must not keep the end from the others
                 log.error("at_close failed", agent=self.agent, trace=trace(error))
-
-
-def _value(params: bytes | None) -> Any:
-    if params is None:
-        return None
-    try:
-        return _CODEC.value(params)
-    except ValueError as error:
-        raise ArmorclawError("parse_error", "the params hold a value that is out of range") from error
 
 
 def _known(error: BaseException) -> ArmorclawError | None:

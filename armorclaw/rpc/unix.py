@@ -10,7 +10,7 @@ import stat
 import struct
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Self
 
@@ -20,7 +20,9 @@ import trio
 from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError, trace
 from armorclaw.log import get_logger
+from armorclaw.rpc.admission import Admission
 from armorclaw.rpc.codec import MsgspecCodec
+from armorclaw.rpc.ears import Ears
 from armorclaw.rpc.peer import Peer
 from armorclaw.rpc.quiet import Quiet
 from armorclaw.rpc.registry import Registry, Role
@@ -112,7 +114,11 @@ class PeerCredentials:
 
     def alive(self) -> bool:
         """Whether the process that connected still runs; always true on a kernel that cannot tell."""
-        return self.pidfd is None or not select.select([self.pidfd], [], [], 0)[0]
+        if self.pidfd is None:
+            return True
+        poll = select.poll()  # select() takes no descriptor above 1023
+        poll.register(self.pidfd, select.POLLIN)
+        return not poll.poll(0)
 
     def close(self) -> None:
         if self.pidfd is not None:
@@ -181,6 +187,7 @@ async def serve_unix(
     around: Surroundings,
     agent: str | None = None,
     gate: Gate | None = None,
+    admission: Admission | None = None,
     path: str | os.PathLike[str] | None = None,
     on_refused: Callable[[PeerCredentials], object] | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -189,25 +196,29 @@ async def serve_unix(
 
     `allow` is asked before a byte is read; those it refuses are told so, reported to `on_refused`, and closed. `path`
     is removed at the end. One connection's fault never reaches another. Without a `gate` the listener has its own:
-    see `gate_for`.
+    see `gate_for`. `admission` says how fast connections are accepted and what each may ask for; without it nothing
+    is counted.
     """
     gate = gate or gate_for(role)
     quiet = Quiet()
     turning_away = 0
 
     async def serve_one(stream: trio.SocketStream, credentials: PeerCredentials) -> None:
-        peer = Peer(
-            stream,
-            registry,
-            role=role,
-            agent=agent,
-            uid=credentials.uid,
-            pid=credentials.pid,
-            around=around,
-            quiet=quiet,
-        )
         try:
-            await peer.serve()
+            with nullcontext() if admission is None else admission.enter(credentials.uid) as allowance:
+                peer = Peer(
+                    stream,
+                    registry,
+                    role=role,
+                    agent=agent,
+                    uid=credentials.uid,
+                    pid=credentials.pid,
+                    around=around,
+                    quiet=quiet,
+                    allowance=allowance,
+                    ears=ears,
+                )
+                await peer.serve()
         except Exception as error:  # noqa: BLE001 - it is this connection's own
             quiet(log.error, "connection failed", agent=agent, uid=credentials.uid, trace=trace(error))
         finally:
@@ -220,11 +231,15 @@ async def serve_unix(
         finally:
             turning_away -= 1
 
+    ears = Ears()
     async with listener:
         try:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(ears.run, name="ears")
                 task_status.started()
                 while True:
+                    if admission is not None and (pause := admission.pause()):
+                        await trio.sleep(pause)
                     stream = await _accept(listener, quiet)
                     if stream is None:
                         continue
@@ -248,6 +263,7 @@ async def serve_unix(
                     else:
                         await trio.aclose_forcefully(stream)
         finally:
+            ears.close()
             if path is not None:
                 listener.socket.close()
                 with suppress(ArmorclawError, OSError):

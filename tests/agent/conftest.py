@@ -484,7 +484,7 @@ def real_kit(request: pytest.FixtureRequest, real: RealBridge) -> Iterator[Kit]:
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that a container gets: only what the agent library may need."""
     folder = tmp_path_factory.mktemp("opt")
-    core = ("flow.py", "framing.py", "jsonrpc.py")
+    core = ("flow.py", "framing.py", "jsoncodec.py", "jsonrpc.py")
     for part in ("__init__.py", "_version.py", "rpc/__init__.py", *(f"rpc/{name}" for name in core)):
         target = folder / "armorclaw" / part
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -554,7 +554,7 @@ def no_warnings(stderr: str) -> None:
 def sources() -> list[Path]:
     """Every file that is mounted into containers."""
     files = [ROOT / "armorclaw/__init__.py", ROOT / "armorclaw/_version.py", ROOT / "armorclaw/rpc/__init__.py"]
-    files += [ROOT / "armorclaw/rpc" / name for name in ("flow.py", "framing.py", "jsonrpc.py")]
+    files += [ROOT / "armorclaw/rpc" / name for name in ("flow.py", "framing.py", "jsoncodec.py", "jsonrpc.py")]
     return files + sorted((ROOT / "armorclaw/agent").glob("*.py"))
 
 

@@ -17,7 +17,8 @@ from armorclaw.agent.callbacks import MAX_CALLS, Callbacks
 from armorclaw.agent.streams import Progress
 from armorclaw.errors import ArmorclawError
 from armorclaw.rpc.flow import WINDOW
-from armorclaw.rpc.jsonrpc import Core, JsonCodec, Request
+from armorclaw.rpc.jsoncodec import JsonCodec
+from armorclaw.rpc.jsonrpc import Core, Request
 from armorclaw.rpc.peer import Peer
 
 from .conftest import KITS, AnyCall, AnyMessage, AsyncKit, FakeBridge, Kit, eventually

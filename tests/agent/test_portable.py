@@ -50,7 +50,7 @@ def test_beside_the_whole_package_it_loads_no_more_than_its_own_parts(python: st
     )
     assert done.returncode == 0, done.stderr
     ours = {name for name in json.loads(done.stdout) if name.startswith("armorclaw.")}
-    core = ("armorclaw.rpc.flow", "armorclaw.rpc.framing", "armorclaw.rpc.jsonrpc")
+    core = ("armorclaw.rpc.flow", "armorclaw.rpc.framing", "armorclaw.rpc.jsoncodec", "armorclaw.rpc.jsonrpc")
     allowed = ("armorclaw.agent", "armorclaw._version", *core)
     assert {name for name in ours if not name.startswith(allowed)} == {"armorclaw.rpc"}
 

@@ -210,6 +210,7 @@ def test_the_library_stands_alone(tmp_path: Path) -> None:
         "__init__.py",
         "flow.py",
         "framing.py",
+        "jsoncodec.py",
         "jsonrpc.py",
     ]
     assert all(mode(path) in (0o444, 0o555) for path in copy.rglob("*"))

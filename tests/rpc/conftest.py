@@ -16,7 +16,7 @@ import trio
 
 from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError
-from armorclaw.rpc.peer import Call
+from armorclaw.rpc.call import Call
 from armorclaw.rpc.registry import EVERYONE, NoParams, Registry, Role
 
 

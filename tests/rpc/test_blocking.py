@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -51,6 +52,31 @@ def failure(path: Path, timeout: float = 1.0) -> ArmorclawError:
         call(str(path), "status", timeout=timeout)
     assert all(caught.value.lines())
     return caught.value
+
+
+def test_who_has_to_wait_to_be_let_in_waits(short: Path) -> None:
+    """In the kernel's queue, as long as a call may take: a backlog is full whenever many come at once."""
+    path = str(short / "s")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(path)
+        listener.listen(0)
+        first.connect(path)  # the backlog is full now
+        began = time.monotonic()
+        error = failure(short / "s", timeout=0.2)
+        assert (error.name, error.why) == ("timed_out", "it is too busy")
+        assert time.monotonic() - began > 0.19
+
+        def serve() -> None:
+            listener.accept()[0].close()  # the one who was first
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.send(b'{"jsonrpc":"2.0","id":1,"result":{}}\n')
+
+        thread = threading.Timer(0.2, serve)
+        thread.start()
+        assert call(path, "status", timeout=5.0) == {}
+        thread.join()
 
 
 async def test_nothing_there(short: Path) -> None:

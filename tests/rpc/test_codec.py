@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from armorclaw.rpc.codec import MsgspecCodec
-from armorclaw.rpc.jsonrpc import Codec, EnvelopeError, JsonCodec
+from armorclaw.rpc.jsoncodec import Codec, EnvelopeError, JsonCodec
 
 codec = MsgspecCodec()
 

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armorclaw.rpc.framing import INVALID_REQUEST, MAX_DEPTH, MAX_FRAME, PARSE_ERROR, Frame, FrameError, Frames
+from armorclaw.rpc.framing import (
+    INVALID_REQUEST,
+    MAX_DEPTH,
+    MAX_FRAME,
+    PARSE_ERROR,
+    FrameError,
+    Frames,
+    is_shallow,
+)
 
 WHITE = " \t\r\n"
 
@@ -68,13 +76,13 @@ def cut(stream: bytes, *places: int) -> list[bytes]:
     return [stream[a:b] for a, b in pairwise(edges)]
 
 
-def frames_of(*pieces: bytes, **limits: int) -> list[Frame]:
+def frames_of(*pieces: bytes, **limits: int) -> list[bytes | FrameError]:
     frames = Frames(**limits)
-    found = [frame for piece in pieces for frame in frames.feed(piece)]
-    return found + frames.eof()
+    found = [frame for piece in pieces for frame in frames.feed(piece)] + frames.eof()
+    return [frame if isinstance(frame, FrameError) else bytes(frame) for frame in found]
 
 
-def decoded(frames: list[Frame]) -> list[Any]:
+def decoded(frames: list[bytes | FrameError]) -> list[Any]:
     assert not [frame for frame in frames if isinstance(frame, FrameError)]
     return [json.loads(frame.decode("utf-8", "surrogatepass")) for frame in frames if isinstance(frame, bytes)]
 
@@ -155,7 +163,7 @@ VECTORS: list[tuple[str, bytes, list[bytes | str]]] = [
 ]
 
 
-def named(frames: list[Frame]) -> list[bytes | str]:
+def named(frames: list[bytes | FrameError]) -> list[bytes | str]:
     for frame in frames:
         assert not isinstance(frame, FrameError) or (frame.code == PARSE_ERROR and not frame.fatal)
     return [PARSE if isinstance(frame, FrameError) else frame for frame in frames]
@@ -280,3 +288,22 @@ def test_what_lies_deep_costs_no_more_than_what_does_not(unit: bytes) -> None:
             best = min(best, time.thread_time() - before)
         spent.append(best)
     assert spent[1] < 2.5 * spent[0] + 0.005
+
+
+def depth_of(value: Any) -> int:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return 1 + max(map(depth_of, value), default=0) if isinstance(value, list) else 0
+
+
+@given(values, st.integers(0, 6))
+def test_shallow_is_what_is_no_deeper(value: Any, depth: int) -> None:
+    for text in (json.dumps(value), json.dumps(value, indent=1, ensure_ascii=False)):
+        assert is_shallow(text.encode("utf-8", "surrogatepass"), depth) == (depth_of(value) <= depth)
+
+
+def test_shallow_in_a_long_text() -> None:
+    deepest = b"[" * MAX_DEPTH + b"]" * MAX_DEPTH
+    many = b'["' + b"x" * 5000 + rb'[\"[",' + b"{}," * 100
+    assert is_shallow(many + deepest[1:-1] + b"]")
+    assert not is_shallow(many + deepest + b"]")

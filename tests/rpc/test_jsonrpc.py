@@ -10,17 +10,8 @@ from hypothesis import strategies as st
 
 from armorclaw.rpc.codec import MsgspecCodec
 from armorclaw.rpc.framing import MAX_DEPTH, MAX_FRAME
-from armorclaw.rpc.jsonrpc import (
-    MAX_BATCH,
-    Codec,
-    Core,
-    JsonCodec,
-    Notification,
-    Request,
-    Response,
-    Send,
-    ascii_only,
-)
+from armorclaw.rpc.jsoncodec import Codec, JsonCodec, ascii_only
+from armorclaw.rpc.jsonrpc import MAX_BATCH, Core, Notification, Pause, Request, Response, Send
 
 CODECS = [MsgspecCodec, JsonCodec]
 
@@ -416,6 +407,65 @@ def test_the_shortcut_for_lines_changes_nothing(text: str, places: list[int]) ->
     assert Server(MsgspecCodec()).hear(*pieces) == whole
     assert Server(MsgspecCodec()).hear(*[data[i : i + 1] for i in range(len(data))]) == whole
     assert Server(JsonCodec()).hear(*pieces) == whole
+
+
+class WithoutCalls(MsgspecCodec):
+    """The same without its shortcut."""
+
+    def calls(self, text: bytes) -> None:
+        return None
+
+
+members = st.sampled_from(
+    [
+        '"jsonrpc":"2.0"', '"jsonrpc" : "2.0"', '"jsonrpc":"1.0"', '"jsonrpc":2.0', '"id":1', '"id":-0', '"id":007',
+        '"id":"a-b"', '"id":"\\u0041"', '"id":"é"', '"id":"\t"', '"id":null', '"id":1.0', '"id":9007199254740993',
+        '"id":"' + "x" * 130 + '"', "", '"\\u0069d":2', '"method":"echo"', '"method":"é"', '"method":""',
+        '"method":"e\\"o"', '"method":1', '"method":"' + "m" * 129 + '"', '"params":[1]', '"params":{"a":"\\"}"}',
+        '"params":"x"',
+        '"params":null', '"params":["\n"]', '"params":["\\ud800"]', '"params":["' + "x" * 2000 + '"]',
+        '"params":' + "[" * 63 + "]" * 63, '"params":' + "[" * 64 + "]" * 64, '"params":["' + "[" * 70 + '"]',
+        '"params":[' + "[]," * 70 + "1]", '"result":1', '"error":{"code":1,"message":"m"}', '"x":1', '"":{}',
+    ]
+)  # fmt: skip
+usual = st.sampled_from(['"jsonrpc":"2.0","id":1,"method":"echo"', '"jsonrpc":"2.0","method":"echo"', ""])
+messages = st.builds(
+    lambda head, rest, ending: "{" + ",".join(part for part in [head, *rest] if part) + "}" + ending,
+    usual,
+    st.lists(members, max_size=4),
+    st.sampled_from(["\n", "\n", "\r\n", "", " ", "\n\n", "x\n", ",\n"]),
+)
+
+
+@given(st.lists(messages, max_size=6).map("".join))
+def test_the_shortcut_for_calls_changes_nothing(text: str) -> None:
+    data = text.encode("utf-8", "surrogatepass")
+    quick, plain = Server(MsgspecCodec()), Server(WithoutCalls())
+    quick.hear(data)
+    plain.hear(data)
+    assert quick.wrote == plain.wrote
+    assert quick.closed == plain.closed
+
+
+def test_the_shortcut_is_taken() -> None:
+    params = json.dumps({"text": "x" * 2000, "n": [1]})
+    text = "".join(
+        f'{{"jsonrpc":"2.0","id":{number},"method":"echo","params":{params}}}\n' for number in (1, '"a"', 10**14)
+    )
+    found = MsgspecCodec().calls(text.encode() + '{"jsonrpc":"2.0","method":"é"}\n'.encode())
+    assert found is not None
+    assert [call[:3] for call in found] == [
+        (1, b"1", "echo"), ("a", b'"a"', "echo"), (10**14, b"100000000000000", "echo"), (None, None, "é"),
+    ]  # fmt: skip
+    assert found[0][3] == params.encode()
+
+
+@pytest.mark.parametrize("unit", [b"[", b"[[[[]]]],", b'{"":[{}]},'])
+def test_a_long_look_is_interrupted_by_pauses(unit: bytes) -> None:
+    """One read of brackets takes tens of milliseconds; others are let go on every few."""
+    core = Core(MsgspecCodec())
+    pauses = [event for event in core.feed(b"[" + unit * (65536 // len(unit))) if isinstance(event, Pause)]
+    assert len(pauses) >= 10 or unit == b"["  # too deep: refused at once
 
 
 def test_the_largest_batch_is_the_largest() -> None:

@@ -4,11 +4,13 @@ import array
 import json
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 import structlog
 import trio
@@ -18,6 +20,7 @@ from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError
 from armorclaw.rpc import outgoing
 from armorclaw.rpc import peer as peer_module
+from armorclaw.rpc.ears import Ears
 from armorclaw.rpc.framing import MAX_FRAME
 from armorclaw.rpc.jsonrpc import Request
 from armorclaw.rpc.peer import MAX_IN_FLIGHT, PARAMS_IN_FLIGHT, SOFT_LIMIT, Peer
@@ -31,15 +34,25 @@ Streams = tuple[trio.SocketStream, trio.SocketStream]
 async def serving(
     stream: trio.abc.Stream, registry: Registry, role: Role = Role.OPERATOR, **more: Any
 ) -> AsyncIterator[Peer]:
-    peer = Peer(stream, registry, role=role, around=Surroundings(), **more)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(peer.serve)
-        yield peer
-        nursery.cancel_scope.cancel()
+    """With ears as the bridge's listeners have, but in tests that are run `alone`."""
+    ears = Ears()
+    peer = Peer(stream, registry, role=role, around=Surroundings(), ears=ears if with_ears else None, **more)
+    with closing(ears):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ears.run)
+            await nursery.start(peer.serve)
+            yield peer
+            nursery.cancel_scope.cancel()
 
 
-@pytest.fixture(params=["memory", "socket"])
-async def ends(request: pytest.FixtureRequest, socket_pair: Streams) -> tuple[trio.abc.Stream, trio.abc.Stream]:
+with_ears = True
+
+
+@pytest.fixture(params=["memory", "socket", "alone"])
+async def ends(
+    request: pytest.FixtureRequest, socket_pair: Streams, monkeypatch: pytest.MonkeyPatch
+) -> tuple[trio.abc.Stream, trio.abc.Stream]:
+    monkeypatch.setattr(sys.modules[__name__], "with_ears", request.param != "alone")
     return trio.testing.memory_stream_pair() if request.param == "memory" else socket_pair
 
 
@@ -400,6 +413,29 @@ async def test_what_belongs_to_the_connection_ends_with_it(socket_pair: Streams,
     assert closed == [peer, peer]
 
 
+async def test_params_that_are_handed_on_unread(socket_pair: Streams, house: House) -> None:
+    seen: list[bytes] = []
+
+    @house.registry.method("forward", raw=True, roles=[Role.OPERATOR])
+    def forward(call: Any, params: bytes) -> msgspec.Raw:
+        seen.append(params)
+        return msgspec.Raw(params)
+
+    async with serving(socket_pair[0], house.registry):
+        raw = Raw(socket_pair[1])
+        await raw.send(b'{"jsonrpc":"2.0","id":1,"method":"forward","params":{"n" : 1e999,"t":"\xc3\xa9"}}\n')
+        await raw.send(b'{"jsonrpc":"2.0",\n"id":2,\n"method":"forward",\n"params":[\n1,\n2]\n}')
+        await raw.send(call("forward", id=3))
+        await socket_pair[1].send_eof()
+        lines = (await raw.rest()).splitlines()
+    assert seen == [b'{"n" : 1e999,"t":"\xc3\xa9"}', b"[\n1,\n2]", b"{}"]
+    assert lines == [
+        rb'{"jsonrpc":"2.0","id":1,"result":{"n" : 1e999,"t":"\u00e9"}}',
+        b'{"jsonrpc":"2.0","id":2,"result":[ 1, 2]}',
+        b'{"jsonrpc":"2.0","id":3,"result":{}}',
+    ]
+
+
 async def test_peers_call_each_other(ends: Ends, house: House) -> None:
     other = House()
     async with serving(ends[0], house.registry) as one, serving(ends[1], other.registry) as two:
@@ -417,6 +453,27 @@ async def test_peers_call_each_other(ends: Ends, house: House) -> None:
         with pytest.raises(ArmorclawError) as late:
             await one.request("sleep", {"seconds": 5}, timeout=0.02)
         assert late.value.name == "timed_out"
+
+
+async def test_a_call_nobody_waits_for_is_cancelled(ends: Ends, house: House) -> None:
+    """Whether our patience ended or whoever asked was cancelled: the other side stops."""
+    began, ended = trio.open_memory_channel[str](2)
+    other = House()
+
+    async def hang(call: object, params: object) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            began.send_nowait("stopped")
+
+    other.registry.method("hang", roles=[Role.OPERATOR])(hang)
+    async with serving(ends[0], house.registry) as one, serving(ends[1], other.registry):
+        with pytest.raises(ArmorclawError):
+            await one.request("hang", timeout=0.01)
+        with trio.move_on_after(0.01):
+            await one.request("hang", timeout=60)
+        with trio.fail_after(2):
+            assert [await ended.receive(), await ended.receive()] == ["stopped"] * 2
 
 
 async def test_a_call_of_ours_ends_with_the_connection(socket_pair: Streams, house: House) -> None:
@@ -450,8 +507,8 @@ async def test_an_answer_brings_a_descriptor(
 ) -> None:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    before = open_fds()
     async with serving(trio.SocketStream(trio.socket.from_stdlib_socket(theirs)), house.registry):
+        before = open_fds()
         ours.send(json.dumps(call(method, text="a secret")).encode())
         await trio.lowlevel.wait_readable(ours)
         data, fds = receive(ours)
@@ -506,9 +563,10 @@ async def test_descriptors_of_a_reader_that_is_gone_are_closed(
 ) -> None:
     before = open_fds()
     async with serving(socket_pair[0], house.registry) as peer:
+        within = open_fds()
         await Raw(socket_pair[1]).send(call("big", size=250_000), *[call("fd", text="x")] * 5)
         await trio.testing.wait_all_tasks_blocked(0.01)
-        assert open_fds() == before + 5
+        assert open_fds() == within + 5
         await socket_pair[1].aclose()
         await peer.closed.wait()
     assert open_fds() == before - 2
@@ -517,9 +575,9 @@ async def test_descriptors_of_a_reader_that_is_gone_are_closed(
 async def test_descriptors_sent_to_us_are_dropped(
     house: House, socket_pair: Streams, open_fds: Callable[[], int]
 ) -> None:
-    before = open_fds()
-    null = os.open("/dev/null", os.O_RDONLY)
     async with serving(socket_pair[0], house.registry):
+        before = open_fds()
+        null = os.open("/dev/null", os.O_RDONLY)
         raw = Raw(socket_pair[1])
         for _ in range(5):
             await socket_pair[1].socket.sendmsg(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from armorclaw.rpc.peer import Call
+from armorclaw.rpc.call import Call
 from armorclaw.rpc.registry import EVERYONE, Method, NoParams, Registry, Role
 
 

@@ -7,7 +7,8 @@ import attrs
 import pytest
 
 from armorclaw.errors import ArmorclawError
-from armorclaw.rpc.structure import omit_none, reader, writer
+from armorclaw.rpc.shape import between, omit_none
+from armorclaw.rpc.structure import reader, writer
 
 
 @attrs.frozen
@@ -111,6 +112,27 @@ def test_a_validator_of_the_class_speaks_for_itself() -> None:
 
     with pytest.raises(ArmorclawError, match="'limit' must be >= 1"):
         reader(Checked)({"limit": 0})
+
+
+@attrs.frozen
+class Bounded:
+    limit_: int = attrs.field(default=1, validator=between(1, 9))
+
+
+@attrs.frozen
+class Outer:
+    inner: Bounded = attrs.field(factory=Bounded)
+
+
+@pytest.mark.parametrize(
+    "cls, params, field",
+    [(Bounded, {"limit": 10**400}, "limit"), (Outer, {"inner": {"limit": 0}}, "inner.limit")],
+)
+def test_a_field_out_of_bounds_is_named(cls: type, params: Any, field: str) -> None:
+    with pytest.raises(ArmorclawError) as caught:
+        reader(cls)(params)
+    assert str(caught.value) == f"{field} must be from 1 to 9"
+    assert caught.value.data["fields"] == [field]
 
 
 def test_an_open_method_ignores_what_it_does_not_know() -> None:

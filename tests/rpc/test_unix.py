@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -209,6 +211,26 @@ def test_who_is_at_the_other_end(short: Path) -> None:
         assert peer.alive()
         child.communicate()
         assert not peer.alive()
+
+
+def test_whether_one_lives_is_known_with_any_number_of_connections() -> None:
+    """select() takes no descriptor above 1023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1100)), hard))
+    try:
+        with subprocess.Popen(["sleep", "60"]) as child:
+            pidfd = os.pidfd_open(child.pid)
+            try:
+                peer = PeerCredentials(child.pid, 0, 0, fcntl.fcntl(pidfd, fcntl.F_DUPFD_CLOEXEC, 1050))
+            finally:
+                os.close(pidfd)
+            with peer:
+                assert peer.alive()
+                child.kill()
+                child.wait()
+                assert not peer.alive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def connect_as(uid: int, path: Path) -> subprocess.CompletedProcess[str]:

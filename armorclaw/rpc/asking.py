@@ -1,0 +1,131 @@
+"""Calls of ours on one connection: those that wait for an answer, and those that stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from armorclaw.errors import ArmorclawError
+from armorclaw.rpc.codec import MsgspecCodec
+from armorclaw.rpc.failure import error_from_wire
+from armorclaw.rpc.stream import Stream
+
+if TYPE_CHECKING:
+    from armorclaw.rpc.caller import OnProgress
+    from armorclaw.rpc.jsonrpc import Core, Response
+    from armorclaw.rpc.peer import Peer
+
+_CODEC = MsgspecCodec()
+
+
+class _Waiting:
+    """A call without its answer yet."""
+
+    __slots__ = ("event", "response")
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+        self.response: Response | None = None
+
+    def settle(self, response: Response | None) -> None:
+        """The answer, or None when there will be none."""
+        self.response = response
+        self.event.set()
+
+
+class Asking:
+    """What the other side owes an answer to.
+
+    `gone` says that a method has none because the connection has ended, `room` is what a stream leaves of the
+    connection's, and `cut` whether errors of the other side are shortened: it is a stranger.
+    """
+
+    def __init__(
+        self, peer: Peer, core: Core, gone: Callable[[str], ArmorclawError], *, room: int, cut: bool
+    ) -> None:
+        self.streams: dict[int, Stream] = {}
+        """By number, until their block is left."""
+        self._peer = peer
+        self._core = core
+        self._gone = gone
+        self._room = room
+        self._cut = cut
+        self._waiting: dict[int, _Waiting | Stream] = {}
+        self.is_open = False
+        """Whether the other side can still answer."""
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def open(self) -> None:
+        """The other side can answer from now on."""
+        self.is_open = True
+
+    def close(self) -> None:
+        """No answer will come any more."""
+        self.is_open = False
+        for waiting in self._waiting.values():
+            waiting.settle(None)
+
+    def take(self, response: Response) -> bool:
+        """An answer came; whether anybody waited for it."""
+        waiting = self._waiting.pop(response.id, None) if type(response.id) is int else None
+        if waiting is None:
+            return False
+        waiting.settle(response)
+        return True
+
+    async def request(self, method: str, params: Any, timeout: float) -> Any:
+        """See `Peer.request`."""
+        number, data = self._core.request(method, params)
+        if not self.is_open:
+            raise self._gone(method)
+        waiting = self._waiting[number] = _Waiting()
+        try:
+            with trio.move_on_after(timeout):
+                self._peer.push(data)
+                await waiting.event.wait()
+        finally:
+            if self._waiting.pop(number, None) is not None and self.is_open:
+                self._give_up(number)
+        if not waiting.event.is_set():
+            raise ArmorclawError("timed_out", f"{method} was not answered within {timeout:g} s")
+        return self.outcome(method, waiting.response)
+
+    @asynccontextmanager
+    async def stream(
+        self, method: str, params: Any, on_progress: OnProgress | None, chunk: Any
+    ) -> AsyncIterator[Stream]:
+        """See `Peer.stream`."""
+        number, data = self._core.request(method, params)
+        if not self.is_open:
+            raise self._gone(method)
+        stream = Stream(self._peer, method, b"%d" % number, self._room, chunk, on_progress, self.outcome)
+        self._waiting[number] = self.streams[number] = stream
+        self._peer.widen()
+        try:
+            self._peer.push(data)
+            yield stream
+        finally:
+            self._waiting.pop(number, None)
+            del self.streams[number]
+            if not stream.answered:
+                self._give_up(number)
+
+    def _give_up(self, number: int) -> None:
+        """Nobody waits for this answer any more."""
+        self._peer.notify("$/cancelRequest", {"id": number})
+
+    def outcome(self, method: str, response: Response | None) -> Any:
+        """The result that this answer holds, decoded. Raises the error in it; None: the connection has ended."""
+        if response is None:
+            raise self._gone(method)
+        if response.error is not None:
+            raise error_from_wire(response.error, cut=self._cut)
+        try:
+            return _CODEC.value(response.result)
+        except ValueError as error:
+            raise ArmorclawError("remote_failed", f"the answer to {method} is not JSON") from error
