@@ -57,5 +57,5 @@ def measure(figures: str, run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 if __name__ == "__main__":
-    trio.run = measure(sys.argv[1], trio.run)
+    trio.run = measure(sys.argv[1], trio.run)  # type: ignore[assignment]
     main(sys.argv[2:])

@@ -195,6 +195,10 @@ async def test_what_an_agent_may_not(bench: Bench) -> None:
     with pytest.raises(ArmorclawError) as caught:
         await call("matrix.login", agent="echo", username="a", password="b")
     assert caught.value.name == "denied"
+    for field in ("type", "event_type", "state_key"):  # messages alone: no power levels, no state at all
+        with pytest.raises(ArmorclawError) as caught:
+            await call("matrix.send", agent="echo", room_id="!mine:x", message="x", **{field: "m.room.power_levels"})
+        assert (caught.value.name, caught.value.data["fields"]) == ("invalid_params", [field])
     with pytest.raises(ArmorclawError) as caught:
         await call("matrix.send", agent="echo", room_id="!mine:x", message="x" * 70_000)
     assert caught.value.name == "too_large"

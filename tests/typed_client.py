@@ -1,0 +1,189 @@
+"""The source of armorclaw/typed.py: a method for each that an operator may call."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+import textwrap
+from collections import defaultdict
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import attrs
+
+from armorclaw.rpc.registry import Method, Registry, Role
+
+PATH = Path("armorclaw/typed.py")
+WIDTH = 118
+
+HEAD = '''\
+"""The methods of the bridge with their types, for clients and for programs that embed it.
+
+Generated from the registry of methods by `python -m tests.protocol`; do not edit.
+
+    sent = await client.methods.matrix_send(room_id="!r:example.org", message="hello")
+    print(sent.event_id)
+    async with client.methods.containers_logs(name="echo") as logs:
+        async for piece in logs:
+            ...
+"""
+
+# ruff: noqa: A002 - the words of the wire
+
+from __future__ import annotations
+
+'''
+
+BODY = '''\
+
+
+class Methods:
+    """Every method that an operator may call. A point in its name on the wire is an underscore here.
+
+    Raises ArmorclawError: what the bridge answers, what keeps the call from being made, and `remote_failed` for an
+    answer that has not the shape it should have.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+'''
+
+
+class _Imports:
+    """Names that the source uses, by module."""
+
+    def __init__(self) -> None:
+        self._names: defaultdict[str, set[str]] = defaultdict(set)
+        self._homes: dict[str, str] = {}
+
+    def use(self, module: str, name: str) -> str:
+        home = self._homes.setdefault(name, module)
+        assert home == module, f"two shapes are called {name}: in {home} and in {module}"
+        self._names[module].add(name)
+        return name
+
+    def source(self) -> str:
+        lines = [f"from {module} import {', '.join(sorted(names, key=_isort))}" for module, names in self._sorted()]
+        theirs = [line for line in lines if line.startswith("from armorclaw")]
+        return "\n".join([line for line in lines if line not in theirs] + [""] + theirs) + "\n"
+
+    def _sorted(self) -> list[tuple[str, set[str]]]:
+        return sorted(self._names.items())
+
+
+def _isort(name: str) -> tuple[int, str]:
+    """Constants, classes, functions: the order that ruff wants."""
+    return (0 if name.isupper() else 1 if name[:1].isupper() else 2), name.casefold()
+
+
+def source(registry: Registry) -> str:
+    """armorclaw/typed.py as it should be."""
+    imports = _Imports()
+    imports.use("armorclaw.rpc.caller", "Caller")
+    methods = [_method(method, imports) for method in registry if Role.OPERATOR in method.roles]
+    return _formatted(HEAD + imports.source() + BODY + "".join(methods))
+
+
+def _formatted(text: str) -> str:
+    command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(PATH), "-"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def _method(method: Method, imports: _Imports) -> str:
+    attrs.resolve_types(method.params)
+    fields = attrs.fields(method.params)
+    params = [_param(field, imports) for field in fields]
+    name = method.name.replace(".", "_")
+    result = _annotation(method.result, imports)
+    given = "{}"
+    if fields:
+        imports.use("armorclaw.rpc.caller", "given")
+        cls = imports.use(method.params.__module__, method.params.__name__)
+        members = ", ".join(f'"{field.name}": {field.name}' for field in fields)
+        given = f"given({cls}, {{{members}}})"
+    if not method.streams:
+        imports.use("armorclaw.rpc.caller", "ask")
+        body = f'await ask(self._caller, "{method.name}", {result}, {given})'
+        body = body if method.result is None else f"return {body}"
+        head = "async def"
+        returns = result
+    else:
+        for each in ("Stream", "OnProgress", "open_stream"):
+            imports.use("armorclaw.rpc.caller", each)
+        imports.use("contextlib", "AbstractAsyncContextManager")
+        chunk, upload = (_piece(kind, imports) for kind in (method.chunk, method.upload))
+        params.append("on_progress: OnProgress | None = None")
+        head = "def"
+        returns = f"AbstractAsyncContextManager[Stream[{chunk}, {upload}, {result}]]"
+        shape = "None" if method.chunk is None else chunk
+        shapes = f"chunk={shape}, result={result}"
+        body = f'return open_stream(self._caller, "{method.name}", {given}, on_progress, {shapes})'
+    signature = ", ".join(["self", "*", *params] if params else ["self"])
+    return f"\n    {head} {name}({signature}) -> {returns}:\n{_docstring(method)}        {body}\n"
+
+
+def _docstring(method: Method) -> str:
+    parts = [_plain(method.doc)]
+    about = _plain(inspect.getdoc(method.params) or "")
+    if about and attrs.fields(method.params) and not about.startswith("Method generated by attrs"):
+        parts.append(about)
+    space = " " * 8
+    first, *rest = [textwrap.wrap(part, WIDTH - 8 - 3 * (not number)) for number, part in enumerate(parts)]
+    lines = [*first, *(line for part in rest for line in ("", *part))]
+    if len(lines) == 1 and len(lines[0]) <= WIDTH - 14:
+        return f'{space}"""{lines[0]}"""\n'
+    return f'{space}"""' + "\n".join(space + line if line else "" for line in lines).lstrip() + f'\n{space}"""\n'
+
+
+def _param(field: attrs.Attribute[Any], imports: _Imports) -> str:
+    kind = _annotation(field.type, imports, taken=True)
+    default = field.default
+    if default is attrs.NOTHING:
+        return f"{field.name}: {kind}"
+    factory = getattr(default, "factory", None)
+    if factory is not None:
+        default = () if factory() == [] else imports.use("armorclaw.rpc.caller", "NOTHING")
+        return f"{field.name}: {kind} = {default}"
+    return f"{field.name}: {kind} = {_literal(default)}"
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)
+
+
+def _piece(kind: Any, imports: _Imports) -> str:
+    return imports.use("typing", "Never") if kind is None else _annotation(kind, imports)
+
+
+def _annotation(kind: Any, imports: _Imports, *, taken: bool = False) -> str:
+    """How source code names a type. What is `taken`, a param, may be any sequence or mapping."""
+    origin, args = get_origin(kind), get_args(kind)
+    if attrs.has(kind):
+        return imports.use(kind.__module__, kind.__name__)
+    if kind in (None, NoneType):
+        return "None"
+    if kind is Any:
+        return imports.use("typing", "Any")
+    if origin in (Union, UnionType):
+        return " | ".join(_annotation(each, imports, taken=taken) for each in args)
+    if origin is Literal:
+        return f"{imports.use('typing', 'Literal')}[{', '.join(_literal(each) for each in args)}]"
+    if kind in (dict, list):
+        origin, args = kind, (str, Any) if kind is dict else (Any,)
+    if origin in (list, dict, tuple):
+        name = origin.__name__
+        if taken:
+            name = imports.use("collections.abc", "Mapping" if origin is dict else "Sequence")
+        return f"{name}[{', '.join(_annotation(each, imports, taken=taken) for each in args)}]"
+    assert isinstance(kind, type), kind
+    assert kind.__module__ == "builtins", kind
+    return kind.__name__
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
