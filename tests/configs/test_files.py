@@ -193,17 +193,18 @@ def test_a_folder_swapped_for_a_link_ten_thousand_times(root: Path) -> None:
     outside.mkdir()
     aside = root / "_aside"
     aside.symlink_to(outside)
-    kept = refused = 0
-    with swapping(lambda: exchange(root / "ada", aside)) as done:
-        while not done.is_set():
-            try:
-                keep(files, f"n{kept % 50}")
-                kept += 1
-            except ArmorclawError:
-                refused += 1
+    kept = refused = rounds = 0
+    while min(kept, refused) <= 10:  # the disk may be slow, and the swaps are not
+        rounds += 1
+        assert rounds < 20
+        with swapping(lambda: exchange(root / "ada", aside)) as done:
+            while not done.is_set():
+                try:
+                    keep(files, f"n{kept % 50}")
+                    kept += 1
+                except ArmorclawError:
+                    refused += 1
     assert list(outside.iterdir()) == []
-    assert kept > 10
-    assert refused > 10
 
 
 def test_a_file_swapped_for_a_link_ten_thousand_times(root: Path) -> None:

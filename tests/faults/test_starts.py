@@ -354,7 +354,8 @@ def log_of(bridge: BridgeProcess) -> str:
 
 def test_without_matrix(bridge: BridgeProcess) -> None:
     bridge.start()
-    assert bridge.call("matrix.status") == {"enabled": False, "status": "not_configured"}
+    nobody = {"user_id": None, "logged_in": False}
+    assert bridge.call("matrix.status") == {"enabled": False, "status": "not_configured", **nobody}
     assert bridge.call("health") == {"status": "healthy", "reasons": []}
     with pytest.raises(ArmorclawError) as caught:
         bridge.call("matrix.send", room_id="!room:x", message="hello")
