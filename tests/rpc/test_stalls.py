@@ -27,7 +27,7 @@ LONGEST = 0.05
 """Seconds that others may be held up."""
 
 ATTEMPTS = 12
-"""One must hold: a core whose cache other programs share makes CPU seconds longer, too, and the longest is not far."""
+"""One must hold: a core whose cache other programs share makes CPU seconds longer, and some are near it."""
 
 
 @attrs.frozen
