@@ -9,7 +9,8 @@ The rule (docs/protocol.md, "Framing"):
   newline-delimited, pretty-printed and concatenated values all work, and a value without a newline is complete at
   its last byte.
 * A byte that cannot follow costs one parse error, and everything up to the next newline is skipped. When the wrong
-  byte is a newline (inside a string), that is the one.
+  byte is a newline (inside a string), that is the one. Behind the first line of a value it costs the stream: who
+  knows which of the lines to come still belong to that value, and what is in it may be a stranger's.
 * A value of more than `MAX_FRAME` bytes costs one error and the stream. Deeper than `MAX_DEPTH` is a wrong byte.
 * A value cut off by the end of the stream, or by the deadline the driver keeps, costs one parse error.
 
@@ -250,7 +251,12 @@ class Frames:
         try:
             end = self._advance(buffer, size if size < limit else limit)
         except _WrongByteError as wrong:
-            out.append(FrameError(PARSE_ERROR, wrong.message, limit=wrong.limit))
+            # of a value over several lines, the lines still to come must not be taken for messages of their own
+            spread = buffer.find(b"\n", start, wrong.at) >= 0
+            out.append(FrameError(PARSE_ERROR, wrong.message, fatal=spread, limit=wrong.limit))
+            if spread:
+                self._close()
+                return -1
             self._skipping = True
             return wrong.at
         if end >= 0:

@@ -53,6 +53,7 @@ from armorclaw.rpc.framing import (
 from armorclaw.rpc.jsoncodec import Codec, EnvelopeError, ascii_only
 
 INTERNAL_ERROR = -32603
+TOO_LARGE = -32006
 
 MAX_BATCH = 1000
 """Items of one batch."""
@@ -72,7 +73,12 @@ _FEW = 256  # the same behind a string and at the beginning of a value, most of 
 _ABSENT = object()
 _VERSION = ("2.0", b'"2.0"')  # as it comes, decoded or not
 
-_HINTS = {PARSE_ERROR: ("parse_error", "send one JSON value per request")}
+_LARGEST_RESULT = MAX_FRAME - 1024  # bytes; the rest is for the envelope and the id
+_BATCH_ROOM = MAX_FRAME - 256 * MAX_BATCH  # bytes of answers in a batch; the rest is to say that others do not fit
+_HINTS = {
+    PARSE_ERROR: ("parse_error", "send one JSON value per request"),
+    TOO_LARGE: ("too_large", "ask for less at a time"),
+}
 _ENVELOPE_HINT = ("invalid_request", "see docs/protocol.md for the envelope")
 
 
@@ -164,9 +170,11 @@ Event = Union[Request, Notification, Response, Send, Pause]
 class _Batch:
     """Answers of a batch, kept until the last is there."""
 
-    __slots__ = ("_answers", "_missing")
+    __slots__ = ("_answers", "_missing", "size")
 
     def __init__(self) -> None:
+        self.size = 0
+        """Bytes of the answers there are."""
         self._answers: list[bytes] = []
         self._missing = 1  # the reading of the batch itself
 
@@ -178,6 +186,7 @@ class _Batch:
 
     def fill(self, place: int, answer: bytes) -> bytes:
         self._answers[place] = answer
+        self.size += len(answer)
         return self.read()
 
     def read(self) -> bytes:
@@ -307,7 +316,7 @@ class Core:
         return b'{"jsonrpc":"2.0","method":' + self._call(method, params)
 
     def result(self, request: Request, value: Any) -> bytes:
-        """The answer to a request: bytes to write.
+        """The answer to a request: bytes to write. One that is too large, alone or in its batch, becomes an error.
 
         Raises ValueError or TypeError if the codec cannot write `value`; the request is then still to be answered.
         """
@@ -315,7 +324,11 @@ class Core:
 
     def result_text(self, request: Request, text: bytes) -> bytes:
         """The same from ready JSON text (compact, ASCII)."""
-        if request._batch is None:
+        batch = request._batch
+        if len(text) > (_LARGEST_RESULT if batch is None else _BATCH_ROOM - batch.size):
+            what = "the answer is larger than a message may be"
+            return self._answer(request, self._refusal(request._text, TOO_LARGE, what, MAX_FRAME))
+        if batch is None:
             return b"".join((b'{"jsonrpc":"2.0","id":', request._text, b',"result":', text, b"}\n"))
         return self._answer(request, b'{"jsonrpc":"2.0","id":' + request._text + b',"result":' + text + b"}")
 

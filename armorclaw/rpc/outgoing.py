@@ -11,7 +11,7 @@ import trio
 from armorclaw.rpc.wire import Wire
 
 WRITE_DEADLINE = 10.0
-"""Seconds in which the other side must take something of what waits for it."""
+"""Seconds in which the other side must take something, while too much waits for it."""
 
 HARD_LIMIT = 4 * 1024 * 1024
 """Bytes kept for a reader that is slow; beyond, it is given up."""
@@ -22,14 +22,23 @@ class Outgoing:
 
     What is added goes out with the next `flush`, straight to the socket. Only when the socket does not take all of it
     does a task come to be, in the nursery given to `open`, which drains the queue and ends. `on_progress` is called
-    whenever the queue became shorter, `on_lost` with the reason when the other side cannot or does not read.
+    whenever the queue became shorter, `on_lost` with the reason when the other side cannot or does not read. What
+    waits may do so for as long as `may_wait` says.
     """
 
-    def __init__(self, wire: Wire, *, on_progress: Callable[[], None], on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        *,
+        may_wait: Callable[[], bool],
+        on_progress: Callable[[], None],
+        on_lost: Callable[[str], None],
+    ) -> None:
         self.buffered = 0
         """Bytes not yet taken."""
         self.draining = False
         self._wire = wire
+        self._may_wait = may_wait
         self._on_progress = on_progress
         self._on_lost = on_lost
         self._nursery: trio.Nursery | None = None
@@ -85,7 +94,7 @@ class Outgoing:
                         sent = await self._wire.send(data, fds)
                         if self._queue:  # not discarded meanwhile
                             self._sent(data, fds, sent)
-                    if deadline.cancelled_caught:
+                    if deadline.cancelled_caught and not self._may_wait():
                         self._lose("the other side does not read")
                     self._on_progress()
         except trio.BrokenResourceError:

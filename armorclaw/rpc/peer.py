@@ -55,16 +55,17 @@ PARAMS_IN_FLIGHT = 1024 * 1024
 over it at most, by as much as a frame may have."""
 
 SOFT_LIMIT = 256 * 1024
-"""Bytes kept for a reader that is slow: beyond, nothing more is read from it, and `room` says none. Far below
-`outgoing.HARD_LIMIT`, so that the answers of one read and what is pushed at once fit in between."""
+"""Bytes kept for a reader that is slow: beyond, nothing more is read from it, `room` says none, and it is cut off
+unless it takes something every `outgoing.WRITE_DEADLINE`. Far below `outgoing.HARD_LIMIT`, so that the answers of one
+read and what is pushed at once fit in between."""
 
 STREAM_ROOM = SOFT_LIMIT - 64 * 1024
 """What `room` must be before a piece of a stream is sent: a few small ones may wait here, or what is left of a large
 one, so that the next is ready when the socket takes more."""
 
 HOLD_LIMIT = 2 * SOFT_LIMIT
-"""Takes the place of `SOFT_LIMIT` for reading while there are streams: pieces alone never hold up the reader, which
-both ends may wait for that send each other pieces."""
+"""Takes the place of `SOFT_LIMIT` for reading while there are streams, and for waiting once there were some: pieces
+alone never hold up the reader, which both ends may wait for that send each other pieces."""
 
 _FAIR_SHARE = 64  # messages handled in a row before others get a turn
 _TURN = 0.002  # seconds of looking at what is no message yet, before others get a turn
@@ -116,7 +117,8 @@ class Peer:
         self._params_in_flight = 0  # bytes
         self._quiet = quiet or Quiet()
         self._allowance = allowance  # None: nothing is counted
-        self._out = Outgoing(self._wire, on_progress=self._ease, on_lost=self._lose)
+        self._out = Outgoing(self._wire, may_wait=self._may_wait, on_progress=self._ease, on_lost=self._lose)
+        self._wide = False  # it has, or had, streams
         self._events: Iterator[Event] = iter(())  # of the last read, as far as they are not handled
         self._handled = 0  # of them
         self._pause = 0.0  # seconds to wait before they are
@@ -221,6 +223,7 @@ class Peer:
 
     def widen(self) -> None:
         """Prepare the connection for streams."""
+        self._wide = True
         self._wire.widen()
 
     # reading
@@ -430,6 +433,10 @@ class Peer:
         self._out.add(data, fds)
         if not self._reading:
             self._out.flush()
+
+    def _may_wait(self) -> bool:
+        """Whether what is not read yet is little enough for the other side to take its time."""
+        return not self._given_up and self._out.buffered <= (HOLD_LIMIT if self._wide else SOFT_LIMIT)
 
     def _ease(self) -> None:
         self._streams.eased()

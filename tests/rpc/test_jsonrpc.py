@@ -470,3 +470,18 @@ def test_a_long_look_is_interrupted_by_pauses(unit: bytes) -> None:
 
 def test_the_largest_batch_is_the_largest() -> None:
     assert MAX_BATCH == 1000
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_no_answer_is_larger_than_a_message(codec: type[Any]) -> None:
+    """Alone it is an error; in a batch, those that no longer fit are."""
+    core = Core(codec())
+    [alone] = core.feed(b'{"jsonrpc":"2.0","id":"a","method":"m"}\n')
+    answer = json.loads(core.result(alone, "x" * MAX_FRAME))
+    assert (answer["id"], answer["error"]["code"], answer["error"]["data"]["limit"]) == ("a", -32006, MAX_FRAME)
+    calls = json.dumps([{"jsonrpc": "2.0", "id": number, "method": "m"} for number in range(MAX_BATCH)]).encode()
+    whole = b"".join([core.result(event, "x" * 300_000) for event in core.feed(calls + b"\n")])
+    assert len(whole) < MAX_FRAME
+    answers = json.loads(whole)
+    assert [answer["id"] for answer in answers] == list(range(MAX_BATCH))
+    assert ["result" in answer for answer in answers] == [True] * 2 + [False] * (MAX_BATCH - 2)

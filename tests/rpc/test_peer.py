@@ -329,10 +329,32 @@ async def test_a_reader_that_stops_is_cut(
 ) -> None:
     monkeypatch.setattr(outgoing, "WRITE_DEADLINE", 0.1)
     async with serving(socket_pair[0], house.registry) as peer:
-        await Raw(socket_pair[1]).send(call("big", size=3_000_000))
+        await Raw(socket_pair[1]).send(call("big", size=900_000))
         with trio.fail_after(5):
             await peer.closed.wait()
         assert peer._out.buffered == 0
+
+
+async def test_a_little_may_wait_for_long(
+    socket_pair: Streams, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind `| less`: what it costs is bounded."""
+    monkeypatch.setattr(outgoing, "WRITE_DEADLINE", 0.01)
+    raw = Raw(socket_pair[1])
+    async with serving(socket_pair[0], house.registry) as peer:
+        await raw.send(call("big", size=400_000))
+        with trio.move_on_after(0.1):  # ten times what was patience
+            await peer.closed.wait()
+        assert 0 < peer._out.buffered <= SOFT_LIMIT
+        assert len((await raw.line())["result"]["data"]) == 400_000
+
+
+async def test_a_call_too_large_to_be_sent(ends: Ends, house: House) -> None:
+    async with serving(ends[0], house.registry) as one, serving(ends[1], House().registry):
+        with pytest.raises(ArmorclawError) as large:
+            await one.request("echo", {"text": "é" * (MAX_FRAME // 6)}, timeout=5)  # six bytes each, as ASCII
+        assert large.value.name == "too_large"
+        assert await one.request("echo", {"text": "small"}, timeout=5) == {"text": "small"}
 
 
 async def test_pushes_beyond_every_limit_cut_the_connection(socket_pair: Streams, house: House) -> None:

@@ -80,7 +80,8 @@ FRAMING = [
 
 SYNTAX = [
     Vector(19, "an opening brace", b"{", [PARSE], ends=True),
-    Vector(19, "an opening brace on a line of its own", b"{\n" + ONE + b"\n" + ONE, [PARSE, SAID]),
+    Vector(19, "an opening brace on a line of its own", b"{\n" + ONE + b"\n" + ONE, [PARSE], closes=True),
+    Vector(19, "a stranger's lines in a broken value", b'{"params":\n[NaN,\n' + ONE + b"\n]}", [PARSE], closes=True),
     Vector(20, "a closing brace", b"}", [PARSE]),
     Vector(21, "a million opening brackets", b"[" * 1_000_000, [PARSE]),
     Vector(22, "100,000 opening objects", b'{"a":' * 100_000, [PARSE]),
