@@ -22,6 +22,7 @@ from armorclaw.agent.errors import (
     handler_failed,
     no_such_call,
     stopped,
+    stream_closed,
     timed_out,
     too_many_calls,
 )
@@ -90,6 +91,7 @@ class AttachedAgent(BaseAgent):
         self._stream = stream
         self._secrets: Secrets | None = None
         self._scope = trio.CancelScope()
+        self._stop_asked = False
         self._running = False
         self._answering: set[trio.CancelScope] = set()
         self.make_event: Callable[[dict[str, Any]], Event] = lambda wire: AsyncMessage(wire, self)
@@ -128,7 +130,9 @@ class AttachedAgent(BaseAgent):
             with _as_agents_know_it():
                 opened = self._stream(method, call_params(params), on_progress=on_progress)
                 stream = await stack.enter_async_context(opened)
-            yield AttachedStream(stream)
+            attached = AttachedStream(method, stream)
+            stack.callback(attached.close)
+            yield attached
 
     async def answer(self, call: rpc.Call, method: str, params: Any) -> Any:
         """Have the handler of `on_call` answer a call that somebody makes to this agent.
@@ -164,7 +168,8 @@ class AttachedAgent(BaseAgent):
         raise stopped()
 
     def stop(self) -> None:
-        """Ask `run` to end; what is in hand is not acknowledged, so it comes again."""
+        """Ask `run` to end, or not to begin; what is in hand is not acknowledged, so it comes again."""
+        self._stop_asked = True
         self._scope.cancel(reason="asked to stop")
 
     async def send(
@@ -196,8 +201,10 @@ class AttachedAgent(BaseAgent):
                 task_status.started()
             hears = True
 
-        self._secrets = Secrets(await self._take_secrets())
         with trio.CancelScope() as self._scope:
+            if self._stop_asked:
+                self.stop()  # it was asked before there was anything to cancel
+            self._secrets = Secrets(await self._take_secrets())
             async with self._granted():
                 self._running = True
                 try:
@@ -206,6 +213,7 @@ class AttachedAgent(BaseAgent):
                     self._running = False
                     for scope in self._answering:
                         scope.cancel(reason="the agent has ended")
+        started()  # when it was stopped before: nobody waits for more
 
     async def _keep_listening(self, started: Callable[[], None]) -> None:
         while True:
@@ -273,29 +281,58 @@ class AttachedAgent(BaseAgent):
 class AttachedStream:
     """A streaming call, as `armorclaw.agent.AsyncStream`."""
 
-    def __init__(self, stream: RawStream) -> None:
+    def __init__(self, method: str, stream: RawStream) -> None:
+        self._method = method
         self._stream = stream
+        self._over = False  # its outcome is known
+        self._closed = False
 
     def __aiter__(self) -> AttachedStream:
         return self
 
     async def __anext__(self) -> Any:
-        with _as_agents_know_it():
-            return await self._stream.__anext__()
+        return await self._ended(self._stream.__anext__)
 
     async def result(self) -> Any:
         """What is answered last; pieces that nobody took are dropped. Raises the error answered."""
-        with _as_agents_know_it():
-            return await self._stream.result()
+        result = await self._ended(self._stream.result)
+        self._over = True
+        return result
 
     async def send(self, value: Any) -> None:
         """Send a piece of the params: any JSON, or up to 192 KiB of bytes."""
-        with _as_agents_know_it():
-            await self._stream.send(value)
+        await self._open(partial(self._stream.send, value))
 
     async def end(self) -> None:
         """Say that the params are complete."""
         await self._stream.end()
+
+    def close(self) -> None:
+        """The block is left: whoever waits in it, or uses it later, gets `cancelled`."""
+        self._closed = True
+
+    async def _ended(self, step: Callable[[], Awaitable[Any]]) -> Any:
+        try:
+            return await self._open(step)
+        except (StopAsyncIteration, AgentError):
+            self._over = self._over or not self._closed
+            raise
+
+    async def _open(self, step: Callable[[], Awaitable[Any]]) -> Any:
+        self._check()
+        try:
+            with _as_agents_know_it():
+                value = await step()
+        except (StopAsyncIteration, AgentError):
+            self._check()
+            raise
+        self._check()
+        return value
+
+    def _check(self) -> None:
+        """The end of the block is no outcome."""
+        if self._closed and not self._over:
+            raise stream_closed(self._method)
 
 
 class _Line:

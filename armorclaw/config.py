@@ -89,7 +89,7 @@ def _names(instance: object, attribute: attrs.Attribute[Any], value: Sequence[st
         # not quoted: what looks least like an id is a key itself, pasted here
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text) or text.startswith(("sk-", "ghp_", "AKIA")):
             raise FaultError(
-                "an entry is not the id of a key", "name keys as list_keys shows them; never the key itself"
+                "an entry is not the id of a key", "name keys as armorclaw keys ls shows them; never the key itself"
             )
 
 
@@ -287,13 +287,14 @@ class Config:
         object.__setattr__(self, "agents", _named(self.agents))
 
     @classmethod
-    def load(cls, path: Path) -> Config:
+    def load(cls, path: str | os.PathLike[str]) -> Config:
         """Read a TOML file; relative paths in it are relative to its folder.
 
         Raises config_invalid with one line per fault.
         """
         data = read_toml(path)
-        return cls.parse(data, source=str(path), folder=path.resolve().parent)
+        file = Path(path)
+        return cls.parse(data, source=str(file), folder=file.resolve().parent)
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], *, source: str = "configuration", folder: Path | None = None) -> Config:

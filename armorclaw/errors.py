@@ -38,7 +38,7 @@ _ROWS = (
     ErrorKind("cancelled", -32800, 130, False, "its caller cancelled it"),
     # codes that clients of the original bridge know
     ErrorKind("container_not_found", -2, 4, False, "armorclaw status lists the agents"),
-    ErrorKind("key_not_found", -3, 4, False, "list_keys names the keys there are"),
+    ErrorKind("key_not_found", -3, 4, False, "armorclaw keys ls, or list_keys, names the keys there are"),
     # ours
     ErrorKind("denied", -32001, 5, False, "this role may not do that"),
     ErrorKind("unavailable", -32002, 75, True, "try again in a moment"),

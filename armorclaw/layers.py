@@ -7,6 +7,7 @@ flags. config_layers.py puts them together to a whole configuration.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,14 +47,32 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def default_runtime_dir(environ: Environ = os.environ) -> str:
-    """Where sockets are unless the configuration says otherwise."""
+    """Where sockets are unless the configuration says otherwise.
+
+    Raises config_invalid where the system gives this user no such folder, and what would do has been made by another.
+    """
     if os.geteuid() == 0:
         return "/run/armorclaw"
     if own := environ.get("XDG_RUNTIME_DIR"):
         return os.path.join(own, "armorclaw")
-    import platformdirs  # only now: it knows what to do where the system gives no such folder, and takes imports
+    of_session = f"/run/user/{os.geteuid()}"
+    if _owner_of(of_session) == os.geteuid():
+        return os.path.join(of_session, "armorclaw")
+    # anybody may make a folder of that name: sockets in it would be his to replace
+    shared = os.path.join(environ.get("TMPDIR") or "/tmp", f"runtime-{os.geteuid()}")  # noqa: S108 - looked at
+    if _owner_of(shared) not in (None, os.geteuid()):
+        hint = "set XDG_RUNTIME_DIR, or ARMORCLAW_BRIDGE_RUNTIME_DIR, to a folder of your own"
+        raise _invalid(f"cannot use the folder {shared}", "it is another user's, or no folder", hint)
+    return os.path.join(shared, "armorclaw")
 
-    return platformdirs.user_runtime_dir("armorclaw")
+
+def _owner_of(folder: str) -> int | None:
+    """Whose folder that is, -1 for what is no folder, None for what is not there."""
+    try:
+        found = os.lstat(folder)
+    except OSError:
+        return None
+    return found.st_uid if stat.S_ISDIR(found.st_mode) else -1
 
 
 def socket_path(config: str | None = None, socket: str | None = None, environ: Environ = os.environ) -> str:

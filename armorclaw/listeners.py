@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import grp
 import os
 import pwd
@@ -17,6 +18,9 @@ from armorclaw.guard.limits import Limits
 from armorclaw.rpc.registry import Registry, Role
 from armorclaw.rpc.unix import PeerCredentials, bind_unix, same_user, serve_unix
 from armorclaw.supervision import ChildSpec
+
+LOOKUPS = 8
+"""Callers about whom the system's user database is asked at once: it may be a server that does not answer."""
 
 
 class Listeners:
@@ -43,7 +47,8 @@ class Listeners:
             _bind(path, group, gid),
             self._registry,
             role=role,
-            allow=same_user if gid is None else partial(user_or_member, gid=gid),
+            allow=same_user if gid is None else anybody,
+            member=None if gid is None else Members(group, gid).have,
             around=self._around,
             admission=self._limits.listener(role),
             path=path,
@@ -51,18 +56,48 @@ class Listeners:
         )
 
 
-def user_or_member(peer: PeerCredentials, *, gid: int) -> bool:
-    """The `allow` of a group's socket: the bridge's user, root, who runs as that group, and its members.
+def anybody(peer: PeerCredentials) -> bool:
+    """The `allow` of a group's socket, where `Members` decides."""
+    return True
+
+
+class Members:
+    """Who may use a group's socket: the bridge's user, root, who runs as that group, and its members.
 
     The kernel lets in whoever had the group when he logged in; the system's records tell whether he still has it.
     """
-    if same_user(peer) or peer.gid == gid:
-        return True
+
+    def __init__(self, group: str, gid: int) -> None:
+        self._group = group
+        self._gid = gid
+        self._lookups = trio.CapacityLimiter(LOOKUPS)
+
+    async def have(self, peer: PeerCredentials) -> None:
+        """Raises denied. The database is asked in a thread: only this caller waits for it."""
+        if same_user(peer) or peer.gid == self._gid:
+            return
+        groups = await trio.to_thread.run_sync(groups_of, peer, abandon_on_cancel=True, limiter=self._lookups)
+        if self._gid not in groups:
+            hint = (
+                f"sudo usermod -aG {self._group} USER, and connect anew; a unit's SupplementaryGroups= does not count"
+            )
+            raise ArmorclawError("denied", "this socket is not for your user", hint=hint)
+
+
+def groups_of(peer: PeerCredentials) -> list[int]:
+    """The groups that the system's records give a user, and the one he runs as. Blocks; none without a name."""
     try:
         name = pwd.getpwuid(peer.uid).pw_name
     except KeyError:
-        return False
-    return gid in os.getgrouplist(name, peer.gid)
+        return []
+    libc = ctypes.CDLL(None)  # os.getgrouplist would stop all threads meanwhile: it keeps the interpreter's lock
+    size = 64
+    while size <= 65_536:  # NGROUPS_MAX
+        groups, count = (ctypes.c_uint * size)(), ctypes.c_int(size)
+        if libc.getgrouplist(os.fsencode(name), ctypes.c_uint(peer.gid), groups, ctypes.byref(count)) >= 0:
+            return groups[: count.value]
+        size *= 4
+    return []
 
 
 def _gid(group: str) -> int:

@@ -36,7 +36,7 @@ from armorclaw.containers.shapes import (
     Which,
 )
 from armorclaw.delivery.shapes import DeliveryShown, ListDeliveries, WhichDelivery
-from armorclaw.events.shapes import Ack, Done, Subscribe, Subscribed, Unsubscribe
+from armorclaw.events.shapes import Ack, Done, Forget, Subscribe, Subscribed, Unsubscribe
 from armorclaw.guard.shapes import (
     DeleteKey,
     GetKey,
@@ -75,9 +75,10 @@ class Methods:
         self, *, agent: str, method: str, params: Any = None, on_progress: OnProgress | None = None
     ) -> AbstractAsyncContextManager[Stream[Any, Never, Any]]:
         """Call a method that an agent offers; its pieces, its progress and its answer are the agent's own words. Ends
-        with unavailable when the agent has no session or goes meanwhile, method_not_found if it offers no such.
+        with unavailable when the agent has no session or goes meanwhile, method_not_found if it offers no such,
+        remote_failed if its handler fails: `data.agent` is its name then, `data.remote` what it said.
 
-        What to ask an agent: a method that it offers, and its params.
+        What to ask an agent: a method that it offers, and its params, null as {}.
         """
         return open_stream(
             self._caller,
@@ -100,12 +101,16 @@ class Methods:
         on_progress: OnProgress | None = None,
     ) -> AbstractAsyncContextManager[Stream[Never, bytes, ConfigAttached]]:
         """Give agents a file to read, at once and while they run. It is kept over restarts, in place of one of the
-        same name. Up to 16 MiB by `$/upload`, in pieces of base64; as `content` what fits into one message, about
-        740 KiB as base64.
+        same name. Up to 16 MiB by `$/upload`, in pieces of base64, of which the first must come within 3 s; for an
+        empty file the end alone, `{"id":…,"seq":0,"end":true}`. As `content` what fits into one message, about 740
+        KiB as base64.
 
-        `name` is a file name, without a folder. `agent` is who may read it; without one, all agents may. `content` is
-        text, or with `encoding` "base64" any bytes. Without `content` the bytes come by `$/upload`, which is the way
-        for what does not fit into one message. `type` and `metadata` are yours: they are kept and listed.
+        `name` is a file name without a folder: 1 to 255 bytes, printable, no slash or backslash, no - . ~ or space at
+        its beginning and no space at its end; for one agent, `shared` is taken. `agent` is who may read it; without
+        one, all agents may. It need not be declared yet, as its files may be there before it. `content` is text, or
+        with `encoding` "base64" any bytes. Without `content` the bytes come by `$/upload`, which is the way for what
+        does not fit into one message. `type`, up to 64 characters on one line, and `metadata`, up to 1024 bytes as
+        JSON, are yours: they are kept and listed.
         """
         return open_stream(
             self._caller,
@@ -249,7 +254,8 @@ class Methods:
     ) -> Done:
         """Say what became of an event.
 
-        `nack_ms` asks for the event again after so many milliseconds; `cumulative` means all up to `seq`.
+        `nack_ms` asks for the event again after so many milliseconds, 0 to 3,600,000; `cumulative` means all up to
+        `seq`.
         """
         return await ask(
             self._caller,
@@ -258,15 +264,26 @@ class Methods:
             given(Ack, {"subscription": subscription, "seq": seq, "cumulative": cumulative, "nack_ms": nack_ms}),
         )
 
+    async def events_forget(self, *, subscription: str) -> Done:
+        """Delete what is kept for a name: where it stands, and what was acknowledged beyond. It is free then, and
+        begins anew if it is used again. A connection that has the subscription hears `events.closed`. An agent
+        keeps its own, `main`.
+
+        `subscription` is a name.
+        """
+        return await ask(self._caller, "events.forget", Done, given(Forget, {"subscription": subscription}))
+
     async def events_subscribe(
         self, *, name: str | None = None, filter: Mapping[str, Any] = NOTHING, from_: Literal["now"] | int = "now"
     ) -> Subscribed:
-        """Have events pushed as `event` notifications. An agent has at most 32 subscriptions, and cannot begin one
-        before what it has acknowledged of its own, `main`: rooms granted later may have been others' before.
+        """Have events pushed as `event` notifications. A connection of an operator has at most 32 subscriptions, and
+        so has an agent on all its connections; of names there are at most 64, used or not. An agent cannot begin
+        one before what it has acknowledged of its own, `main`: rooms granted later may have been others' before.
 
-        With a `name` the subscription outlives the connection and its events want to be acknowledged. `from` is where
-        a new one begins: "now", or the number of the last event already seen. For an agent that is never before what
-        it has acknowledged of its subscription "main".
+        With a `name` the subscription outlives the connection and its events want to be acknowledged. A name has 1 to
+        64 of the characters A-Z, a-z, 0-9 and _ . - of which the first is a letter or a digit. `from` is where a new
+        one begins: "now", or the number of the last event already seen. For an agent that is never before what it has
+        acknowledged of its subscription "main".
         """
         return await ask(
             self._caller,
@@ -276,7 +293,7 @@ class Methods:
         )
 
     async def events_unsubscribe(self, *, subscription: str) -> Done:
-        """End a subscription here."""
+        """End a subscription of this connection. What is kept for its name stays: see `events.forget`."""
         return await ask(self._caller, "events.unsubscribe", Done, given(Unsubscribe, {"subscription": subscription}))
 
     async def get_key(self, *, id: str) -> KeyWithToken:
@@ -316,7 +333,8 @@ class Methods:
         There is one call at a time for each agent, and one for all operators; events that are pushed to a
         connection cannot be polled as well.
 
-        `cursor` is the one of the answer before, or empty; `timeout_ms` is how long to wait for the first event.
+        `cursor` is the one of the answer before, or empty; `timeout_ms` is how long to wait for the first event,
+        where more than 3500 counts as 3500.
         """
         return await ask(
             self._caller,

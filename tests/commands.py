@@ -37,7 +37,8 @@ A command that asks a running bridge finds its socket by `--socket`, else by `--
 `ARMORCLAW_SOCKET`, else where the [layers of configuration](configuration.md#layers) put it.
 
 An error is up to three lines on stderr (what, why, hint), and an exit status
-([operations.md](operations.md#exit-statuses)). Ctrl-C ends any command with 130, and cancels what it had asked for.
+([operations.md](operations.md#exit-statuses)). Ctrl-C ends a command with 130, and cancels what it had asked for;
+`run` it stops in order, with 0. Who says no when asked ends it with 1.
 """
 
 

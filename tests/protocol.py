@@ -19,7 +19,7 @@ from armorclaw.clock import Surroundings
 from armorclaw.config import BridgeSection, Config, LimitsSection
 from armorclaw.errors import ERRORS
 from armorclaw.events import window
-from armorclaw.rpc import flow, framing, jsonrpc, peer, streaming
+from armorclaw.rpc import flow, framing, jsonrpc, outgoing, peer, streaming, unix
 from armorclaw.rpc.registry import Method, Registry, Role
 from armorclaw.rpc.shape import bounds, omits_none, wire_name
 from tests import typed_client
@@ -45,6 +45,11 @@ _CONSTANTS = {
     "MAX_GRANT": flow._MAX_GRANT,
     "AGENT_CALLS": int(LimitsSection().agent_calls),
     "OPERATOR_CALLS": int(LimitsSection().operator_calls),
+    "SOFT_LIMIT": peer.SOFT_LIMIT,
+    "HOLD_LIMIT": peer.HOLD_LIMIT,
+    "WRITE_DEADLINE": int(outgoing.WRITE_DEADLINE),
+    "USER_CONNECTIONS": unix.Gate().per_uid,
+    "AGENT_CONNECTIONS": unix.AGENT_CONNECTIONS,
     "USER_CALLS": 4 * int(LimitsSection().operator_calls),
     "WINDOW_EVENTS": window.WINDOW_EVENTS,
     "WINDOW_BYTES": window.WINDOW_BYTES,

@@ -13,7 +13,7 @@ import trio.testing
 
 from armorclaw import Bridge, open_bridge
 from armorclaw.agent import AgentError, AsyncCall, AsyncMessage
-from armorclaw.attached import AttachedAgent
+from armorclaw.attached import AttachedAgent, AttachedStream
 from armorclaw.config import Account, Agent, BridgeSection, Config
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
@@ -463,3 +463,67 @@ async def test_a_call_that_takes_too_long(bridge: Bridge) -> None:
     with pytest.raises(AgentError) as late:
         await agent.call("forever", timeout=0.05)
     assert late.value.name == "timed_out"
+
+
+# what is over
+
+
+async def test_a_stop_before_it_runs_sticks(bridge: Bridge) -> None:
+    agent = inside(bridge)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(agent.run)
+            agent.stop()
+    agent = inside(bridge)
+    agent.stop()
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(agent.run)
+    assert bridge.grants.rooms_of("inside") == frozenset()
+
+
+@pytest.mark.parametrize("uses", ["__anext__", "result", "send"])
+@pytest.mark.parametrize("when", ["meanwhile", "behind the block"])
+async def test_a_stream_whose_block_is_left_says_so(bridge: Bridge, uses: str, when: str) -> None:
+    """As any other agent's: `tests/agent/test_over.py`."""
+    agent = inside(bridge)
+    told: list[AgentError] = []
+
+    @bridge.registry.method("stuck", chunk=int, upload=bytes, roles=[Role.AGENT])
+    async def stuck(call: Call, params: NoParams) -> None:
+        await trio.sleep_forever()
+
+    async def use(stream: AttachedStream) -> None:
+        with pytest.raises(AgentError, match="stuck: the stream was closed") as closed:
+            await getattr(stream, uses)(*([b"x"] if uses == "send" else []))
+        told.append(closed.value)
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            async with agent.stream("stuck") as stream:
+                if when == "meanwhile":
+                    nursery.start_soon(use, stream)
+                    await trio.testing.wait_all_tasks_blocked()
+            await use(stream)
+    assert {error.name for error in told} == {"cancelled"}
+
+
+async def test_a_stream_that_ended_by_itself_keeps_its_outcome(bridge: Bridge) -> None:
+    agent = inside(bridge)
+
+    @bridge.registry.method("ends", result=int, chunk=int, upload=bytes, roles=[Role.AGENT])
+    async def ends(call: Call, params: NoParams) -> int:
+        async for piece in call.uploads():
+            raise ArmorclawError("conflict", piece.decode())
+        return 7
+
+    async with agent.stream("ends") as stream:
+        await stream.end()
+        assert await stream.result() == 7
+    assert await stream.result() == 7
+    async with agent.stream("ends") as stream:
+        await stream.send(b"not that")
+        with pytest.raises(AgentError, match="not that"):
+            await stream.result()
+    with pytest.raises(AgentError, match="not that"):
+        await stream.result()

@@ -199,3 +199,10 @@ def test_no_data_makes_it_stumble(data: object) -> None:
         data = {"agents": data}
     with contextlib.suppress(ArmorclawError):
         assert all(isinstance(agent, Agent) for agent in Config.parse(data).agents.values())
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_file_is_named_by_a_text_or_a_path(kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "armorclaw.toml").write_text('[bridge]\nstate_dir = "state"\n')
+    monkeypatch.chdir(tmp_path)
+    assert Config.load(kind("armorclaw.toml")).bridge.state_dir == tmp_path / "state"

@@ -96,8 +96,49 @@ def test_a_usual_file_that_is_not_ours_to_read_is_no_hindrance(
     assert socket_path(environ=environ(tmp_path)) != "/x"
 
 
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A uid that has no folder of a session; this process runs as it, as far as it can tell."""
+    uid = tmp_path.stat().st_uid + 1_234_567
+    monkeypatch.setattr("os.geteuid", lambda: uid)
+    return uid
+
+
+def test_without_a_folder_of_the_session(stranger: int, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    environ = {"TMPDIR": str(tmp_path)}
+    assert layers.default_runtime_dir(environ) == str(tmp_path / f"runtime-{stranger}" / "armorclaw")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "file"])
+def test_a_folder_that_somebody_else_made(
+    stranger: int, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = tmp_path / f"runtime-{stranger}"
+    if kind == "folder":
+        taken.mkdir()
+    elif kind == "link":
+        taken.symlink_to("/")
+    else:
+        taken.touch()
+    environ = {"TMPDIR": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "xdg")}
+    with pytest.raises(ArmorclawError) as caught:
+        socket_path(environ=environ)
+    assert caught.value.name == "config_invalid"
+    assert "XDG_RUNTIME_DIR" in caught.value.hint
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    with pytest.raises(ArmorclawError) as caught:
+        effective(environ=environ)
+    assert caught.value.name == "config_invalid"
+    assert effective(environ=environ, flags=["bridge.runtime_dir=/r"]).config.bridge.runtime_dir == Path("/r")
+
+
 def test_what_the_import_brings() -> None:
-    program = "import sys, armorclaw.layers; armorclaw.layers.socket_path(); print(*sys.modules)"
+    program = (
+        "import sys, armorclaw.layers as layers; layers.socket_path()\n"
+        "layers.default_runtime_dir({}); print(*sys.modules)"
+    )
     modules = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout.split()

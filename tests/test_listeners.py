@@ -6,22 +6,26 @@ import grp
 import json
 import os
 import pwd
+import re
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from armorclaw import Bridge, open_bridge
+from armorclaw import Bridge, listeners, open_bridge
 from armorclaw.config import BridgeSection, Config, LimitsSection, ServerSection
 from armorclaw.errors import ArmorclawError
-from armorclaw.listeners import user_or_member
+from armorclaw.listeners import Members, groups_of
 from armorclaw.rpc import blocking
+from armorclaw.rpc.registry import Role
 from armorclaw.rpc.unix import PeerCredentials
 from armorclaw.structure import Frequency
+from tests.test_roles import registry_of
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user for a moment: sudo pytest")
 
@@ -89,7 +93,8 @@ async def test_members_of_the_group_are_operators(armorclaw_folder: Path, monkey
         # the session still has the group, but the system's records do not say so any more
         refused = await ask(OTHER.gr_gid, USER.pw_gid)
         assert [answer["data"]["name"] for answer in refused] == ["denied"]
-        monkeypatch.setattr(os, "getgrouplist", lambda name, gid: [gid, USER.pw_gid] if name == "daemon" else [gid])
+        assert GROUP in refused[0]["data"]["hint"], "it says how to get in"
+        monkeypatch.setattr(listeners, "groups_of", lambda peer: [USER.pw_gid] if peer.uid == USER.pw_uid else [])
         assert await ask(OTHER.gr_gid, USER.pw_gid) == [[]]
 
 
@@ -116,14 +121,68 @@ async def test_observers_have_a_socket_of_their_own_and_see_no_keys(armorclaw_fo
     assert not where.observer_socket.exists()
 
 
-def test_whom_a_group_lets_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "getgrouplist", lambda name, gid: {"daemon": [gid, 4242]}.get(name, [gid]))
-    assert user_or_member(PeerCredentials(1, os.geteuid(), 7), gid=4242)
-    assert user_or_member(PeerCredentials(1, 0, 7), gid=4242)
-    assert user_or_member(PeerCredentials(1, 987_654, 4242), gid=4242)
-    assert user_or_member(PeerCredentials(1, USER.pw_uid, 7), gid=4242)
-    assert not user_or_member(PeerCredentials(1, USER.pw_uid, 7), gid=4243)
-    assert not user_or_member(PeerCredentials(1, 987_654, 7), gid=4242)  # a uid without a name
+async def test_whom_a_group_lets_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listeners, "groups_of", lambda peer: [4242] if peer.uid == USER.pw_uid else [])
+
+    async def refused(uid: int, gid: int, wanted: int) -> bool:
+        try:
+            await Members("g", wanted).have(PeerCredentials(1, uid, gid))
+        except ArmorclawError as error:
+            return error.name == "denied"
+        return False
+
+    assert not await refused(os.geteuid(), 7, 4242)
+    assert not await refused(0, 7, 4242)
+    assert not await refused(987_654, 4242, 4242)
+    assert not await refused(USER.pw_uid, 7, 4242)
+    assert await refused(USER.pw_uid, 7, 4243)
+    assert await refused(987_654, 7, 4242)
+
+
+def test_the_groups_are_those_of_the_system() -> None:
+    for user in pwd.getpwall():
+        found = groups_of(PeerCredentials(1, user.pw_uid, 4242))
+        name = pwd.getpwuid(user.pw_uid).pw_name  # several may have one uid
+        assert sorted(found) == sorted(os.getgrouplist(name, 4242))
+    assert groups_of(PeerCredentials(1, 987_654, 7)) == []  # a uid without a name
+
+
+async def test_a_user_database_that_does_not_answer_stops_nobody_else(
+    armorclaw_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the bridge nor a caller about whom nothing need be asked, nor the end."""
+    asked, answer = threading.Event(), threading.Event()
+
+    def groups_of_slowly(peer: PeerCredentials) -> list[int]:
+        asked.set()
+        answer.wait(20)
+        return []
+
+    known = [False, True]
+    monkeypatch.setattr(listeners, "groups_of", groups_of_slowly)
+    monkeypatch.setattr(listeners, "same_user", lambda peer: known.pop(0))
+    monkeypatch.setattr(os, "chown", lambda path, uid, gid: None)
+    config = config_in(armorclaw_folder, server=ServerSection(group=OTHER.gr_name))
+    try:
+        with trio.fail_after(15):
+            async with open_bridge(config) as bridge:
+                path = str(bridge.config.bridge.socket)
+                async with await trio.open_unix_socket(path):
+                    await trio.to_thread.run_sync(asked.wait, 5)
+                    assert asked.is_set()
+                    health = await trio.to_thread.run_sync(blocking.call, path, "health")
+                    assert health["status"] == "healthy"
+        assert not answer.is_set()
+    finally:
+        answer.set()
+
+
+@pytest.mark.parametrize("page", ["operations.md", "configuration.md"])
+def test_what_observers_may_call_is_documented(page: str, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / page).read_text()
+    (sentence,) = [line for line in text.splitlines() if "`rpc.discover`" in line]
+    named = set(re.findall(r"`([a-z._]+)`", sentence)) - {"observer_group", "observer.sock", "socket"}
+    assert named == set(registry_of(tmp_path).names(Role.OBSERVER))
 
 
 async def test_a_change_of_group_that_is_not_permitted(

@@ -45,6 +45,7 @@ ALLOWED = {
         "delivery.list",
         "delivery.status",
         "events.ack",
+        "events.forget",
         "events.subscribe",
         "events.unsubscribe",
         "health",

@@ -154,7 +154,7 @@ class Agent(BaseAgent):
                 ).start()
         until = time.monotonic() + STOP_GRACE
         with link.session_when() as session:
-            session.stopping = True
+            session.stop()
         with self._changed:
             self._lanes.clear()  # not begun: the bridge has them still
         while self._lanes.out or not link.quiet():

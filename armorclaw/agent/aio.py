@@ -61,6 +61,7 @@ class AsyncAgent(BaseAgent):
         self._workers: set[asyncio.Task[None]] = set()
         self._answering: set[asyncio.Task[None]] = set()
         self._stop_asked = False
+        self._dismissed = False  # our tasks are cancelled: who is, before, has the handler to thank
         self._stopping: Optional[asyncio.Event] = None
 
     def run(self) -> None:
@@ -137,7 +138,8 @@ class AsyncAgent(BaseAgent):
             await asyncio.wait({pump, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if pump.done():
                 pump.result()
-            self._session.stopping = True
+            self._session.stop()
+            link.flush()
             self._lanes.clear()  # not begun: the bridge has them still
             try:
                 await asyncio.wait_for(self._finish(link), STOP_GRACE)
@@ -145,11 +147,12 @@ class AsyncAgent(BaseAgent):
                 unfinished = self._lanes.out + len(self._answering)
                 say(f"{unfinished} handlers did not finish within {STOP_GRACE:g} s")
         finally:
+            self._dismissed = True
             tasks = [pump, stopping, *self._workers, *self._answering]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._session.abandon(stopped())
+            link.abandon(stopped())
             self._loop = None
 
     async def _finish(self, link: AsyncLink) -> None:
@@ -193,9 +196,9 @@ class AsyncAgent(BaseAgent):
                 result = handler(message)
                 if inspect.isawaitable(result):
                     await result
-        except asyncio.CancelledError:
-            raise  # serve() ends; without an acknowledgement it comes again
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the bridge must learn of it
+        except BaseException as error:  # whatever it is, the bridge must learn of it
+            if self._dismissed and isinstance(error, asyncio.CancelledError):
+                raise  # serve() ends; without an acknowledgement it comes again
             self._failed(message, error)
             retry = retry_ms(message.redelivered)
         link.finished(message.key, retry_ms=retry)
@@ -216,11 +219,11 @@ class AsyncAgent(BaseAgent):
             if inspect.isawaitable(result):
                 result = await result
             failed = None
-        except asyncio.CancelledError:
-            raise
         except CallCancelledError as error:
             failed = error  # nobody is there to be told
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must learn of it
+        except BaseException as error:  # whatever it is, the caller must learn of it
+            if isinstance(error, asyncio.CancelledError) and (self._dismissed or call.cancelled):
+                raise
             failed = self._call_failed(callback.method, error)
         finally:
             task = asyncio.current_task()

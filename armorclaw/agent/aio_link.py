@@ -12,7 +12,7 @@ from armorclaw.agent.base import say
 from armorclaw.agent.callbacks import Callback
 from armorclaw.agent.connection import Connection, retry_after
 from armorclaw.agent.errors import AgentError, timed_out
-from armorclaw.agent.session import CALL_TIMEOUT, Key, Session
+from armorclaw.agent.session import CALL_TIMEOUT, Key, Session, Waiter
 from armorclaw.agent.streams import OnProgress, Progress, piece
 
 
@@ -79,12 +79,22 @@ class AsyncLink:
         except asyncio.TimeoutError:
             raise timed_out(method, timeout) from None
         finally:
-            self.session.forget(answer)
-            self.flush()
+            self.forget(answer)
 
     def finished(self, key: Key, *, retry_ms: Optional[int] = None) -> None:
         self.session.finished(key, retry_ms=retry_ms)
         self.flush()
+
+    def forget(self, waiter: Waiter) -> None:
+        """As `Link.forget`."""
+        self.session.forget(waiter)
+        self.flush()
+        self._pulse()
+
+    def abandon(self, error: AgentError) -> None:
+        """As `Session.abandon`."""
+        self.session.abandon(error)
+        self._pulse()
 
     def quiet(self) -> bool:
         return self.session.quiet and (self._connection is None or not self._connection.wants_write)
@@ -249,8 +259,7 @@ class AsyncStream:
 
     def close(self) -> None:
         """As `Stream.close`."""
-        self._link.session.forget(self._state)
-        self._link.flush()
+        self._link.forget(self._state)
 
 
 class AsyncCallLine:

@@ -68,7 +68,8 @@ class Callbacks:
         self._out = out
         self._say = say
         self._core = Core(JsonCodec())
-        self._new: list[Callback] = []
+        self._stopping = False
+        self._new: list[Callback] = []  # not begun
         self._here: dict[Any, Callback] = {}  # those of this connection, by id
 
     # what comes
@@ -77,10 +78,10 @@ class Callbacks:
         """A new connection is there."""
         self._core = core
 
-    def asked(self, request: Request, *, stopping: bool) -> None:
+    def asked(self, request: Request) -> None:
         """The bridge calls; it is refused at once when nobody can handle it, or when it is too late."""
         try:
-            callback = self._admit(request, stopping)
+            callback = self._admit(request)
         except AgentError as error:
             self._out += self._core.error(request, error.payload())
             return
@@ -113,10 +114,13 @@ class Callbacks:
     def take(self) -> list[Callback]:
         """Those to begin with. Each wants `answer`, once, when its handler is through."""
         new, self._new = self._new, []
-        for callback in new:
-            if callback.request is None:
-                self.running.discard(callback)  # cancelled before it began
-        return [callback for callback in new if callback in self.running]
+        return new
+
+    def stop(self) -> None:
+        """Begin with no other: those that nobody took are refused, as are all that come."""
+        self._stopping = True
+        for callback in tuple(self._new):
+            self._cancel(callback, stopped(), "the agent is stopping")
 
     def send_chunk(self, callback: Callback, text: bytes) -> None:
         """A piece of the result, while it `may_send`. Raises CallCancelledError."""
@@ -135,22 +139,20 @@ class Callbacks:
             self._tell_progress(callback)
             self._out += self._answer(callback.request, result, error)
         callback.request = None
-        self.running.discard(callback)
-        if self._here.get(callback.id) is callback:
-            del self._here[callback.id]
+        self._leave(callback)
 
     def tell_progress(self) -> None:
         """There is room to send it."""
         for callback in self.running:
             self._tell_progress(callback)
 
-    def _admit(self, request: Request, stopping: bool) -> Callback:
+    def _admit(self, request: Request) -> Callback:
         params = request.params
         if not isinstance(params, dict) or not isinstance(params.get("method"), str):
             raise wrong_call("agent.call wants a method, by name, and its params")
         if params["method"] not in self._names:
             raise no_such_call(params["method"])
-        if stopping:
+        if self._stopping:
             raise stopped()
         if request.id in self._here:
             raise call_id_in_use()
@@ -159,13 +161,21 @@ class Callbacks:
         return Callback(request, params["method"], params.get("params"))
 
     def _cancel(self, callback: Callback, error: Optional[AgentError], why: str) -> None:
-        """The handler is told; its place is free when it has ended."""
+        """The handler is told; its place is free when it has ended, at once when it has not begun."""
         if callback.request is None:
             return
         if error is not None:
             self._out += self._core.error(callback.request, error.payload())
         callback.request, callback.progress, callback.cancelled = None, None, why
+        if callback in self._new:
+            self._new.remove(callback)
+            self._leave(callback)
         callback.on_cancel()
+
+    def _leave(self, callback: Callback) -> None:
+        self.running.discard(callback)
+        if self._here.get(callback.id) is callback:
+            del self._here[callback.id]
 
     def _answer(self, request: Request, result: Any, error: Optional[AgentError]) -> bytes:
         if error is None:

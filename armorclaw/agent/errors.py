@@ -102,6 +102,11 @@ def broken_stream(method: str, why: Exception) -> AgentError:
     return AgentError(-32031, "remote_failed", f"{method}: the bridge broke off the stream: {why}")
 
 
+def stream_closed(method: str) -> AgentError:
+    """Whoever reads or sends on after they wanted no more of it."""
+    return AgentError(-32800, "cancelled", f"{method}: the stream was closed", "use it within its block")
+
+
 def no_such_call(name: str) -> AgentError:
     return AgentError(-32601, "method_not_found", f"this agent has no method {name[:_TEXT]!r}")
 

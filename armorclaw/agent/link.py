@@ -13,7 +13,7 @@ from typing import Any, Optional
 from armorclaw.agent.callbacks import Callback
 from armorclaw.agent.connection import Connection, retry_after
 from armorclaw.agent.errors import AgentError, stopped, timed_out
-from armorclaw.agent.session import CALL_TIMEOUT, Key, Session
+from armorclaw.agent.session import CALL_TIMEOUT, Key, Session, Waiter
 from armorclaw.agent.streams import OnProgress, Progress, piece
 
 
@@ -115,8 +115,7 @@ class Link:
             answer.given.wait(timeout)
         finally:
             if not answer.given.is_set():
-                with self.session_when() as session:
-                    session.forget(answer)
+                self.forget(answer)
         if not answer.given.is_set():
             raise timed_out(method, timeout)
         if answer.error is not None:
@@ -132,6 +131,12 @@ class Link:
                 yield self.session
             finally:
                 self._send()
+
+    def forget(self, waiter: Waiter) -> None:
+        """As `Session.forget`; whoever waits in a stream that is over by it goes on."""
+        with self.session_when() as session:
+            session.forget(waiter)
+            self._changed.notify_all()
 
     def has_room(self) -> bool:
         """Whether more may be sent that could as well wait: for `ready` of `session_when`."""
@@ -270,9 +275,8 @@ class Stream:
             session.end_upload(self._state)
 
     def close(self) -> None:
-        """Want no more of it: the bridge need not go on."""
-        with self._link.session_when() as session:
-            session.forget(self._state)
+        """Want no more of it: the bridge need not go on. Whoever waits in it, or uses it later, gets `cancelled`."""
+        self._link.forget(self._state)
 
 
 class CallLine:

@@ -73,7 +73,7 @@ class Session:
 
     `subscribe` says whether it wants events, `answers` which calls of the bridge it has handlers for; `say` is called
     with lines for a person, `clock` gives seconds. `secrets` is None until the bridge has answered. `stopping`
-    becomes true when the bridge asks the agent to end.
+    becomes true when the bridge asks the agent to end, or by `stop`.
     """
 
     def __init__(
@@ -187,13 +187,20 @@ class Session:
             self._out += notification("$/upload", stream.number, seq=stream.outflow.seq, end=True)
 
     def forget(self, waiter: Waiter) -> None:
-        """Nobody waits any more for this answer: the bridge need not go on with it."""
+        """Nobody wants this answer any more: the bridge need not go on with it, and a stream is over."""
         self._parked = [call for call in self._parked if call.waiter is not waiter]
         self._later = [(due, call) for due, call in self._later if call.waiter is not waiter]
         for call in self._asked.values():
             if call.waiter is waiter:
                 call.waiter, call.then, call.resend = None, _ignore, False
                 self._out += notification("$/cancelRequest", call.number)
+        if isinstance(waiter, Streaming):
+            waiter.close()
+
+    def stop(self) -> None:
+        """The agent is to end: what was not begun is the bridge's again, and calls are refused from now on."""
+        self.stopping = True
+        self.callbacks.stop()
 
     def finished(self, key: Key, *, retry_ms: Optional[int] = None) -> None:
         """An event that was handed out is dealt with, or, with `retry_ms`, is to come again after that time."""
@@ -348,7 +355,7 @@ class Session:
         elif message.method == "events.closed":
             self._unsubscribed(message.params)
         elif message.method == "agent.shutdown":
-            self.stopping = True
+            self.stop()
 
     def _answered(self, response: Response) -> None:
         call = self._asked.pop(response.id, None)
@@ -366,10 +373,10 @@ class Session:
         if request.method == "agent.ping":
             self._out += self._core.result(request, {"pong": True})
         elif request.method == "agent.shutdown":
-            self.stopping = True
+            self.stop()
             self._out += self._core.result(request, {})
         elif request.method == "agent.call":
-            self.callbacks.asked(request, stopping=self.stopping)
+            self.callbacks.asked(request)
         else:
             refusal = {"code": -32601, "message": f"an agent has no method {request.method}"}
             self._out += self._core.error(request, refusal)
@@ -386,8 +393,8 @@ class Session:
             try:
                 stream.heard(method, params)
             except FlowError as wrong:
-                self.forget(stream)
                 stream.set_exception(broken_stream(stream.method, wrong))
+                self.forget(stream)
 
     def _event(self, wire: Any) -> None:
         if not (isinstance(wire, dict) and type(wire.get("seq")) is int):

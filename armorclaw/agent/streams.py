@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, Optional
 
-from armorclaw.agent.errors import AgentError, chunk_not_json, chunk_too_large
+from armorclaw.agent.errors import AgentError, chunk_not_json, chunk_too_large, stream_closed
 from armorclaw.rpc.flow import CHUNK_MAX, FlowError, Inflow, Outflow
 from armorclaw.rpc.jsoncodec import JsonCodec
 
@@ -97,6 +97,13 @@ class Streaming:
 
     def set_exception(self, error: AgentError) -> None:
         self.number, self.over, self.error = None, True, error
+
+    def close(self) -> None:
+        """Nobody wants more of it: it is over, unless it was, and whoever waits for it all the same is told so."""
+        if not self.over:
+            self.chunks.clear()
+            self.progress = None
+            self.set_exception(stream_closed(self.method))
 
     def heard(self, method: str, params: dict[str, Any]) -> None:
         """A notification about it. Raises FlowError when it breaks the rules."""

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from armorclaw.cli import show
-from armorclaw.cli.options import TIMEOUT, Bridge, client, stdin
+from armorclaw.cli.options import TIMEOUT, Bridge, Seconds, client, stdin
 
 
 @click.command("call")
@@ -17,7 +17,7 @@ from armorclaw.cli.options import TIMEOUT, Bridge, client, stdin
 @click.option("--params", "text", metavar="JSON|-", help="An object or an array; - reads it from stdin.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0.001),
+    type=Seconds(0.001, 86_400),
     default=TIMEOUT,
     show_default=True,
     help="Seconds to wait for an answer to begin.",

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from armorclaw.cli import show
-from armorclaw.cli.options import Bridge, client, group, names_of
+from armorclaw.cli.options import Bridge, Seconds, client, group, names_of
 from armorclaw.cli.tail import AGO, FOLLOW
 
 _NAME = click.argument("name", shell_complete=names_of("containers.list", "name"))
@@ -109,17 +109,18 @@ def logs(bridge: Bridge, name: str, follow: bool, tail: int | None, since: int |
 @click.option(
     "--count", type=click.IntRange(1), metavar="TIMES", help="End after so many readings; else with Ctrl-C."
 )
-@click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, metavar="SECONDS")
+@click.option("--interval", type=Seconds(0.1, 3600), default=1.0, show_default=True, metavar="SECONDS")
 @client
 def stats(bridge: Bridge, name: str | None, count: int | None, interval: float) -> None:
     """Show what agents use, again and again."""
     heads = (
         f"{'NAME':<16} {'STATE':<10} {'CPU %':>6} {'MEMORY':>10} {'OF':>10} {'PIDS':>5} {'READ':>10} {'WRITTEN':>10}"
     )
-    if not bridge.as_json:
-        show.line(heads)
     params = {"name": name, "count": count, "interval_ms": round(interval * 1000)}
     for readings in _pieces(bridge, "containers.stats", params, {}):
+        if heads and not bridge.as_json:
+            show.line(heads)
+            heads = ""  # once, and not before what keeps it from being read
         for reading in readings:
             if bridge.as_json:
                 show.as_json(reading)

@@ -36,6 +36,8 @@ def send(bridge: Bridge, room: str, message: str | None, idempotency_key: str | 
     """Send a text to a room; without MESSAGE, that of stdin."""
     if message is None:
         message = stdin().rstrip("\n")
+        if not message.strip():
+            raise click.UsageError("no message came on stdin", click.get_current_context())
     answer = bridge.call(
         "matrix.send", room_id=room, message=message, idempotency_key=idempotency_key, account=account
     )

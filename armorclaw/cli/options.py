@@ -20,6 +20,9 @@ from armorclaw.rpc.blocking import Connection
 TIMEOUT = 5.0
 """Seconds for an answer; the bridge gives each within 4."""
 
+DECLINED = 1
+"""Exit status when a person was asked, and said no."""
+
 Verb = Callable[..., None]
 
 CONFIG = click.option("--config", metavar="FILE", help="This file instead of the two usual ones.")
@@ -28,6 +31,16 @@ SETTINGS = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="JSON for programs, one value per line.")
 _SOCKET = click.option("--socket", metavar="PATH", help="The socket of the bridge.")
+
+
+class Seconds(click.FloatRange):
+    """A finite number of them, as clocks take it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if number != number:  # a range lets it pass
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
+        return number
 
 
 class Bridge:
@@ -91,9 +104,9 @@ YES = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask a person; a program that leaves out --yes is not asked. Raises click.Abort."""
-    if not yes and _asks_a_person():
-        click.confirm(question, abort=True, err=True)
+    """Ask a person; a program that leaves out --yes is not asked. Ends with DECLINED for a no."""
+    if not yes and _asks_a_person() and not click.confirm(question, err=True):
+        raise click.exceptions.Exit(DECLINED)
 
 
 def secret(prompt: str) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from armorclaw._version import __version__
 from armorclaw.cli import show
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class _Verbs(click.Group):
 
 
 @click.group(cls=_Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="armorclaw %(version)s")
 @click.pass_context
 def armorclaw(context: click.Context) -> None:
     """Run AI agents you need not trust: each in a container whose only door is the bridge."""

@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +21,7 @@ import attrs
 import trio
 
 from armorclaw.client.link import Link, open_socket
-from armorclaw.client.subscription import MAX_WAITING, Subscription, retry_after
+from armorclaw.client.subscription import Early, Subscription, retry_after, size_of
 from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError
 from armorclaw.rpc.call import Call
@@ -93,8 +94,8 @@ class _Routes:
     """Whose the events of one connection are."""
 
     subscriptions: dict[str | int, Subscription] = attrs.field(factory=dict)
-    opening: int = 0
-    early: dict[str | int, list[dict[str, Any]]] = attrs.field(factory=dict)  # before their subscription was answered
+    opening: list[Subscription] = attrs.field(factory=list)
+    early: dict[str | int, Early] = attrs.field(factory=dict)
 
 
 class Client:
@@ -184,6 +185,8 @@ class Client:
                 while True:
                     await peer.closed.wait()
                     subscription.lost()
+                    if subscription.is_over:  # it must not take its name from whoever has it now
+                        return
                     peer = await self._open(subscription, math.inf)
             except ArmorclawError as error:
                 subscription.fail(error)
@@ -193,18 +196,20 @@ class Client:
         while True:
             peer = await self._link.peer(deadline)
             routes = self._routes.setdefault(peer, _Routes())
-            routes.opening += 1
+            routes.opening.append(subscription)
             try:
                 timeout = min(CALL_TIMEOUT, max(0.0, deadline - trio.current_time()))
-                answer = await peer.request("events.subscribe", subscription.params, timeout=timeout)
+                answer = await peer.request(
+                    "events.subscribe", subscription.params, timeout=timeout, late=partial(_undo, peer, routes)
+                )
                 number = answer["subscription"]
                 former = routes.subscriptions.get(number)
                 if former is not None:
                     former.end("this program subscribed to it again")
                 routes.subscriptions[number] = subscription
                 subscription.opened(peer, number, answer["cursor"])
-                for event in routes.early.pop(number, ()):
-                    subscription.put(event)
+                for event, size in routes.early.pop(number, Early()).events:
+                    subscription.put(event, size)
                 return peer
             except ArmorclawError as error:
                 if not error.kind.retryable or (peer.hears and deadline < math.inf):
@@ -212,7 +217,7 @@ class Client:
                 if peer.hears:
                     await trio.sleep(retry_after(error))
             finally:
-                routes.opening -= 1
+                routes.opening.remove(subscription)
                 if not routes.opening:
                     routes.early.clear()
 
@@ -230,16 +235,21 @@ class Client:
         routes = self._routes.setdefault(call.peer, _Routes())
         subscription = routes.subscriptions.get(params.subscription)
         if subscription is not None:
-            subscription.put(event)
+            subscription.put(event, size_of(event))
         elif routes.opening:
-            early = routes.early.setdefault(params.subscription, [])
-            if len(early) < MAX_WAITING:
-                early.append(event)
+            routes.early.setdefault(params.subscription, Early()).put(event, size_of(event))
 
     def _closed(self, call: Call, params: _Closed) -> None:
-        subscription = self._routes.setdefault(call.peer, _Routes()).subscriptions.get(params.subscription)
+        subscription = self._routes.setdefault(call.peer, _Routes()).subscriptions.pop(params.subscription, None)
         if subscription is not None:
             subscription.end(params.reason)
+
+
+def _undo(peer: Peer, routes: _Routes, answer: Any) -> None:
+    """Somebody was subscribed who had given it up: unsubscribe, unless the name has found another owner here."""
+    number = answer["subscription"]
+    if number not in routes.subscriptions and all(each.name != number for each in routes.opening):
+        peer.notify("events.unsubscribe", {"subscription": number})
 
 
 def _named(params: dict[str, Any]) -> dict[str, Any]:

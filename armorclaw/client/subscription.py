@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import trio
 
 from armorclaw.errors import ArmorclawError
@@ -14,11 +15,29 @@ from armorclaw.rpc.peer import Peer
 MAX_WAITING = 10_000
 """Events kept for a reader that does not take them. A named subscription never comes near: its window is smaller."""
 
+MAX_WAITING_BYTES = 16 * 1024 * 1024
+"""Bytes that those had as JSON."""
+
 ACK_TIMEOUT = 10.0
 """Seconds; a bridge answers every call within four."""
 
 RETRY = 0.5
 """Seconds until the bridge is asked again for what it could not do just then, unless it says when."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Early:
+    """Events that came before their subscription was answered, as many as one takes and one more: it is to notice."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[dict[str, Any], int]] = []
+        self._size = 0
+
+    def put(self, event: dict[str, Any], size: int) -> None:
+        if len(self.events) <= MAX_WAITING and self._size <= MAX_WAITING_BYTES:
+            self.events.append((event, size))
+            self._size += size
 
 
 class Subscription:
@@ -32,12 +51,13 @@ class Subscription:
 
     def __init__(self, name: str | None, wanted: Mapping[str, Any], start: str | int) -> None:
         self.scope = trio.CancelScope()
-        self._name = name
+        self.name = name
         self._filter = wanted
         self._from = start
         self._id = ""
         self._peer: Peer | None = None  # where it is subscribed, by that id
-        self._events: deque[dict[str, Any]] = deque()
+        self._events: deque[tuple[dict[str, Any], int]] = deque()  # with their size
+        self._size = 0  # of all of them
         self._changed = trio.Event()
         self._error: ArmorclawError | None = None
         self._taken: dict[str, Any] | None = None  # not acknowledged yet
@@ -47,14 +67,15 @@ class Subscription:
 
     async def __anext__(self) -> Mapping[str, Any]:
         await trio.lowlevel.checkpoint()
-        if self._taken is not None and self._name is not None:
+        if self._taken is not None and self.name is not None:
             await self._acknowledge(self._taken["seq"])
         self._taken = None
         while not self._events:
             if self._error is not None:
                 raise self._error
             await self._changed.wait()
-        self._taken = self._events.popleft()
+        self._taken, size = self._events.popleft()
+        self._size -= size
         return self._taken
 
     async def _acknowledge(self, seq: int) -> None:
@@ -85,7 +106,12 @@ class Subscription:
     def params(self) -> dict[str, Any]:
         """Of events.subscribe, on the next connection."""
         params = {"filter": self._filter, "from": self._from}
-        return params if self._name is None else {"name": self._name, **params}
+        return params if self.name is None else {"name": self.name, **params}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come."""
+        return self._error is not None
 
     @property
     def open_at(self) -> tuple[Peer, str] | None:
@@ -102,22 +128,24 @@ class Subscription:
     def lost(self) -> None:
         """The connection has ended."""
         self._peer = None
-        if self._name is not None:
+        if self.name is not None:
             self._events.clear()  # they come again, with those behind them
+            self._size = 0
 
-    def put(self, event: dict[str, Any]) -> None:
-        """One came."""
+    def put(self, event: dict[str, Any], size: int) -> None:
+        """One came, of so many bytes."""
         if self._error is not None:
             return
         taken = self._taken
         if taken is not None and (taken["seq"], taken["id"]) == (event["seq"], event["id"]):
             return  # it came before, and is about to be acknowledged
-        if len(self._events) >= MAX_WAITING:
+        if len(self._events) >= MAX_WAITING or self._size + size > MAX_WAITING_BYTES:
             hint = "give it a name"
             self.fail(ArmorclawError("queue_full", "events came faster than they were taken", hint=hint))
             return
         self._from = event["seq"]
-        self._events.append(event)
+        self._events.append((event, size))
+        self._size += size
         self._wake()
 
     def end(self, reason: str) -> None:
@@ -132,6 +160,11 @@ class Subscription:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+
+def size_of(event: dict[str, Any]) -> int:
+    """Bytes of its JSON."""
+    return len(_encode(event))
 
 
 def retry_after(error: ArmorclawError) -> float:

@@ -27,8 +27,9 @@ def register(registry: Registry, configs: Configs) -> None:
     async def attach_config(call: Call, params: AttachConfig) -> ConfigAttached:
         """Give agents a file to read, at once and while they run.
 
-        It is kept over restarts, in place of one of the same name. Up to 16 MiB by `$/upload`, in pieces of base64;
-        as `content` what fits into one message, about 740 KiB as base64.
+        It is kept over restarts, in place of one of the same name. Up to 16 MiB by `$/upload`, in pieces of base64,
+        of which the first must come within 3 s; for an empty file the end alone, `{"id":…,"seq":0,"end":true}`. As
+        `content` what fits into one message, about 740 KiB as base64.
         """
         label = Label(params.name, params.agent, params.type, params.encoding, params.metadata)
         pieces = _uploaded(call) if params.content is None else _inline(params)
@@ -71,11 +72,13 @@ async def _inline(params: AttachConfig) -> AsyncIterator[bytes]:
 async def _uploaded(call: Call) -> AsyncIterator[bytes]:
     pieces = call.uploads()
     first = None
-    with trio.move_on_after(FIRST_PIECE):
+    with trio.move_on_after(FIRST_PIECE) as scope:
         first = await anext(pieces, None)
-    if first is None:
+    if scope.cancelled_caught:
         hint = "give content, or send it by $/upload, which must begin at once"
         raise ArmorclawError("invalid_params", "content is missing", hint=hint, fields=["content"])
+    if first is None:
+        return  # an empty file
     yield first
     async for piece in pieces:
         yield piece

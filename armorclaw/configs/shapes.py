@@ -11,10 +11,13 @@ from armorclaw.rpc.shape import omit_none
 
 @attrs.frozen
 class AttachConfig:
-    """`name` is a file name, without a folder. `agent` is who may read it; without one, all agents may.
+    """`name` is a file name without a folder: 1 to 255 bytes, printable, no slash or backslash, no - . ~ or space at
+    its beginning and no space at its end; for one agent, `shared` is taken. `agent` is who may read it; without one,
+    all agents may. It need not be declared yet, as its files may be there before it.
 
     `content` is text, or with `encoding` "base64" any bytes. Without `content` the bytes come by `$/upload`, which is
-    the way for what does not fit into one message. `type` and `metadata` are yours: they are kept and listed.
+    the way for what does not fit into one message. `type`, up to 64 characters on one line, and `metadata`,
+    up to 1024 bytes as JSON, are yours: they are kept and listed.
     """
 
     name: str

@@ -125,16 +125,20 @@ def register(registry: Registry, fleet: Fleet, attached: Mapping[str, Attached] 
     async def agent_call(call: Call, params: AgentCall) -> Any:
         """Call a method that an agent offers; its pieces, its progress and its answer are the agent's own words.
 
-        Ends with unavailable when the agent has no session or goes meanwhile, method_not_found if it offers no such.
+        Ends with unavailable when the agent has no session or goes meanwhile, method_not_found if it offers no such,
+        remote_failed if its handler fails: `data.agent` is its name then, `data.remote` what it said.
         """
         here = attached.get(params.agent)
         if here is not None:
-            return await here.answer(call, params.method, params.params)
+            return await here.answer(call, params.method, {} if params.params is None else params.params)
         return await relay(fleet.get(params.agent), call, params)
 
-    @registry.method(
-        "secrets.take", params=TakeSecrets, result=dict, roles=agents, doc="The agent's keys, once per start."
+    taken = (
+        "The agent's keys, once per start: {size, fds} with a file descriptor, or {secrets}, the same as text. "
+        "docs/agent.md has the form."
     )
+
+    @registry.method("secrets.take", params=TakeSecrets, result=dict, roles=agents, doc=taken)
     def secrets_take(call: Call, params: TakeSecrets) -> dict[str, object]:
         return _own(fleet, call).take_secrets(call, params.via)
 
@@ -176,8 +180,10 @@ async def _wanted(fleet: Fleet, params: Start) -> tuple[Agent, bool]:
     known = fleet.find(name)
     if not (params.command or params.code or params.image):
         if known is None:
-            hint = "name a declared agent, or give an image, a command or code"
-            raise _invalid("name", f"name {name[:80]!r}: there is no such agent to start", hint)
+            hint = (
+                "name one that armorclaw containers ls shows; in a call of start, or give an image, a command or code"
+            )
+            raise ArmorclawError("container_not_found", f"there is no agent {name[:80]!r} to start", hint=hint)
         for field in ("runtime", "rooms", "keys", "account", "env"):
             if getattr(params, field) != getattr(_NOTHING, field):
                 raise _invalid(field, f"{field} can only be given with an image, a command or code")

@@ -38,7 +38,8 @@ class Start:
 
 @attrs.frozen
 class Started:
-    """`endpoint` is the agent's own socket; `ready` is whether it has said so already."""
+    """`endpoint` is the agent's own socket; `ready` is whether it has said so already. Mostly it has not: then an
+    `agent.call` is answered with unavailable, and may be tried again."""
 
     container_id: str
     container_name: str
@@ -250,7 +251,7 @@ def _is_method(_params: object, field: attrs.Attribute[str], value: str) -> None
 
 @attrs.frozen
 class AgentCall:
-    """What to ask an agent: a method that it offers, and its params."""
+    """What to ask an agent: a method that it offers, and its params, null as {}."""
 
     agent: str
     method: str = attrs.field(validator=_is_method)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from armorclaw.delivery.message import Delivery
-from armorclaw.delivery.outbox import Outbox
+from armorclaw.delivery.outbox import Outbox, no_delivery
 from armorclaw.delivery.shapes import DeliveryShown, ListDeliveries, WhichDelivery
-from armorclaw.errors import ArmorclawError
 from armorclaw.rpc.call import Call
 from armorclaw.rpc.registry import Registry, Role
 
@@ -21,7 +20,7 @@ def register(registry: Registry, outbox: Outbox) -> None:
         """What became of a message."""
         delivery = await outbox.status(params.delivery_id)
         if call.agent is not None and delivery.agent != call.agent:
-            raise ArmorclawError("not_found", f"delivery {params.delivery_id[:80]!r}")  # as if there were none
+            raise no_delivery(params.delivery_id)  # as if there were none
         return _shown(delivery)
 
     @method("delivery.list", params=ListDeliveries, result=list[DeliveryShown], roles=readers)

@@ -55,6 +55,12 @@ _LATEST = (
 )
 
 
+def no_delivery(delivery_id: str) -> ArmorclawError:
+    """That it is not known, or not to be known to who asks."""
+    hint = "armorclaw outbox ls, or delivery.list, shows those there are"
+    return ArmorclawError("not_found", f"there is no delivery {delivery_id[:80]!r}", hint=hint)
+
+
 class Outbox:
     """Accepts messages at any time; sends those of an account while somebody calls `serve` for it.
 
@@ -117,7 +123,7 @@ class Outbox:
             return queued
         row = await self._db.read(lambda conn: conn.execute(_BY_ID, (delivery_id,)).fetchone())
         if row is None:
-            raise ArmorclawError("not_found", f"delivery {delivery_id[:80]!r}")
+            raise no_delivery(delivery_id)
         return Delivery(*row)
 
     async def latest(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Literal, Protocol
 
 import trio
@@ -34,6 +33,7 @@ _SET_FILTER = "UPDATE subscriptions SET filter = ? WHERE owner = ? AND name = ?"
 _RAISE_FLOOR = "UPDATE subscriptions SET floor = max(floor, ?) WHERE owner = ? AND name = ?"
 _ADD_ACK = "INSERT INTO acks (owner, name, seq) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _DROP_ACKS = "DELETE FROM acks WHERE owner = ? AND name = ? AND seq <= ?"
+_FORGET = "DELETE FROM subscriptions WHERE owner = ? AND name = ?"  # its acks go along
 
 
 class Holder(Protocol):
@@ -55,8 +55,8 @@ class Holder(Protocol):
         """Everything up to `floor`, and `seq`, is acknowledged."""
         ...
 
-    def give_way(self, sink: object) -> None:
-        """Another connection takes over, or the same one again."""
+    def give_way(self, sink: object, reason: str) -> None:
+        """`sink` takes the name over, or away; whoever is told hears why."""
         ...
 
 
@@ -67,7 +67,7 @@ class Cursor:
     from a first.
     """
 
-    def __init__(self, db: Database, owner: str, name: str, keep: Callable[[Cursor], object]) -> None:
+    def __init__(self, db: Database, owner: str, name: str, kept: set[Cursor]) -> None:
         if not _NAME.fullmatch(name):
             what, why = f"subscription name {name[:80]!r}", f"allowed is {_NAME.pattern}"
             raise ArmorclawError("invalid_params", what, why=why, fields=["name"])
@@ -86,7 +86,7 @@ class Cursor:
         self._loading = trio.Lock()
         self._loaded = False
         self._db = db
-        self._keep = keep
+        self._kept = kept  # it is there itself as long as the store has it
 
     async def load(self, matching: EventFilter | None, start: Start) -> None:
         """Reads the cursor from the store; makes it, durably, when there is none.
@@ -109,7 +109,8 @@ class Cursor:
         """Settles one event, or with `cumulative` all up to it. Again is harmless.
 
         Survives kill -9; after a power cut the event may come once more. Raises `invalid_params` for a number that
-        was never given out, `queue_full` past `ACKED_LIMIT`, and what the store raises.
+        was never given out, `queue_full` past `ACKED_LIMIT`, `not_found` if the name is forgotten meanwhile, and what
+        the store raises.
         """
         if seq <= self.floor or (seq in self.acked and not cumulative):
             if self.holder is not None:
@@ -137,6 +138,16 @@ class Cursor:
         """Moves the floor over events that were settled or not meant for this owner."""
         await self._db.write(lambda conn: self._raise_floor(conn, floor), then=lambda _: self._acked(floor, None))
 
+    async def forget(self, sink: object) -> None:
+        """Deletes it from the store; whoever is served from it is closed. Its name begins anew if it is used again.
+
+        Raises `not_found` if the store has none, and what the store raises.
+        """
+        async with self._loading:
+            if self.holder is not None:
+                self.holder.give_way(sink, "its name was forgotten")
+            await self._db.write(self._delete, durable=True, then=self._forgotten)
+
     def _exists(self, conn: Connection) -> bool:
         if conn.execute(_LOAD, (self.owner, self.name)).fetchone() is not None:
             return True
@@ -147,7 +158,8 @@ class Cursor:
         (others,) = conn.execute(_COUNT, (self.owner,)).fetchone()
         if others >= CURSORS_LIMIT:
             why = f"an owner has at most {CURSORS_LIMIT} named subscriptions"
-            raise ArmorclawError("conflict", f"subscription {self.name!r}", why=why, hint="reuse a name")
+            hint = "reuse a name, or free one with events.forget"
+            raise ArmorclawError("conflict", f"subscription {self.name!r}", why=why, hint=hint)
 
     def _load(self, conn: Connection, matching: EventFilter | None, start: Start) -> tuple[str, int, list[int]]:
         key = (self.owner, self.name)
@@ -167,12 +179,27 @@ class Cursor:
         self.filter = EventFilter.from_json(text)
         self.acked = set(acked)
         self._loaded = True
-        self._keep(self)
+        self._kept.add(self)
 
     def _raise_floor(self, conn: Connection, floor: int) -> None:
         key = (self.owner, self.name)
-        conn.execute(_RAISE_FLOOR, (floor, *key))
+        if not conn.execute(_RAISE_FLOOR, (floor, *key)).rowcount:
+            raise self._unknown()
         conn.execute(_DROP_ACKS, (*key, floor))
+
+    def _delete(self, conn: Connection) -> None:
+        if not conn.execute(_FORGET, (self.owner, self.name)).rowcount:
+            raise self._unknown()
+
+    def _forgotten(self, _: None) -> None:
+        """After the commit: as if nobody had ever used the name."""
+        self.filter, self.floor, self.given, self._loaded = EventFilter(), 0, None, False
+        self.acked.clear()
+        self.pushes.clear()
+        self._kept.discard(self)
+
+    def _unknown(self) -> ArmorclawError:
+        return ArmorclawError("not_found", f"subscription {self.name!r}", hint="subscribe first")
 
     def _acked(self, floor: int, seq: int | None) -> None:
         """After the commit, in its order: so the floor here is never ahead of the one on disk."""

@@ -10,9 +10,9 @@ import trio
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
-from armorclaw.events.shapes import Ack, Done, Subscribe, Subscribed, Unsubscribe
+from armorclaw.events.shapes import Ack, Done, Forget, Subscribe, Subscribed, Unsubscribe
 from armorclaw.events.subscription import Subscription
-from armorclaw.events.subscriptions import Subscriptions
+from armorclaw.events.subscriptions import MAIN, Subscriptions
 from armorclaw.guard.grants import Grants
 from armorclaw.guard.limits import Quota
 from armorclaw.rpc.call import Call
@@ -35,7 +35,7 @@ def _everything(event: Event) -> bool:
 
 
 def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -> None:
-    """Adds events.subscribe, events.unsubscribe and events.ack for operators and agents."""
+    """Adds events.subscribe, .unsubscribe, .forget and .ack for operators and agents."""
     listeners = {Role.OPERATOR, Role.AGENT}
     by_peer: WeakKeyDictionary[Peer, dict[str, Subscription]] = WeakKeyDictionary()
     quota = Quota("subscriptions", MAX_SUBSCRIPTIONS)  # those about to be count as well
@@ -57,8 +57,9 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
                     del mine[subscription.id]
 
     doc = (
-        "Have events pushed as `event` notifications. An agent has at most 32 subscriptions, and cannot begin one "
-        "before what it has acknowledged of its own, `main`: rooms granted later may have been others' before."
+        "Have events pushed as `event` notifications. A connection of an operator has at most 32 subscriptions, and "
+        "so has an agent on all its connections; of names there are at most 64, used or not. An agent cannot begin "
+        "one before what it has acknowledged of its own, `main`: rooms granted later may have been others' before."
     )
 
     @registry.method("events.subscribe", params=Subscribe, result=Subscribed, roles=listeners, doc=doc)
@@ -77,10 +78,29 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
         return Subscribed(subscription.id, subscription.position)
 
     @registry.method(
-        "events.unsubscribe", params=Unsubscribe, result=Done, roles=listeners, doc="End a subscription here."
+        "events.unsubscribe",
+        params=Unsubscribe,
+        result=Done,
+        roles=listeners,
+        doc="End a subscription of this connection. What is kept for its name stays: see `events.forget`.",
     )
     def unsubscribe(call: Call, params: Unsubscribe) -> Done:
         find(call, params.subscription).close("unsubscribed")
+        return Done()
+
+    doc = (
+        "Delete what is kept for a name: where it stands, and what was acknowledged beyond. It is free then, and "
+        "begins anew if it is used again. A connection that has the subscription hears `events.closed`. An agent "
+        "keeps its own, `main`."
+    )
+
+    # a method of its own: it waits for the store, and what ends a subscription must come before what begins the next
+    @registry.method("events.forget", params=Forget, result=Done, roles=listeners, doc=doc)
+    async def forget(call: Call, params: Forget) -> Done:
+        if call.agent is not None and params.subscription == MAIN:
+            why = "messages that come while it is away are kept by it"
+            raise ArmorclawError("denied", f"an agent cannot forget its subscription {MAIN!r}", why=why)
+        await subscriptions.forget(call.agent or "", params.subscription, call.peer)
         return Done()
 
     @registry.method("events.ack", params=Ack, result=Done, roles=listeners, doc="Say what became of an event.")

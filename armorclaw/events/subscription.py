@@ -173,9 +173,9 @@ class Subscription:
         """See `Holder`."""
         return seq in self._window
 
-    def give_way(self, sink: object) -> None:
-        """See `Holder`: who subscribes again on the same connection needs no telling."""
-        self.close("another connection took over", tell=sink is not self._sink)
+    def give_way(self, sink: object, reason: str) -> None:
+        """See `Holder`: the connection that did it needs no telling."""
+        self.close(reason, tell=sink is not self._sink)
 
     def settled(self, floor: int, seq: int | None) -> None:
         """See `Holder`: the window has room again, so what waits for it goes out now."""
@@ -199,7 +199,7 @@ class Subscription:
         else:
             await cursor.load(self._matching, self._start)
             if cursor.holder is not None:
-                cursor.holder.give_way(self._sink)
+                cursor.holder.give_way(self._sink, "another connection took over")
             cursor.holder = self
             cursor.given = None  # a batch given to a poller is pushed again
             self._matching = cursor.filter
@@ -271,6 +271,8 @@ class Subscription:
                 await self._step()
                 delay = RETRY_FIRST
             except ArmorclawError as error:
+                if self._scope.cancel_called:
+                    return  # closed: its cursor may be gone
                 if not error.kind.retryable:
                     raise
                 log.warning("events wait for the store", subscription=self.id, why=str(error))

@@ -125,6 +125,13 @@ class Subscriptions:
         await cursor.load(None, "now")
         return cursor.floor
 
+    async def forget(self, owner: str, name: str, sink: object) -> None:
+        """Deletes what is kept for (owner, name), for `sink`, and closes whoever follows by that name.
+
+        Raises `not_found` if nothing is kept, and what the store raises.
+        """
+        await self._cursor(owner, name).forget(sink)
+
     def forget_batch(self, owner: str) -> None:
         """The batch given out last was lost on its way: the next `take` gives it again."""
         cursor = self._cursors.get((owner, MAIN))
@@ -134,7 +141,7 @@ class Subscriptions:
     def _cursor(self, owner: str, name: str) -> Cursor:
         cursor = self._cursors.get((owner, name))
         if cursor is None:
-            cursor = self._cursors[owner, name] = Cursor(self._db, owner, name, self._kept.add)
+            cursor = self._cursors[owner, name] = Cursor(self._db, owner, name, self._kept)
         return cursor
 
     async def _batch(self, cursor: Cursor, limit: int, allowed: Allowed) -> tuple[list[Event], int]:

@@ -115,7 +115,7 @@ class KeyStore:
                     "key_not_found",
                     f"there is no usable key {id!r}",
                     why="expired",
-                    hint="rotate_key gives it a new token",
+                    hint="armorclaw keys rotate, or rotate_key, gives it a new token",
                 )
             self._audit.append(db, "key_read", id=id, by=by)
             return StoredKey(token=row[-1], **attrs.asdict(info))

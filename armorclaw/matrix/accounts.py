@@ -142,9 +142,20 @@ class Accounts:
         """Log this account in anew and restart its session; the old one goes on if that fails.
 
         Returns its status, or None if the homeserver takes longer than `LOGIN_ANSWER` seconds: then the login goes on
-        by itself. Raises matrix_not_configured, matrix_login_failed, unavailable.
+        by itself. Raises matrix_not_configured, matrix_login_failed (also for another user than the configuration
+        names), unavailable.
         """
+        from armorclaw.matrix.client import may_be_same
+
         entry = self._entry(account)
+        if not may_be_same(entry.account.user, user):
+            name = entry.account.name
+            raise ArmorclawError(
+                "matrix_login_failed",
+                f"login of {user[:255]!r} to account {name!r}",
+                why=f"that account is of {entry.account.user}",  # what would come back at the next start
+                hint=f"log in as {entry.account.user}, or correct accounts.{name}.user and start the bridge anew",
+            )
         if self._nursery is None:
             raise ArmorclawError("unavailable", "the Matrix sessions are not running")
         result: list[ArmorclawError] = []
@@ -177,7 +188,7 @@ class Accounts:
 
         fresh = await log_in_anew(self._db, entry.account, user, password, self._around.clock)
         entry.password = password
-        # until the bridge restarts, this and not the configuration says who we are
+        # whole, as the homeserver writes it; the token of the configuration is an older one
         entry.account = attrs.evolve(entry.account, user=fresh.user_id, access_token=None, access_token_file=None)
         entry.status.logged_in(fresh.user_id, fresh.device_id)
         if entry.status.state is SessionState.LOGGED_OUT:

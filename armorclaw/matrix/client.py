@@ -131,6 +131,12 @@ def user_identifier(user: str) -> str:
     return f"@{name}" if ":" in name else name
 
 
+def may_be_same(one: str, other: str) -> bool:
+    """Whether two users, each a name or a whole id, can be the same one; a name alone is of any server."""
+    (name, _, server), (name2, _, server2) = (each.removeprefix("@").lower().partition(":") for each in (one, other))
+    return name == name2 and (not server or not server2 or server == server2)
+
+
 def same_user(configured: str, user_id: str) -> bool:
     """Whether a configured user may be `user_id`; local parts are compared without case, as homeservers make them."""
     wanted, found = user_identifier(configured), user_id.removeprefix("@")

@@ -92,7 +92,8 @@ def _is_cursor(_params: object, field: attrs.Attribute[str], value: str) -> None
 
 @attrs.frozen
 class ReceiveParams:
-    """`cursor` is the one of the answer before, or empty; `timeout_ms` is how long to wait for the first event."""
+    """`cursor` is the one of the answer before, or empty; `timeout_ms` is how long to wait for the first event, where
+    more than 3500 counts as 3500."""
 
     cursor: str = attrs.field(default="", validator=_is_cursor)
     timeout_ms: int = attrs.field(default=0, validator=between(0, TIMEOUT_LIMIT_MS))

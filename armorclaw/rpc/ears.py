@@ -26,12 +26,13 @@ _TURN = 0.002  # seconds of work on them before other tasks get a turn
 class _Ear:
     """A task that waits for what its function cannot deal with."""
 
-    __slots__ = ("answer", "data", "error", "hear", "receive", "task")
+    __slots__ = ("answer", "data", "error", "fd", "hear", "receive", "task")
 
     def __init__(
-        self, receive: Callable[[int], bytes], hear: Callable[[bytes], bool], answer: Callable[[], None], task: Task
+        self, sock: socket.socket, hear: Callable[[bytes], bool], answer: Callable[[], None], task: Task
     ) -> None:
-        self.receive = receive
+        self.fd = sock.fileno()
+        self.receive = sock.recv
         self.hear = hear
         self.answer = answer
         self.task = task
@@ -55,14 +56,14 @@ class Ears:
         `answer` is called a little later, when what came on other sockets has been heard, too: it is to send what
         `hear` had to say. So all answers go out in a row, and wake a client that waits for several only once.
 
-        Both run in the task of `run` and must be quick. What `hear` raises is raised here, and so is OSError.
+        Both run in the task of `run` and must be quick. What they raise is raised here, and so is OSError.
         """
-        fd = sock.fileno()
-        ear = self._ears[fd] = _Ear(sock.recv, hear, answer, current_task())
-        self._epoll.register(fd, select.EPOLLIN)
+        ear = _Ear(sock, hear, answer, current_task())
+        self._epoll.register(ear.fd, select.EPOLLIN)
+        self._ears[ear.fd] = ear
 
         def abort(_: object) -> Abort:
-            self._forget(fd)
+            self._forget(ear.fd)
             return Abort.SUCCEEDED
 
         await wait_task_rescheduled(abort)
@@ -81,9 +82,8 @@ class Ears:
                 if ear is None:
                     continue
                 heard.append(ear)
-                if not self._attend(ear) and self._ears.get(fd) is ear:  # and not cancelled meanwhile
-                    self._forget(fd)
-                    reschedule(ear.task)
+                if not self._attend(ear):
+                    self._rouse(ear)
                 if perf_counter() - began > _TURN:
                     self._answer(heard)
                     await checkpoint()
@@ -103,8 +103,18 @@ class Ears:
 
     def _answer(self, heard: list[_Ear]) -> None:
         for ear in heard:
-            ear.answer()
+            try:
+                ear.answer()
+            except BaseException as error:  # noqa: BLE001 - as above
+                ear.error = ear.error or error
+                self._rouse(ear)
         heard.clear()
+
+    def _rouse(self, ear: _Ear) -> None:
+        """Wake its task, unless it was woken or cancelled meanwhile."""
+        if self._ears.get(ear.fd) is ear:
+            self._forget(ear.fd)
+            reschedule(ear.task)
 
     def _forget(self, fd: int) -> None:
         del self._ears[fd]

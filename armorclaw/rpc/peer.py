@@ -23,6 +23,7 @@ from armorclaw.log import get_logger
 from armorclaw.rpc.asking import Asking
 from armorclaw.rpc.call import Call
 from armorclaw.rpc.codec import MsgspecCodec
+from armorclaw.rpc.framing import MAX_FRAME
 from armorclaw.rpc.jsonrpc import Core, Event, Notification, Pause, Request, Response, Send
 from armorclaw.rpc.outgoing import Outgoing, close_all
 from armorclaw.rpc.quiet import Quiet
@@ -66,6 +67,11 @@ one, so that the next is ready when the socket takes more."""
 HOLD_LIMIT = 2 * SOFT_LIMIT
 """Takes the place of `SOFT_LIMIT` for reading while there are streams, and for waiting once there were some: pieces
 alone never hold up the reader, which both ends may wait for that send each other pieces."""
+
+ASK_LIMIT = HOLD_LIMIT + MAX_FRAME
+"""Takes the place of `SOFT_LIMIT` for reading while we wait for answers: our own calls, which wait until there is
+room and may be as large as a frame, never keep us from reading the answers, without which the other side reads no
+more."""
 
 _FAIR_SHARE = 64  # messages handled in a row before others get a turn
 _TURN = 0.002  # seconds of looking at what is no message yet, before others get a turn
@@ -183,14 +189,17 @@ class Peer:
 
     # calls of ours
 
-    async def request(self, method: str, params: Any = None, *, timeout: float) -> Any:
+    async def request(
+        self, method: str, params: Any = None, *, timeout: float, late: Callable[[Any], object] | None = None
+    ) -> Any:
         """Call a method of the other side; its result, decoded.
 
         Raises the error the other side answers with, as ArmorclawError (`remote_failed` if it is not one of ours),
         `timed_out` after `timeout` seconds, and `unavailable` when the connection ends first. A call nobody waits for
-        any more is cancelled.
+        any more is cancelled; should it have been carried out already, `late` is told its result. It waits its turn
+        while the other side has much to read. Of a method that streams, only the result is told.
         """
-        return await self._asking.request(method, params, timeout)
+        return await self._asking.request(method, params, timeout, late)
 
     def stream(
         self, method: str, params: Any = None, *, on_progress: OnProgress | None = None, chunk: Any = Any
@@ -318,8 +327,14 @@ class Peer:
         return (
             self._in_flight >= MAX_IN_FLIGHT
             or self._params_in_flight >= PARAMS_IN_FLIGHT
-            or (self._out.buffered > SOFT_LIMIT and (self._out.buffered > HOLD_LIMIT or not self._streams))
+            or (self._out.buffered > SOFT_LIMIT and self._out.buffered > self._held_at())
         )
+
+    def _held_at(self) -> int:
+        """Bytes that may wait to be read by the other side before nothing more is read from it."""
+        if self._asking:
+            return ASK_LIMIT
+        return HOLD_LIMIT if self._streams else SOFT_LIMIT
 
     def _take(self, response: Response) -> None:
         if not self._asking.take(response):
@@ -339,6 +354,7 @@ class Peer:
             method = self._methods.get(message.method)
             if method is None and type(message) is Notification and message.method.startswith("$/"):
                 if not self._streams.take(message):  # else its credit bounds what it costs
+                    self._asking.drop(message)
                     self._count()
                 return
             if self._allowance is not None and (refused := self._allowance.admit(method)) is not None:

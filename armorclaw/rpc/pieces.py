@@ -171,6 +171,8 @@ class PiecesIn:
             raise FlowError(f"a piece is larger than {CHUNK_MAX} bytes of JSON")
         if note.end is True:
             self.ended = True
+        elif note.end is not None and note.end is not False:  # to wait for an end that was meant would be for ever
+            raise FlowError("end is true or false")
         if size:
             self._flow.received(note.seq)
             self._pieces.append(piece)

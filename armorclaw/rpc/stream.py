@@ -69,7 +69,7 @@ class Stream:
         """
         self._look()
         await self._out.send(value)
-        if self.answered or self._fault is not None:
+        if self._is_over:
             self._outcome()
 
     async def end(self) -> None:
@@ -92,12 +92,17 @@ class Stream:
         self._out.stop()
 
     def chunk(self, note: Note) -> None:
+        if self._is_over:
+            return  # what was answered counts, or what was wrong first
+        note.end = None  # of uploads alone
         try:
             self._in.put(note)
         except FlowError as error:
             self._fail(error)
 
     def granted(self, note: Note) -> None:
+        if self._is_over:
+            return
         try:
             self._out.grant(note)
         except FlowError as error:
@@ -107,6 +112,10 @@ class Stream:
         if _is_number(note.done) and (note.total is None or _is_number(note.total)) and type(note.message) is str:
             self._news = (note.done, note.total, note.message)
             self._in.wake()
+
+    @property
+    def _is_over(self) -> bool:
+        return self.answered or self._fault is not None
 
     def _fail(self, error: FlowError) -> None:
         self._fault = ArmorclawError("remote_failed", f"{self._method} broke the rules of streams", why=str(error))

@@ -246,9 +246,13 @@ class Uploads:
             raise StopAsyncIteration
         if type(piece) is bytes:
             return piece
-        try:
-            if self._row.upload is bytes:
+        if self._row.upload is bytes:
+            try:
                 return _bytes(piece)
+            except ValueError as error:
+                hint = "each piece is a text of its own: base64 with its padding, and no line breaks in it"
+                raise ArmorclawError("invalid_params", "a piece of the upload is not base64", hint=hint) from error
+        try:
             value = _value(piece)
         except ValueError as error:
             raise ArmorclawError("invalid_params", "a piece of the upload is not what it should be") from error

@@ -9,7 +9,7 @@ import socket
 import stat
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Self
@@ -165,7 +165,8 @@ AGENT_CONNECTIONS = 8
 """Connections to one agent's socket. The library uses one; what an agent can make the bridge hold grows with them."""
 
 TURN_AWAYS = 8
-"""Callers of one listener that are being told why they cannot come in; any more are closed without a word."""
+"""Callers of one listener that are told why they cannot come in and have time to read it, even if they write first;
+any more are told and closed at once."""
 
 
 def gate_for(role: Role) -> Gate:
@@ -184,6 +185,7 @@ async def serve_unix(
     *,
     role: Role,
     allow: Callable[[PeerCredentials], bool] = same_user,
+    member: Callable[[PeerCredentials], Awaitable[None]] | None = None,
     around: Surroundings,
     agent: str | None = None,
     gate: Gate | None = None,
@@ -194,7 +196,8 @@ async def serve_unix(
 ) -> None:
     """Serve every connection of this listener until cancelled.
 
-    `allow` is asked before a byte is read; those it refuses are told so, reported to `on_refused`, and closed. `path`
+    `allow` is asked before a byte is read; those it refuses are told so, reported to `on_refused`, and closed.
+    `member` is asked next, in the connection's own task, and may take its time; it raises what is to be told. `path`
     is removed at the end. One connection's fault never reaches another. Without a `gate` the listener has its own:
     see `gate_for`. `admission` says how fast connections are accepted and what each may ask for; without it nothing
     is counted.
@@ -205,6 +208,16 @@ async def serve_unix(
 
     async def serve_one(stream: trio.SocketStream, credentials: PeerCredentials) -> None:
         try:
+            if member is not None:
+                try:
+                    await member(credentials)
+                except ArmorclawError as error:
+                    quiet(log.warning, "caller refused", uid=credentials.uid, pid=credentials.pid, agent=agent)
+                    await _turn_away(stream, error)
+                    return
+                except BaseException:
+                    stream.socket.close()
+                    raise
             with nullcontext() if admission is None else admission.enter(credentials.uid) as allowance:
                 peer = Peer(
                     stream,
@@ -224,10 +237,10 @@ async def serve_unix(
         finally:
             gate.leave(credentials.uid)
 
-    async def turn_away(stream: trio.SocketStream, name: str, what: str) -> None:
+    async def turn_away(stream: trio.SocketStream, why: ArmorclawError) -> None:
         nonlocal turning_away
         try:
-            await _turn_away(stream, name, what)
+            await _turn_away(stream, why)
         finally:
             turning_away -= 1
 
@@ -251,17 +264,17 @@ async def serve_unix(
                         continue
                     if allowed:
                         quiet(log.warning, "too many connections", uid=credentials.uid, agent=agent)
-                        refusal = ("unavailable", "too many connections")
+                        refusal = ArmorclawError("unavailable", "too many connections")
                     else:
                         quiet(log.warning, "caller refused", uid=credentials.uid, pid=credentials.pid, agent=agent)
-                        refusal = ("denied", "this socket is not for your user")
+                        refusal = ArmorclawError("denied", "this socket is not for your user")
                         if on_refused is not None:
                             on_refused(credentials)
                     if turning_away < TURN_AWAYS:
                         turning_away += 1
-                        nursery.start_soon(turn_away, stream, *refusal, name="turn away")
+                        nursery.start_soon(turn_away, stream, refusal, name="turn away")
                     else:
-                        await trio.aclose_forcefully(stream)
+                        await _turn_away(stream, refusal, linger=False)
         finally:
             ears.close()
             if path is not None:
@@ -283,13 +296,14 @@ async def _accept(listener: trio.SocketListener, quiet: Quiet) -> trio.SocketStr
         raise
 
 
-async def _turn_away(stream: trio.SocketStream, name: str, what: str) -> None:
-    """Say why, let the other side read it, and close. What it sends is not looked at."""
-    payload = {"jsonrpc": "2.0", "id": None, "error": ArmorclawError(name, what).payload()}
+async def _turn_away(stream: trio.SocketStream, why: ArmorclawError, *, linger: bool = True) -> None:
+    """Say why, let the other side read it if we `linger`, and close. What it sends is not looked at."""
+    payload = {"jsonrpc": "2.0", "id": None, "error": why.payload()}
     wire = SocketWire(stream)
     try:
         wire.send_now(MsgspecCodec().encode(payload) + b"\n")
-        await wire.finish()
+        if linger:
+            await wire.finish()
     except trio.BrokenResourceError:
         pass
     finally:

@@ -24,7 +24,6 @@ step. Without streams it keeps less, by default 208 KiB."""
 _STREAM_READ = 120 * 1024
 _IN_A_ROW = 2
 _LINGER = 1.0  # seconds to let the other side read the last error before its unread bytes cause a reset
-_CLOSED_BY_PEER = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 
 
 class Wire(Protocol):
@@ -87,12 +86,12 @@ class SocketWire:
 
     async def read(self) -> bytes:
         while True:
-            if self._more:
-                self._more -= 1
-            else:
-                await trio.lowlevel.wait_readable(self._fd)
-                self._more = self._in_a_row
             try:
+                if self._more:
+                    self._more -= 1
+                else:
+                    await trio.lowlevel.wait_readable(self._fd)
+                    self._more = self._in_a_row
                 data = self._socket.recv(self._read_size)
             except BlockingIOError:
                 self._more = 0
@@ -118,12 +117,15 @@ class SocketWire:
             return self._socket.send(data)
         except BlockingIOError:
             return 0
-        except _CLOSED_BY_PEER as error:
+        except OSError as error:  # or the system is short of something: as bad for this one, and no matter of others
             raise trio.BrokenResourceError("the other side is gone") from error
 
     async def send(self, data: bytes, fds: Sequence[int] = ()) -> int:
         while True:
-            await trio.lowlevel.wait_writable(self._fd)
+            try:
+                await trio.lowlevel.wait_writable(self._fd)
+            except OSError as error:
+                raise trio.BrokenResourceError("the other side is gone") from error
             sent = self.send_now(data, fds)
             if sent:
                 return sent

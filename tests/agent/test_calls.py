@@ -513,7 +513,7 @@ def test_progress_waits_for_room_and_goes_before_the_result() -> None:
         request = {"jsonrpc": "2.0", "id": number, "method": "agent.call", "params": {"method": "x"}}
         (asked,) = core.feed(json.dumps(request).encode() + b"\n")
         assert isinstance(asked, Request)
-        callbacks.asked(asked, stopping=False)
+        callbacks.asked(asked)
     first, second = callbacks.take()
     for done in range(5):
         callbacks.progress(first, Progress(done, None, ""))

@@ -32,6 +32,7 @@ def process(*arguments: str, **options: object) -> subprocess.CompletedProcess[s
 def test_version(run: Run) -> None:
     done = process("version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"armorclaw {__version__}\n", "")
+    assert run("--version").out == done.stdout
     assert json.loads(run("version", "--json").out) == {"version": __version__}
 
 

@@ -133,6 +133,20 @@ def test_no_key_on_stdin(run: Run, fake: FakeBridge, stdin: str | bytes) -> None
     assert (done.status, done.out, fake.asked) == (2, "", [])
 
 
+@pytest.mark.parametrize("stdin", ["", "\n", " \t\n\n"])
+def test_no_message_on_stdin(run: Run, fake: FakeBridge, stdin: str) -> None:
+    done = run("matrix", "send", "!r:x", stdin=stdin)
+    assert (done.status, done.out, fake.asked) == (2, "", [])
+    assert done.err == "armorclaw: no message came on stdin\nhint: armorclaw matrix send --help\n"
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "1e300", "x"])
+@pytest.mark.parametrize("words", [("call", "status", "--timeout"), ("containers", "stats", "--interval")])
+def test_what_is_no_number_of_seconds(run: Run, fake: FakeBridge, words: tuple[str, ...], seconds: str) -> None:
+    done = run(*words, seconds)
+    assert (done.status, done.out, fake.asked) == (2, "", [])
+
+
 def test_health_has_a_status_of_its_own(run: Run, fake: FakeBridge) -> None:
     fake.answers["health"] = {"status": "degraded", "reasons": ["one", "two"]}
     done = run("health")
@@ -209,6 +223,12 @@ def test_stats(run: Run, fake: FakeBridge) -> None:
     lines = run("containers", "stats", "echo", "--json").out.splitlines()
     assert [json.loads(line) for line in lines] == [READING, stopped] * 2
     assert fake.asked[-1] == ("containers.stats", {"name": "echo", "interval_ms": 1000})
+
+
+def test_stats_that_fail_have_no_heads(run: Run, fake: FakeBridge) -> None:
+    fake.answers["containers.stats"] = ArmorclawError("container_not_found", "there is no agent 'x'")
+    done = run("containers", "stats", "x")
+    assert (done.status, done.out) == (4, "")
 
 
 def test_call(run: Run, fake: FakeBridge) -> None:

@@ -53,6 +53,7 @@ class Bridge:
         self.added: list[int] = []
         self.refuse: dict[str, list[ArmorclawError]] = {}  # what to answer first
         self.mute: set[str] = set()  # methods that are never answered
+        self.deaf: trio.Event | None = None  # until then it subscribes in spite of being asked to stop
         self.at_once = 0  # events pushed before the subscription is answered
         self.cancelled: list[str] = []
         self._nursery = nursery
@@ -60,6 +61,7 @@ class Bridge:
         self._stopped = trio.Event()
         self._changed = trio.Event()
         self.unsubscribed = trio.Event()
+        self.left: list[str] = []
         method = self.registry.method
         method("events.subscribe", params=Subscribe, result=dict, roles=[Role.OPERATOR])(self.subscribe)
         method("events.ack", params=Ack, roles=[Role.OPERATOR])(self.ack)
@@ -105,6 +107,9 @@ class Bridge:
         self.peer = None
         self.asked.append(params)
         await self._pass("events.subscribe")
+        if self.deaf is not None:
+            with trio.CancelScope(shield=True):
+                await self.deaf.wait()
         self.peer = call.peer
         for seq in range(1, self.at_once + 1):
             self.push(seq)
@@ -124,6 +129,8 @@ class Bridge:
 
     def unsubscribe(self, call: Call, params: Unsubscribe) -> None:
         self.unsubscribed.set()
+        self.left.append(params.subscription)
+        self._wake()
 
     async def add(self, call: Call, params: Numbers) -> dict[str, Any]:
         self.added.append(params.a)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
-from armorclaw.client import Client, connect
+from armorclaw.client import Client, Subscription, connect
 from armorclaw.client import subscription as subscription_module
 from armorclaw.errors import ArmorclawError
 
@@ -106,3 +107,87 @@ async def test_a_reader_that_takes_nothing_is_told(
         with pytest.raises(ArmorclawError) as told:
             await anext(events)
     assert told.value.name == "queue_full"
+
+
+@pytest.mark.parametrize("early", [False, True])
+async def test_waiting_events_are_bounded_in_bytes(
+    client: Client, bridge: Bridge, monkeypatch: pytest.MonkeyPatch, early: bool
+) -> None:
+    monkeypatch.setattr(subscription_module, "MAX_WAITING_BYTES", 1000)
+    bridge.at_once = 100 if early else 0
+    async with client.subscribe() as events:
+        for seq in range(1, 1 if early else 101):
+            bridge.push(seq)
+        await client.call("add", a=1, from_=1)
+        seen: list[int] = []
+        with pytest.raises(ArmorclawError) as told:
+            await _take_all(events, seen)
+    assert told.value.name == "queue_full"
+    assert seen == list(range(1, len(seen) + 1))
+    assert 3 < len(seen) < 9
+
+
+async def test_what_was_taken_waits_no_more(client: Client, bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscription_module, "MAX_WAITING_BYTES", 1000)
+    async with client.subscribe() as events:
+        for seq in range(30):
+            bridge.push(seq)
+            assert (await anext(events))["seq"] == seq
+
+
+async def test_of_a_method_that_streams_the_result_is_told(client: Client) -> None:
+    assert await client.call("count", to=50, timeout=3) == {"counted": 50}
+
+
+async def test_a_subscription_that_was_given_up_is_ended(client: Client, bridge: Bridge) -> None:
+    """Its answer was under way already."""
+    bridge.deaf = trio.Event()
+    with trio.move_on_after(0.02) as given_up:
+        async with client.subscribe():
+            pass
+    assert given_up.cancelled_caught
+    assert not bridge.left
+    bridge.deaf.set()
+    await bridge.until(lambda: bridge.left == ["s1"])
+    bridge.deaf = None
+    async with client.subscribe() as events:
+        bridge.push(1)
+        assert (await anext(events))["seq"] == 1
+        assert bridge.left == ["s1"]
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile", "after"])
+async def test_a_name_that_was_given_up_and_taken_again(client: Client, bridge: Bridge, when: str) -> None:
+    """The second one keeps it, whenever the answer to the first comes."""
+    bridge.deaf = first = trio.Event()
+    with trio.move_on_after(0.02):
+        async with client.subscribe("s1"):
+            pass
+    if when == "before":
+        first.set()
+        await bridge.until(lambda: bridge.left == ["s1"])
+        bridge.left.clear()
+    bridge.deaf = second = trio.Event()
+    if when != "meanwhile":
+        second.set()
+    async with trio.open_nursery() as nursery:
+
+        async def subscribe() -> None:
+            async with client.subscribe("s1"):
+                first.set()
+                await client.call("add", a=1, from_=1)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                assert bridge.left == []
+
+        nursery.start_soon(subscribe)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        if when == "meanwhile":
+            first.set()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            second.set()
+    await bridge.until(lambda: bridge.left == ["s1"])
+
+
+async def _take_all(events: Subscription, into: list[int]) -> None:
+    async for event in events:
+        into.append(event["seq"])  # noqa: PERF401 - until it fails

@@ -289,6 +289,38 @@ async def test_the_same_name_twice_in_one_program(client: Client, bridge: Bridge
         await bridge.unsubscribed.wait()
 
 
+@pytest.mark.parametrize("how", ["closed", "twice", "queue_full"])
+async def test_a_subscription_that_has_ended_is_not_made_again(
+    client: Client, bridge: Bridge, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """It would take the name from whoever has it now."""
+    async with client.subscribe("archive") as ended:
+        if how == "twice":
+            async with client.subscribe("archive") as second:
+                await bridge.stop()
+                bridge.happen(1)
+                await bridge.start()
+                with trio.fail_after(2):
+                    assert (await anext(second))["seq"] == 1
+                await trio.sleep(0.05)
+            assert len(bridge.asked) == 3
+            return
+        if how == "queue_full":
+            monkeypatch.setattr("armorclaw.client.subscription.MAX_WAITING", 0)
+            bridge.happen(1)
+        else:
+            assert bridge.peer is not None
+            bridge.peer.notify("events.closed", {"subscription": "s1", "reason": "another connection took over"})
+        await client.call("add", a=1, from_=1)
+        await bridge.stop()
+        await bridge.start()
+        await client.call("add", a=1, from_=1)
+        await trio.sleep(0.05)
+        with pytest.raises(ArmorclawError):
+            await anext(ended)
+    assert len(bridge.asked) == 1
+
+
 # cancellation, wherever somebody can wait
 
 Waits = Callable[[Client, Bridge], Awaitable[object]]

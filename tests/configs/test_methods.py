@@ -134,22 +134,26 @@ async def test_more_than_a_file_may_have_ends_the_stream_early(wire: Wire, root:
     assert list((root / "_drafts").iterdir()) == []
 
 
-@pytest.mark.parametrize("ends", [True, False])
-async def test_neither_content_nor_stream(wire: Wire, ends: bool, autojump_clock: MockClock) -> None:
+async def test_an_empty_file_by_stream_is_the_end_alone(wire: Wire, root: Path) -> None:
+    async with stream_local(wire.registry, "attach_config", {"name": "a"}, role=Role.OPERATOR) as stream:
+        await stream.end()
+        assert (await stream.result())["size"] == 0
+    assert (root / "_shared" / "a").read_bytes() == b""
+
+
+async def test_neither_content_nor_stream(wire: Wire, autojump_clock: MockClock) -> None:
     """Forgotten content is an error in time, not a wait for a stream that never begins."""
     assert methods.FIRST_PIECE < 4
 
     async def forget() -> None:
         async with stream_local(wire.registry, "attach_config", {"name": "a"}, role=Role.OPERATOR) as stream:
-            if ends:
-                await stream.end()
             await stream.result()
 
     started = trio.current_time()
     with pytest.raises(ArmorclawError) as caught:
         await forget()
     assert (caught.value.name, caught.value.data["fields"]) == ("invalid_params", ["content"])
-    assert trio.current_time() - started == (0 if ends else methods.FIRST_PIECE)
+    assert trio.current_time() - started == methods.FIRST_PIECE
 
 
 async def test_an_agent_lists_what_it_can_read_and_attaches_nothing(wire: Wire) -> None:

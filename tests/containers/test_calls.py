@@ -240,6 +240,22 @@ async def test_from_within_the_bridge(house: FakeHouse, ada: Offered) -> None:
         assert await stream.result() == [1]
 
 
+async def test_a_piece_behind_the_answer_does_not_spoil_it(house: FakeHouse) -> None:
+    await house.up(declared())
+    await house.until("running")
+    stream = await trio.open_unix_socket(house.fleet.get("ada").socket.path)
+    async with stream, operator(house) as client:
+        await stream.send_all(b'{"jsonrpc":"2.0","id":1,"method":"agent.ready","params":{}}\n')
+        await stream.receive_some()
+        async with client.stream("agent.call", {"agent": "ada", "method": "x"}) as call:
+            number = json.loads(await stream.receive_some())["id"]
+            chunk = {"jsonrpc": "2.0", "method": "$/chunk", "params": {"id": number, "seq": 0, "data": "stray"}}
+            answer = {"jsonrpc": "2.0", "id": number, "result": "good"}
+            await stream.send_all(f"{json.dumps(answer)}\n{json.dumps(chunk)}\n".encode())
+            with trio.fail_after(5):
+                assert await call.result() == "good"
+
+
 @pytest.mark.parametrize("piece", [b"1e400", b'"\xff"', b"[" * 100 + b"]" * 100])
 async def test_odd_pieces_of_an_agent_harm_nobody_else(house: FakeHouse, piece: bytes) -> None:
     """What an agent writes by hand reaches the caller as JSON, or ends the call or the agent's connection."""

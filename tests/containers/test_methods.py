@@ -262,7 +262,6 @@ async def test_a_restart_clears_the_record(house: FakeHouse, autojump_clock: Moc
     [
         ("name", {}),
         ("name", {"key_id": "k"}),
-        ("name", {"name": "nobody"}),
         ("name", {"name": "../x", "command": ["x"]}),
         ("name", {"name": "A", "command": ["x"]}),
         ("name", {"name": "x" * 33, "command": ["x"]}),
@@ -299,6 +298,12 @@ async def test_start_refuses(house: FakeHouse, autojump_clock: MockClock, field:
 async def test_stop_refuses(house: FakeHouse, autojump_clock: MockClock, field: str, params: dict[str, Any]) -> None:
     error = await refusal(house, "stop", **params)
     assert (error.name, error.data["fields"]) == ("invalid_params", [field])
+
+
+async def test_start_of_nobody(house: FakeHouse, autojump_clock: MockClock) -> None:
+    await house.up()
+    error = await refusal(house, "start", name="nope")
+    assert (error.name, error.kind.exit_status) == ("container_not_found", 4)
 
 
 async def test_stop_of_nobody(house: FakeHouse, autojump_clock: MockClock) -> None:

@@ -108,7 +108,9 @@ async def test_agents_see_their_own_and_change_nothing(world: World, out: Out) -
         assert (await refusal(world, "status", agent="echo", delivery_id=each)).name == "not_found"
     for method in ("retry", "cancel"):
         assert (await refusal(world, method, agent="echo", delivery_id=own.delivery_id)).name == "denied"
-        assert (await refusal(world, method, delivery_id="d_none")).name == "not_found"
+        error = await refusal(world, method, delivery_id="d_none")
+        assert error.name == "not_found"
+        assert "outbox ls" in error.hint
 
 
 @pytest.mark.mission("P3.3")

@@ -13,6 +13,7 @@ import trio.testing
 
 from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError
+from armorclaw.events.cursor import CURSORS_LIMIT
 from armorclaw.events.journal import Journal
 from armorclaw.events.methods import MAX_SUBSCRIPTIONS, register
 from armorclaw.events.subscriptions import Subscriptions
@@ -165,6 +166,79 @@ async def test_unsubscribing_ends_the_events_and_keeps_the_cursor(bridge: Bridge
     assert all("method" not in message for message in client.messages)
     await client.call("events.subscribe", name="main")
     assert await client.event() == (1, 0)
+
+
+async def test_a_forgotten_name_begins_anew(bridge: Bridge) -> None:
+    client = await bridge.connect(None)
+    await client.call("events.subscribe", name="work")
+    for _ in range(3):
+        await bridge.publish()
+        await client.event()
+    await client.call("events.ack", subscription="work", seq=2)
+    assert await client.call("events.forget", subscription="work") == {"ok": True}
+    assert all(message.get("method") != "events.closed" for message in client.messages)
+    assert await client.call("events.ack", subscription="work", seq=1) == "not_found"
+    assert await client.call("events.forget", subscription="work") == "not_found"
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert bridge.subscriptions.open_count == 0
+    assert await client.call("events.subscribe", name="work", from_=1) == {"subscription": "work", "cursor": 1}
+    assert [await client.event(), await client.event()] == [(2, 0), (3, 0)]
+
+
+async def test_forgetting_what_another_connection_has_or_none(bridge: Bridge) -> None:
+    holder, other, stranger = await bridge.connect(None), await bridge.connect(None), await bridge.connect()
+    await holder.call("events.subscribe", name="work")
+    assert await stranger.call("events.forget", subscription="work") == "not_found"
+    assert await other.call("events.forget", subscription="work") == {"ok": True}
+    notice = await holder.read()
+    assert notice["method"] == "events.closed"
+    assert notice["params"] == {"subscription": "work", "reason": "its name was forgotten"}
+    await bridge.publish()
+    assert await holder.call("events.unsubscribe", subscription="work") == "not_found"
+    await other.call("events.subscribe", name="work", from_=0)
+    await other.event()
+    await other.aclose()
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert await holder.call("events.forget", subscription="work") == {"ok": True}  # nobody has it, but it is kept
+    assert await holder.call("events.forget", subscription="#1") == "invalid_params"
+
+
+async def test_an_agent_keeps_its_own(bridge: Bridge) -> None:
+    agent, operator = await bridge.connect(), await bridge.connect(None)
+    for client in (agent, operator):
+        await client.call("events.subscribe", name="main")
+    assert await agent.call("events.forget", subscription="main") == "denied"
+    await bridge.publish()
+    assert await agent.event() == (1, 0)
+    assert await operator.event() == (1, 0)
+    assert await operator.call("events.forget", subscription="main") == {"ok": True}
+
+
+async def test_forgetting_makes_room_for_another_name(bridge: Bridge) -> None:
+    client = await bridge.connect(None)
+    for number in range(CURSORS_LIMIT):
+        await bridge.subscriptions.ensure("", f"n{number}")
+    assert await client.call("events.subscribe", name="more") == "conflict"
+    assert "events.forget" in client.messages[-1]["error"]["data"]["hint"]
+    await client.call("events.forget", subscription="n7")
+    assert "subscription" in await client.call("events.subscribe", name="more")
+    assert await client.call("events.subscribe", name="n7") == "conflict"
+
+
+async def test_an_acknowledgement_that_comes_too_late_for_its_name(bridge: Bridge) -> None:
+    """Both are under way at once: in either order the name is forgotten, and the connection lives."""
+    client = await bridge.connect()
+    for _ in range(20):
+        await client.call("events.subscribe", name="work")
+        seq = await bridge.publish()
+        await client.event()
+        calls = [("events.forget", {"subscription": "work"}), ("events.ack", {"subscription": "work", "seq": seq})]
+        lines = [{"jsonrpc": "2.0", "id": "x", "method": method, "params": params} for method, params in calls]
+        await client._stream.send_all("\n".join(map(json.dumps, lines)).encode() + b"\n")
+        answers = [await client.read(), await client.read()]
+        names = [answer["error"]["data"]["name"] for answer in answers if "error" in answer]
+        assert names in ([], ["not_found"])
+        assert await client.call("events.forget", subscription="work") == "not_found"
 
 
 async def test_a_late_acknowledgement_on_another_connection_counts(bridge: Bridge) -> None:
@@ -324,6 +398,6 @@ async def test_without_a_connection_there_is_nothing_to_push_to(bridge: Bridge) 
 
 
 async def test_observers_and_remotes_hear_nothing(bridge: Bridge) -> None:
-    names = ["events.ack", "events.subscribe", "events.unsubscribe"]
+    names = ["events.ack", "events.forget", "events.subscribe", "events.unsubscribe"]
     assert bridge._registry.names(Role.OPERATOR) == bridge._registry.names(Role.AGENT) == names
     assert bridge._registry.names(Role.OBSERVER) == bridge._registry.names(Role.REMOTE) == []

@@ -50,6 +50,7 @@ class Model:
         self.returned: set[int] = set()  # nacked on this connection
         self.first_pushed = 0  # the highest so far on this connection
         self.unanswered: set[int] = set()  # given on this connection, and no answer begun
+        self.covered = 0  # up to here an answer has begun, also to what is given once more before it has arrived
 
     def connect(self) -> None:
         self.in_hand.clear()
@@ -71,7 +72,8 @@ class Model:
             self.first_pushed = seq
         self.pushes[seq] = self.pushes.get(seq, 0) + 1
         self.in_hand.append(seq)
-        self.unanswered.add(seq)
+        if seq > self.covered:
+            self.unanswered.add(seq)
         assert len(self.unanswered) <= WINDOW, "more than the window"
 
     def acked(self, seq: int) -> None:
@@ -149,7 +151,10 @@ class Run:
         model.unanswered.discard(seq)
 
         async def later() -> None:
-            await subscription.ack(seq)
+            try:
+                await subscription.ack(seq)
+            except ArmorclawError:  # the store was down just then: it comes again on the next connection
+                return
             model.acked(seq)
 
         self.nursery.start_soon(later)
@@ -159,6 +164,7 @@ class Run:
         if seq is not None and self.subscription is not None:
             below = {one for one in self.model.wanted if one <= seq}
             self.model.unanswered -= below
+            self.model.covered = max(self.model.covered, seq)
             await self.subscription.ack(seq, cumulative=True)
             for one in below:
                 self.model.acked(one)

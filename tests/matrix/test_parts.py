@@ -16,7 +16,7 @@ from armorclaw.config import Account
 from armorclaw.errors import ArmorclawError
 from armorclaw.guard.grants import Grants
 from armorclaw.matrix import aliases
-from armorclaw.matrix.client import same_user, user_identifier
+from armorclaw.matrix.client import may_be_same, same_user, user_identifier
 from armorclaw.matrix.doorman import FOREIGN_LOOK, REFRESH, Doorman
 from armorclaw.matrix.granted import Granted
 from armorclaw.matrix.login import Login, load, new_device_id, save, save_place
@@ -66,6 +66,16 @@ def test_users_as_login_takes_them(user: str, identifier: str) -> None:
     assert same_user(user.upper(), "@bot:x.org")
     assert not same_user(user, "@other:x.org")
     assert same_user(user, "@bot:y.org") is (":" not in user)
+
+
+@pytest.mark.parametrize("one", ["bot", "@Bot", "bot:x", "@bot:X"])
+def test_users_that_can_be_the_same(one: str) -> None:
+    for other in ("bot", "@bot", "@bot:x"):
+        assert may_be_same(one, other)
+        assert may_be_same(other, one)
+    assert may_be_same(one, "@bot:y") is (":" not in one)
+    for other in ("@bob", "bob:x", "@bots:x", "", "@"):
+        assert not may_be_same(one, other)
 
 
 def test_device_ids_differ() -> None:

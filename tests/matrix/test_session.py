@@ -15,6 +15,7 @@ from mautrix.errors import MNotFound
 from armorclaw.clock import Clock
 from armorclaw.config import Account
 from armorclaw.delivery.message import Delivery, Outgoing
+from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import ascii_json
 from armorclaw.matrix import sync
 from armorclaw.matrix.client import MatrixClient
@@ -353,20 +354,21 @@ async def test_files_of_secrets_are_needed_only_once(
             assert str(file) in status.reason
 
 
-async def test_a_login_of_another_user_replaces_the_session(
+async def test_a_login_of_another_user_than_the_configuration_names(
     bench: Bench, homeserver: Homeserver, person: MakePerson
 ) -> None:
-    ann, bot, other = await person("ann"), await person("bot"), await person("other")
-    room = await ann.create_room(bot.user_id, other.user_id)
-    bench.grants.set("echo", "main", [room])
+    """It would last until the next start, and then silently be undone."""
+    bot, other = await person("bot"), await person("other")
     async with running(bench.accounts(account_of(bot, homeserver))) as accounts:
-        await until(lambda: ann.member_of(room, bot.user_id))
-        status = await accounts.login("main", other.user_id, Secret(other.password))
-        assert status is not None
-        assert status.user_id == other.user_id
-        await until(lambda: ann.member_of(room, other.user_id))
-        await ann.say(room, "who are you?")
-        await until(lambda: "who are you?" in bench.messages())
+        for user in (other.name, f"@{other.name}", other.user_id):
+            with pytest.raises(ArmorclawError) as caught:
+                await accounts.login("main", user, Secret(other.password))
+            assert caught.value.name == "matrix_login_failed"
+            assert "accounts.main.user" in caught.value.hint
+        for user in (bot.name, f"@{bot.name.upper()}", bot.user_id):
+            status = await accounts.login("main", user, Secret(bot.password))
+            assert status is not None
+            assert status.user_id == bot.user_id
 
 
 async def test_a_login_beside_a_session_replaces_it_only_if_it_succeeds(

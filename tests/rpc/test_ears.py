@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -116,6 +117,37 @@ async def test_a_bug_reaches_its_own_task_only(ears: Ears, nursery: trio.Nursery
         await settle()
         assert beyond.recv(10) == b"fine"
         nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_that_fails_reaches_its_own_task_only(ears: Ears, nursery: trio.Nursery) -> None:
+    log: list[str] = []
+
+    def answer() -> None:
+        raise OSError(errno.ENOBUFS, "no buffer space available")
+
+    for last in (False, True):  # was it to be woken anyway?
+        with pairs(2) as [(ours, theirs), (other, beyond)]:
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(Listener(ears, other, log).run)
+                    theirs.send(b"x")
+                    with pytest.raises(OSError, match="no buffer space"):
+                        await ears.listen(ours, lambda _: not last, answer)  # noqa: B023
+                    beyond.send(b"fine")
+                    await settle()
+                    assert beyond.recv(10) == b"fine"
+                    scope.cancel()
+    assert not ears._ears
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_socket_that_cannot_be_listened_to(ears: Ears, nursery: trio.Nursery) -> None:
+    with pairs(1) as [(ours, _)]:
+        ears._epoll.register(ours)
+        with pytest.raises(FileExistsError):
+            await Listener(ears, ours, []).run()
+    assert not ears._ears
+    nursery.cancel_scope.cancel()
 
 
 async def test_a_connection_that_was_reset(ears: Ears) -> None:

@@ -477,10 +477,12 @@ def test_no_answer_is_larger_than_a_message(codec: type[Any]) -> None:
     """Alone it is an error; in a batch, those that no longer fit are."""
     core = Core(codec())
     [alone] = core.feed(b'{"jsonrpc":"2.0","id":"a","method":"m"}\n')
+    assert isinstance(alone, Request)
     answer = json.loads(core.result(alone, "x" * MAX_FRAME))
     assert (answer["id"], answer["error"]["code"], answer["error"]["data"]["limit"]) == ("a", -32006, MAX_FRAME)
     calls = json.dumps([{"jsonrpc": "2.0", "id": number, "method": "m"} for number in range(MAX_BATCH)]).encode()
-    whole = b"".join([core.result(event, "x" * 300_000) for event in core.feed(calls + b"\n")])
+    requests = [event for event in core.feed(calls + b"\n") if isinstance(event, Request)]
+    whole = b"".join([core.result(request, "x" * 300_000) for request in requests])
     assert len(whole) < MAX_FRAME
     answers = json.loads(whole)
     assert [answer["id"] for answer in answers] == list(range(MAX_BATCH))

@@ -347,6 +347,40 @@ MISUSE: dict[str, list[tuple[str, dict[str, Any]]]] = {
 }
 
 
+async def test_what_comes_behind_the_answer_takes_nothing_from_it(socket_pair: Streams) -> None:
+    async with serving(socket_pair[0], Registry()) as client:
+        raw = Raw(socket_pair[1])
+        async with client.stream("x") as stream:
+            number = (await raw.line())["id"]
+            await raw.send(note("chunk", number, seq=0, data="a", end=True))  # an end is of uploads
+            await raw.send({"jsonrpc": "2.0", "id": number, "result": "good"})
+            await raw.send(note("chunk", number, seq=1, data="b"), note("uploadCredit", number, chunks="x"))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert [piece async for piece in stream] == ["a"]
+            assert await stream.result() == "good"
+
+
+async def test_an_end_in_a_piece_of_a_result_means_nothing(socket_pair: Streams) -> None:
+    async with serving(socket_pair[0], Registry()) as client:
+        raw = Raw(socket_pair[1])
+        async with client.stream("x") as stream:
+            number = (await raw.line())["id"]
+            await raw.send(note("chunk", number, seq=0, data="a", end=True), note("chunk", number, seq=1, data="b"))
+            assert [await anext(stream), await anext(stream)] == ["a", "b"]
+
+
+async def test_the_first_broken_rule_is_the_one_that_is_told(socket_pair: Streams) -> None:
+    async with serving(socket_pair[0], Registry()) as client:
+        raw = Raw(socket_pair[1])
+        async with client.stream("x") as stream:
+            number = (await raw.line())["id"]
+            await raw.send(*[note("chunk", number, seq=seq, data=1) for seq in range(WINDOW + 3)])
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            with pytest.raises(ArmorclawError, match=f"more pieces came than were granted, {WINDOW}"):
+                await stream.result()
+        assert await raw.line() == note("cancelRequest", number)
+
+
 @pytest.mark.parametrize("case", MISUSE)
 async def test_a_callee_that_breaks_the_rules_is_given_up(socket_pair: Streams, case: str) -> None:
     async with serving(socket_pair[0], Registry()) as client:

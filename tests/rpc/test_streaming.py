@@ -264,8 +264,8 @@ async def test_an_upload(ends: Ends, streaming: StreamingHouse) -> None:
         await raw.send(call("sum"), *[note("upload", seq=seq, data=seq) for seq in range(WINDOW)])
         assert await raw.line() == note("uploadCredit", chunks=4)
         assert await raw.line() == note("uploadCredit", chunks=4)
-        await raw.send(note("upload", seq=8, data=100, end=True))
-        assert (await raw.line())["result"] == {"count": 9, "size": 128, "digest": ""}
+        await raw.send(note("upload", seq=8, data=50, end=None), note("upload", seq=9, data=50, end=True))
+        assert (await raw.line())["result"] == {"count": 10, "size": 128, "digest": ""}
 
 
 async def test_the_end_of_an_upload_may_come_alone_and_costs_no_credit(ends: Ends, streaming: StreamingHouse) -> None:
@@ -353,13 +353,17 @@ MISUSE = {
     "too many": ("never", [note("upload", seq=seq, data=1) for seq in range(9)], "than were granted, 8"),
     "too large": ("never", [note("upload", seq=0, data="x" * (CHUNK_MAX + 1))], "larger than 262144 bytes"),
     "no data": ("sum", [note("upload", seq=0)], "has no data"),
-    "end is no truth": ("sum", [note("upload", seq=0, end=1)], "has no data"),
+    "end is a number": ("sum", [note("upload", seq=0, end=1)], "end is true or false"),
+    "end is a text": ("sum", [note("upload", seq=0, data=1, end="true")], "end is true or false"),
+    "end is a list": ("never", [note("upload", seq=0, data=1, end=[])], "end is true or false"),
+    "end is null": ("sum", [note("upload", seq=0, end=None)], "has no data"),
     "end with a wrong seq": ("sum", [note("upload", seq=3, end=True)], "the end with seq 0"),
     "after the end": ("never", [note("upload", seq=0, end=True), note("upload", seq=1, data=1)], "after the last"),
     "not what it takes": ("sum", [note("upload", seq=0, data="x")], "must be a whole number"),
-    "not base64": ("keep", [note("upload", seq=0, data="%%%%")], "not what it should be"),
-    "half of base64": ("keep", [note("upload", seq=0, data="QUJ")], "not what it should be"),
-    "bytes as a number": ("keep", [note("upload", seq=0, data=5)], "not what it should be"),
+    "not base64": ("keep", [note("upload", seq=0, data="%%%%")], "is not base64"),
+    "half of base64": ("keep", [note("upload", seq=0, data="QUJ")], "is not base64"),
+    "base64 over two lines": ("keep", [note("upload", seq=0, data="QUJD\nQUJD")], "is not base64"),
+    "bytes as a number": ("keep", [note("upload", seq=0, data=5)], "is not base64"),
     "it takes none": ("forever", [note("upload", seq=0, data=5)], "takes no pieces"),
     "credit of 0": ("forever", [note("credit", chunks=0)], "credit is a whole number"),
     "credit below 0": ("forever", [note("credit", chunks=-5)], "credit is a whole number"),
@@ -368,7 +372,7 @@ MISUSE = {
     "credit of too much": ("forever", [note("credit", chunks=2**53)], "credit is a whole number"),
 }
 
-UNUSABLE = ("must be a whole number", "not what it should be")  # found by whoever takes the piece
+UNUSABLE = ("must be a whole number", "is not base64")  # found by whoever takes the piece
 
 
 @pytest.mark.parametrize("case", MISUSE)
