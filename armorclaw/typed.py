@@ -76,7 +76,7 @@ class Methods:
     ) -> AbstractAsyncContextManager[Stream[Any, Never, Any]]:
         """Call a method that an agent offers; its pieces, its progress and its answer are the agent's own words. Ends
         with unavailable when the agent has no session or goes meanwhile, method_not_found if it offers no such,
-        remote_failed if its handler fails: `data.agent` is its name then, `data.remote` what it said.
+        remote_failed if its handler fails.
 
         What to ask an agent: a method that it offers, and its params, null as {}.
         """

@@ -349,6 +349,13 @@ async def test_plain_functions_answer_calls_too(bridge: Bridge) -> None:
         assert await ask(bridge, "add", [1, 2]) == 3
 
 
+async def test_a_call_without_params_has_empty_ones(bridge: Bridge) -> None:
+    agent = inside(bridge)
+    agent.on_call("echo")(lambda call: call.params)
+    async with running(agent):
+        assert await ask(bridge, "echo", None) == {}
+
+
 @pytest.mark.parametrize(
     ("method", "name", "text"),
     [

@@ -126,7 +126,7 @@ def register(registry: Registry, fleet: Fleet, attached: Mapping[str, Attached] 
         """Call a method that an agent offers; its pieces, its progress and its answer are the agent's own words.
 
         Ends with unavailable when the agent has no session or goes meanwhile, method_not_found if it offers no such,
-        remote_failed if its handler fails: `data.agent` is its name then, `data.remote` what it said.
+        remote_failed if its handler fails.
         """
         here = attached.get(params.agent)
         if here is not None:

@@ -278,7 +278,7 @@ def test_start_and_stop(field: Field) -> None:
     assert client.refusal("stop")["code"] == -32602
     assert client.refusal("start", key_id="start")["code"] == -32602  # whom?
     assert client.refusal("start", agent_type="listener", key_id="none")["code"] == -3
-    assert client.refusal("start", agent_type="nobody")["code"] == -32602
+    assert client.refusal("start", agent_type="nobody")["code"] == -2
 
 
 @pytest.mark.mission("C.attach_config", "C.list_configs")
