@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from armorclaw.errors import ArmorclawError
 
 if TYPE_CHECKING:
@@ -79,3 +81,16 @@ class Call:
         Raises `invalid_params` for a piece that does not fit the method, or when the upload was cut short.
         """
         raise RuntimeError(f"{self.method} was registered without upload=")
+
+
+def known_in(error: BaseException) -> ArmorclawError | None:
+    """The error of ours in what a handler raised: alone, or the only kind in a group that its nursery made."""
+    if isinstance(error, ArmorclawError):
+        return error
+    if isinstance(error, trio.TooSlowError):
+        return ArmorclawError("timed_out", "it took too long")
+    if isinstance(error, ExceptionGroup):
+        inner = [known_in(each) for each in error.exceptions]
+        if None not in inner:
+            return inner[0]
+    return None

@@ -21,7 +21,7 @@ import trio
 from armorclaw.errors import ArmorclawError, trace
 from armorclaw.log import get_logger
 from armorclaw.rpc.asking import Asking
-from armorclaw.rpc.call import Call
+from armorclaw.rpc.call import Call, known_in
 from armorclaw.rpc.codec import MsgspecCodec
 from armorclaw.rpc.framing import MAX_FRAME
 from armorclaw.rpc.jsonrpc import Core, Event, Notification, Pause, Request, Response, Send
@@ -423,7 +423,7 @@ class Peer:
     def _failure(self, call: Call, message: Request | Notification, error: BaseException) -> bytes:
         """The answer to a call that failed; details of what nobody foresaw go to the log alone."""
         close_all(call.take_fds())
-        known = _known(error)
+        known = known_in(error)
         if known is None:
             number = f"{self._random.getrandbits(48):012x}"
             method = message.method
@@ -494,16 +494,3 @@ class Peer:
                 callback(self)
             except Exception as error:  # noqa: BLE001 - one owner's slip must not keep the end from the others
                 log.error("at_close failed", agent=self.agent, trace=trace(error))
-
-
-def _known(error: BaseException) -> ArmorclawError | None:
-    """The error of ours in it: alone, or the only kind in a group that a handler's nursery made."""
-    if isinstance(error, ArmorclawError):
-        return error
-    if isinstance(error, trio.TooSlowError):
-        return ArmorclawError("timed_out", "it took too long")
-    if isinstance(error, ExceptionGroup):
-        inner = [_known(each) for each in error.exceptions]
-        if None not in inner:
-            return inner[0]
-    return None
