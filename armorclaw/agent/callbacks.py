@@ -21,15 +21,11 @@ from armorclaw.agent.errors import (
 )
 from armorclaw.agent.streams import Progress, encode, notification
 from armorclaw.rpc.flow import FlowError, Outflow
-from armorclaw.rpc.framing import MAX_FRAME
 from armorclaw.rpc.jsoncodec import JsonCodec
-from armorclaw.rpc.jsonrpc import Core, Request
+from armorclaw.rpc.jsonrpc import MAX_RESULT, Core, Request
 
 MAX_CALLS = 8
 """Calls of the bridge whose handlers run at once; one more is answered with `queue_full`."""
-
-MAX_RESULT = MAX_FRAME - 1024
-"""Bytes of JSON of a result: what a frame carries beside the envelope."""
 
 
 class Callback:

@@ -13,6 +13,7 @@ from armorclaw.config import MIB, is_name
 from armorclaw.configs.files import SHARED, SHARED_INSIDE, ConfigFiles, Entry, folded, is_file_name
 from armorclaw.errors import ArmorclawError
 from armorclaw.guard.audit import AuditLog
+from armorclaw.guard.limits import Quota
 from armorclaw.store import Connection, Database
 
 FILE_LIMIT = 16 * MIB
@@ -76,7 +77,7 @@ class Configs:
         self._db = db
         self._audit = audit
         self._changing = trio.Lock()
-        self._uploads = 0
+        self._uploads = Quota("configs being attached", MAX_UPLOADS)
 
     async def attach(self, label: Label, pieces: AsyncIterable[bytes], *, by: str) -> Config:
         """Keeps a file durably, in place of one of the same name: agents see the old one or the new, whole.
@@ -85,13 +86,8 @@ class Configs:
         has changed.
         """
         _check(label)
-        if self._uploads >= MAX_UPLOADS:
-            raise ArmorclawError("queue_full", f"{MAX_UPLOADS} configs are being attached already")
-        self._uploads += 1
-        try:
+        with self._uploads.hold("all", "the bridge"):
             return await self._attach(label, pieces, by)
-        finally:
-            self._uploads -= 1
 
     async def list(self, agent: str | None = None) -> list[Config]:
         """Those that `agent` can read, or all there are: everybody's first, then by agent and name."""

@@ -55,6 +55,9 @@ from armorclaw.rpc.jsoncodec import Codec, EnvelopeError, ascii_only
 INTERNAL_ERROR = -32603
 TOO_LARGE = -32006
 
+MAX_RESULT = MAX_FRAME - 1024
+"""Bytes of JSON of a result: what a message carries beside the envelope and the id."""
+
 MAX_BATCH = 1000
 """Items of one batch."""
 
@@ -73,7 +76,6 @@ _FEW = 256  # the same behind a string and at the beginning of a value, most of 
 _ABSENT = object()
 _VERSION = ("2.0", b'"2.0"')  # as it comes, decoded or not
 
-_LARGEST_RESULT = MAX_FRAME - 1024  # bytes; the rest is for the envelope and the id
 _BATCH_ROOM = MAX_FRAME - 256 * MAX_BATCH  # bytes of answers in a batch; the rest is to say that others do not fit
 _HINTS = {
     PARSE_ERROR: ("parse_error", "send one JSON value per request"),
@@ -325,7 +327,7 @@ class Core:
     def result_text(self, request: Request, text: bytes) -> bytes:
         """The same from ready JSON text (compact, ASCII)."""
         batch = request._batch
-        if len(text) > (_LARGEST_RESULT if batch is None else _BATCH_ROOM - batch.size):
+        if len(text) > (MAX_RESULT if batch is None else _BATCH_ROOM - batch.size):
             what = "the answer is larger than a message may be"
             return self._answer(request, self._refusal(request._text, TOO_LARGE, what, MAX_FRAME))
         if batch is None:

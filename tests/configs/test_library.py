@@ -143,8 +143,9 @@ async def test_limits(configs: Configs, root: Path, monkeypatch: pytest.MonkeyPa
     assert list((root / "_drafts").iterdir()) == []
 
 
-async def test_uploads_at_once_are_limited(configs: Configs, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_uploads_at_once_are_limited(root: Path, db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "MAX_UPLOADS", 2)
+    configs = Configs(root, db, AuditLog(Surroundings()))
     go = trio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
