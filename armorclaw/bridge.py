@@ -28,7 +28,7 @@ from armorclaw._version import __version__
 from armorclaw.attached import AttachedAgent
 from armorclaw.calls.methods import register as register_calls
 from armorclaw.clock import Surroundings
-from armorclaw.config import Config, check_rooms, is_name
+from armorclaw.config import Config, check_rooms, configs_root, is_name
 from armorclaw.configs.library import Configs
 from armorclaw.configs.methods import register as register_configs
 from armorclaw.containers.fleet import Fleet, Services
@@ -93,7 +93,7 @@ class Bridge:
         self.keystore = KeyStore(self.database, self.audit, around)
         self.subscriptions = Subscriptions(self.database, self.journal, around)
         self.outbox = Outbox(self.database, self.audit, around)
-        self.configs = Configs(where.state_dir / "configs", self.database, self.audit)
+        self.configs = Configs(configs_root(where.state_dir), self.database, self.audit)
         self.registry = Registry()
         self.limits = Limits(around.clock, budgets(config.limits))
         self.accounts = Accounts(

@@ -25,8 +25,22 @@ RuntimeName = Literal["auto", "docker", "podman", "sandbox", "process", "attache
 
 MIB = 1024 * 1024
 
+CONFIGS_INSIDE = "/config"
+"""Where an agent finds the files attached for it."""
+
+SHARED_INSIDE = "shared"
+"""The folder there with those that are for all agents."""
+
+SHARED_CONFIGS = "_shared"
+"""What holds those on the host, beside the folders of agents; no agent can have that name."""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+
+
+def configs_root(state_dir: Path) -> Path:
+    """Where files attached for agents are kept: a folder for each agent, and SHARED_CONFIGS."""
+    return state_dir.absolute() / "configs"
 
 
 def is_name(text: str) -> bool:

@@ -21,13 +21,8 @@ from pathlib import Path
 
 import attrs
 
-from armorclaw.config import is_name
+from armorclaw.config import SHARED_CONFIGS, is_name
 from armorclaw.errors import ArmorclawError
-
-SHARED = "_shared"
-"""The folder of what is for all agents; no agent can have that name. Inside it is the folder `shared` of /config."""
-
-SHARED_INSIDE = "shared"
 
 NAME_BYTES = 255
 """What file systems allow."""
@@ -122,13 +117,13 @@ class ConfigFiles:
             os.fsync(folder)
 
     def entries(self) -> dict[str, list[Entry]]:
-        """The files of each owner, SHARED first. Raises storage_failed.
+        """The files of each owner, SHARED_CONFIGS first. Raises storage_failed.
 
         Regular files alone, under names that we would give, and that no other name leads to.
         """
         with self._opened_root() as root, os.scandir(root) as scan:
             owners = sorted(each.name for each in scan if each.is_dir(follow_symlinks=False))
-        return {owner: self._entries(owner) for owner in owners if owner == SHARED or is_name(owner)}
+        return {owner: self._entries(owner) for owner in owners if owner == SHARED_CONFIGS or is_name(owner)}
 
     def _entries(self, owner: str) -> list[Entry]:
         found = []

@@ -9,8 +9,8 @@ from pathlib import Path
 import attrs
 import trio
 
-from armorclaw.config import MIB, is_name
-from armorclaw.configs.files import SHARED, SHARED_INSIDE, ConfigFiles, Entry, folded, is_file_name
+from armorclaw.config import CONFIGS_INSIDE, MIB, SHARED_CONFIGS, SHARED_INSIDE, is_name
+from armorclaw.configs.files import ConfigFiles, Entry, folded, is_file_name
 from armorclaw.errors import ArmorclawError
 from armorclaw.guard.audit import AuditLog
 from armorclaw.guard.limits import Quota
@@ -32,9 +32,6 @@ TYPE_LIMIT = 64
 METADATA_LIMIT = 1024
 """Characters of the type; bytes of the metadata as JSON."""
 
-INSIDE = "/config"
-"""Where an agent finds its files."""
-
 
 @attrs.frozen
 class Label:
@@ -48,7 +45,7 @@ class Label:
 
     @property
     def owner(self) -> str:
-        return self.agent if self.agent is not None else SHARED
+        return self.agent if self.agent is not None else SHARED_CONFIGS
 
 
 @attrs.frozen
@@ -61,7 +58,7 @@ class Config:
     @property
     def path(self) -> str:
         """Where agents find it."""
-        folder = INSIDE if self.label.agent is not None else f"{INSIDE}/{SHARED_INSIDE}"
+        folder = CONFIGS_INSIDE if self.label.agent is not None else f"{CONFIGS_INSIDE}/{SHARED_INSIDE}"
         return f"{folder}/{self.label.name}"
 
     @property
@@ -95,9 +92,9 @@ class Configs:
         known = await self._db.read(lambda db: {row[:3]: row[3:] for row in db.execute(_ALL)})
         found = []
         for owner, entries in (await trio.to_thread.run_sync(self._files.entries)).items():
-            if agent is not None and owner not in (agent, SHARED):
+            if agent is not None and owner not in (agent, SHARED_CONFIGS):
                 continue
-            whose = None if owner == SHARED else owner
+            whose = None if owner == SHARED_CONFIGS else owner
             for entry in entries:
                 # of one that somebody put there by hand nothing is known
                 kind, encoding, metadata = known.get(

@@ -20,16 +20,10 @@ LIBRARY = "/opt/armorclaw"
 CODE = "/agent"
 """Where an agent's own code appears inside."""
 
-CONFIGS = "/config"
-"""Where the files attached to an agent appear inside, read-only; what is attached while it runs appears at once."""
-
-SHARED = f"{CONFIGS}/shared"
-"""The same for what is attached for all agents: the folder `_shared` of the host, as no agent can be called."""
-
 
 def configs_folder(state_dir: Path, agent: str) -> Path:
-    """The folder of the host that one agent sees at CONFIGS. It is mounted: put files into it, never replace it."""
-    return state_dir.absolute() / "configs" / agent
+    """What one agent sees at CONFIGS_INSIDE. It is mounted: put files into it, never replace the folder itself."""
+    return config.configs_root(state_dir) / agent
 
 
 def make_configs_folder(state_dir: Path, agent: str, uid: int) -> Path:
@@ -44,7 +38,8 @@ def make_configs_folder(state_dir: Path, agent: str, uid: int) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         folder.parent.chmod(0o711 if is_root else 0o700)  # a sandbox makes its mounts as the agent's uid
-        for place in (folder / "shared", configs_folder(state_dir, "_shared")):  # where it is mounted, and what
+        shared = configs_folder(state_dir, config.SHARED_CONFIGS)
+        for place in (folder / config.SHARED_INSIDE, shared):  # where it is mounted, and what
             place.mkdir(exist_ok=True)
             place.chmod(0o755)
         if is_root:
@@ -66,8 +61,12 @@ async def spec_of(
     """
     library = await trio.to_thread.run_sync(snapshot_library, state_dir)
     configs = await trio.to_thread.run_sync(make_configs_folder, state_dir, declared.name, socket.uid)
-    shared = configs_folder(state_dir, "_shared")
-    mounts = [Mount(library, LIBRARY), Mount(configs, CONFIGS), Mount(shared, SHARED)]
+    shared = configs_folder(state_dir, config.SHARED_CONFIGS)
+    mounts = [
+        Mount(library, LIBRARY),
+        Mount(configs, config.CONFIGS_INSIDE),  # what is attached while it runs appears at once
+        Mount(shared, f"{config.CONFIGS_INSIDE}/{config.SHARED_INSIDE}"),
+    ]
     command = declared.command
     if declared.code is not None:
         code = await trio.to_thread.run_sync(snapshot_code, declared.code, state_dir)
@@ -103,6 +102,6 @@ def environment(declared: config.Agent, socket: str) -> dict[str, str]:
         "ARMORCLAW_AGENT": declared.name,
         "ARMORCLAW_SOCKET": socket,
         "ARMORCLAW_BRIDGE_SOCKET": socket,
-        "ARMORCLAW_CONFIG_DIR": CONFIGS,
+        "ARMORCLAW_CONFIG_DIR": config.CONFIGS_INSIDE,
         **({"ARMORCLAW_MATRIX_ROOM": room} if room else {}),
     }

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armorclaw.configs.files import SHARED, ConfigFiles, folded, is_file_name
+from armorclaw.config import SHARED_CONFIGS
+from armorclaw.configs.files import ConfigFiles, folded, is_file_name
 from armorclaw.errors import ArmorclawError
 
 
@@ -246,16 +247,16 @@ def test_what_a_killed_bridge_was_writing_goes(root: Path) -> None:
 def test_only_folders_of_agents_are_looked_into(root: Path) -> None:
     files = ConfigFiles(root)
     keep(files, "a")
-    keep(files, "b", owner=SHARED)
+    keep(files, "b", owner=SHARED_CONFIGS)
     (root / "Not an agent").mkdir()
     (root / "Not an agent" / "x").write_text("")
     (root / "file").write_text("")
     (root / "link").symlink_to(root.parent)
     assert {owner: [entry.name for entry in found] for owner, found in files.entries().items()} == {
-        SHARED: ["b"],
+        SHARED_CONFIGS: ["b"],
         "ada": ["a"],
     }
-    assert list(files.entries()) == [SHARED, "ada"]
+    assert list(files.entries()) == [SHARED_CONFIGS, "ada"]
 
 
 def test_no_descriptor_stays_open(root: Path) -> None:

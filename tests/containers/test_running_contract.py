@@ -12,9 +12,9 @@ import attrs
 import pytest
 import trio
 
-from armorclaw.config import MIB
+from armorclaw.config import CONFIGS_INSIDE, MIB, SHARED_INSIDE
 from armorclaw.containers.printed import LogPiece, LogWanted
-from armorclaw.containers.recipe import CONFIGS, SHARED, configs_folder, make_configs_folder
+from armorclaw.containers.recipe import configs_folder, make_configs_folder
 from armorclaw.containers.runtime import Runtime
 from armorclaw.containers.spec import Limits, Mount
 from armorclaw.structure import Size
@@ -247,8 +247,8 @@ async def test_configs_are_seen_inside(
         look()
         door.sendall(open(os.environ["SHARED"] + "/all.txt").read().encode())
         """,
-        env={"ARMORCLAW_CONFIG_DIR": CONFIGS, "SHARED": SHARED},
-        mounts=(Mount(configs, CONFIGS), Mount(shared, SHARED)),
+        env={"ARMORCLAW_CONFIG_DIR": CONFIGS_INSIDE, "SHARED": f"{CONFIGS_INSIDE}/{SHARED_INSIDE}"},
+        mounts=(Mount(configs, CONFIGS_INSIDE), Mount(shared, f"{CONFIGS_INSIDE}/{SHARED_INSIDE}")),
     )
     async with door(spec) as listener, runtime.launch(spec) as running:
         await running.start()
