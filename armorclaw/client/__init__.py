@@ -18,14 +18,16 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import attrs
+import msgspec
 import trio
 
 from armorclaw.client.link import Link, open_socket
-from armorclaw.client.subscription import Early, Subscription, retry_after, size_of
+from armorclaw.client.subscription import Early, Subscription, retry_after
 from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError
 from armorclaw.rpc.call import Call
 from armorclaw.rpc.caller import OnProgress
+from armorclaw.rpc.codec import Text
 from armorclaw.rpc.peer import Peer
 from armorclaw.rpc.registry import Registry, Role
 from armorclaw.rpc.stream import Stream
@@ -83,6 +85,9 @@ class _Event:
     redelivered: int = 0
 
 
+_decode_event = msgspec.json.Decoder(_Event).decode
+
+
 @attrs.frozen
 class _Closed:
     subscription: str | int
@@ -105,7 +110,7 @@ class Client:
         self._link = link
         self._nursery = nursery
         self._routes: WeakKeyDictionary[Peer, _Routes] = WeakKeyDictionary()
-        registry.method("event", params=_Event, roles=[Role.OPERATOR], open=True)(self._event)
+        registry.method("event", raw=True, roles=[Role.OPERATOR])(self._event)
         registry.method("events.closed", params=_Closed, roles=[Role.OPERATOR], open=True)(self._closed)
 
     @property
@@ -230,14 +235,18 @@ class Client:
             del routes.subscriptions[number]
             peer.notify("events.unsubscribe", {"subscription": number})
 
-    def _event(self, call: Call, params: _Event) -> None:
+    def _event(self, call: Call, text: Text) -> None:
+        try:
+            params = _decode_event(text)
+        except ValueError as error:
+            raise ArmorclawError("invalid_params", "an event is not what it should be") from error
         event = attrs.asdict(params, recurse=False)
         routes = self._routes.setdefault(call.peer, _Routes())
         subscription = routes.subscriptions.get(params.subscription)
         if subscription is not None:
-            subscription.put(event, size_of(event))
+            subscription.put(event, len(text))
         elif routes.opening:
-            routes.early.setdefault(params.subscription, Early()).put(event, size_of(event))
+            routes.early.setdefault(params.subscription, Early()).put(event, len(text))
 
     def _closed(self, call: Call, params: _Closed) -> None:
         subscription = self._routes.setdefault(call.peer, _Routes()).subscriptions.pop(params.subscription, None)

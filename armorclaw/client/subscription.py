@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import trio
 
 from armorclaw.errors import ArmorclawError
@@ -23,8 +22,6 @@ ACK_TIMEOUT = 10.0
 
 RETRY = 0.5
 """Seconds until the bridge is asked again for what it could not do just then, unless it says when."""
-
-_encode = msgspec.json.Encoder().encode
 
 
 class Early:
@@ -160,11 +157,6 @@ class Subscription:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
-
-
-def size_of(event: dict[str, Any]) -> int:
-    """Bytes of its JSON."""
-    return len(_encode(event))
 
 
 def retry_after(error: ArmorclawError) -> float:
