@@ -7,11 +7,11 @@ from pathlib import Path
 import attrs
 
 from armorclaw.config import RuntimeName
-from armorclaw.containers.detect import Candidate, candidates
-from armorclaw.containers.engine import EngineRuntime
-from armorclaw.containers.engine_http import EngineFault
+from armorclaw.containers.engines.detect import Candidate, candidates
+from armorclaw.containers.engines.http import EngineFault
+from armorclaw.containers.engines.runtime import EngineRuntime
 from armorclaw.containers.image import python_image
-from armorclaw.containers.sandbox import SandboxRuntime
+from armorclaw.containers.local.sandbox import SandboxRuntime
 from armorclaw.errors import ArmorclawError
 
 PULLED_IMAGE = "python:3.12-slim"

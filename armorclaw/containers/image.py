@@ -22,7 +22,7 @@ from typing import IO
 import attrs
 import trio
 
-from armorclaw.containers.engine_http import Engine, EngineFault
+from armorclaw.containers.engines.http import Engine, EngineFault
 from armorclaw.errors import ArmorclawError
 
 LABEL = "armorclaw.made_from"  # on the image: what it was made from, so that it is made again only after an upgrade

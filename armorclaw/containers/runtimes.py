@@ -8,11 +8,11 @@ import trio
 
 from armorclaw import config
 from armorclaw.clock import Clock
-from armorclaw.containers.detect import candidates
-from armorclaw.containers.engine import EngineRuntime
-from armorclaw.containers.process import ProcessRuntime
+from armorclaw.containers.engines.detect import candidates
+from armorclaw.containers.engines.runtime import EngineRuntime
+from armorclaw.containers.local.process import ProcessRuntime
+from armorclaw.containers.local.sandbox import SandboxRuntime
 from armorclaw.containers.runtime import Runtime
-from armorclaw.containers.sandbox import SandboxRuntime
 from armorclaw.errors import ArmorclawError
 
 

@@ -111,7 +111,7 @@ def engine_with_image(kind: Kind) -> Iterator[EngineWithImage]:
     """The same with an image of this host's own Python in it (about 2 s)."""
     import trio
 
-    from armorclaw.containers.engine_http import Engine
+    from armorclaw.containers.engines.http import Engine
     from armorclaw.containers.image import python_image
 
     async def make_image(socket_path: str) -> str:

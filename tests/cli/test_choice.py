@@ -12,8 +12,8 @@ import pytest
 
 from armorclaw.cli import choice
 from armorclaw.cli.choice import BUILT_IMAGE, PULLED_IMAGE, choose
-from armorclaw.containers.detect import Candidate
-from armorclaw.containers.engine_http import EngineFault
+from armorclaw.containers.engines.detect import Candidate
+from armorclaw.containers.engines.http import EngineFault
 from armorclaw.errors import ArmorclawError
 
 

@@ -21,10 +21,10 @@ import attrs
 import pytest
 import trio
 
-from armorclaw.containers.engine import EngineRuntime
-from armorclaw.containers.process import ProcessRuntime
+from armorclaw.containers.engines.runtime import EngineRuntime
+from armorclaw.containers.local.process import ProcessRuntime
+from armorclaw.containers.local.sandbox import SandboxRuntime
 from armorclaw.containers.runtime import Runtime
-from armorclaw.containers.sandbox import SandboxRuntime
 from armorclaw.containers.spec import SOCKET_DIR, ContainerSpec, Found, Limits, Mount
 from armorclaw.testing.engines import EngineWithImage, Kind, engine_with_image, why_missing
 from armorclaw.testing.plugin import missing
@@ -217,7 +217,7 @@ def door() -> type[Door]:
 
 _BRIDGE = """
 import sys, pickle, trio
-from armorclaw.containers.engine import EngineRuntime
+from armorclaw.containers.engines.runtime import EngineRuntime
 async def main():
     socket_path, spec = pickle.load(sys.stdin.buffer)
     async with EngineRuntime.open(socket_path) as runtime, runtime.launch(spec) as running:

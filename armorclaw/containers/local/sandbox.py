@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from armorclaw.containers.local import (
+from armorclaw.containers.local.base import (
     ENV,
     LocalContainer,
     LocalRuntime,
@@ -34,12 +34,12 @@ from armorclaw.containers.local import (
     require_plain_words,
     resource_limits,
 )
-from armorclaw.containers.log_file import LogFile
-from armorclaw.containers.output import Output, captured
+from armorclaw.containers.local.log_file import LogFile
+from armorclaw.containers.local.output import Output, captured
+from armorclaw.containers.local.seccomp import denied_calls, filter_fd
+from armorclaw.containers.local.spawn import KILL_DEADLINE, Child, Gate, ended, spawned
 from armorclaw.containers.peers import children_of, descends_from, pid_namespace
 from armorclaw.containers.runtime import Peer, Running
-from armorclaw.containers.seccomp import denied_calls, filter_fd
-from armorclaw.containers.spawn import KILL_DEADLINE, Child, Gate, ended, spawned
 from armorclaw.containers.spec import SOCKET_DIR, ContainerSpec
 from armorclaw.errors import ArmorclawError
 

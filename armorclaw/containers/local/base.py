@@ -14,10 +14,10 @@ from pathlib import Path
 import trio
 
 from armorclaw.clock import Clock
-from armorclaw.containers.log_file import FileLog, LogFile
+from armorclaw.containers.local.log_file import FileLog, LogFile
+from armorclaw.containers.local.spawn import Child, Gate
 from armorclaw.containers.printed import LogReader, LogWanted
 from armorclaw.containers.runtime import Peer, Running
-from armorclaw.containers.spawn import Child, Gate
 from armorclaw.containers.spec import ContainerSpec, Exit, Found
 from armorclaw.containers.usage import Usage, usage_below
 from armorclaw.errors import ArmorclawError

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from armorclaw.containers.spawn import Child, Gate, spawned
+from armorclaw.containers.local.spawn import Child, Gate, spawned
 from armorclaw.errors import ArmorclawError
 
 SLEEP = ["/bin/sleep", "100"]

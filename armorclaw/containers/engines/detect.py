@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import attrs
 import trio
 
-from armorclaw.containers.engine import EngineRuntime
+from armorclaw.containers.engines.runtime import EngineRuntime
 from armorclaw.errors import ArmorclawError
 
 

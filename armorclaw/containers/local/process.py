@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager, closing
 
 import trio
 
-from armorclaw.containers.local import (
+from armorclaw.containers.local.base import (
     ENV,
     LocalContainer,
     LocalRuntime,
@@ -31,10 +31,10 @@ from armorclaw.containers.local import (
     require_plain_words,
     resource_limits,
 )
-from armorclaw.containers.output import captured
+from armorclaw.containers.local.output import captured
+from armorclaw.containers.local.spawn import Child, Gate, spawned
 from armorclaw.containers.peers import descends_from, session
 from armorclaw.containers.runtime import Peer, Running
-from armorclaw.containers.spawn import Child, Gate, spawned
 from armorclaw.containers.spec import SOCKET_DIR, ContainerSpec
 from armorclaw.errors import ArmorclawError
 

@@ -12,9 +12,9 @@ from typing import Any, cast
 import pytest
 import trio
 
-from armorclaw.containers.engine import EngineRuntime
-from armorclaw.containers.engine_config import container_name
-from armorclaw.containers.engine_http import Engine
+from armorclaw.containers.engines.config import container_name
+from armorclaw.containers.engines.http import Engine
+from armorclaw.containers.engines.runtime import EngineRuntime
 from armorclaw.containers.image import HostFiles
 from armorclaw.containers.printed import LogWanted
 from armorclaw.containers.spec import SOCKET_DIR, ContainerSpec, Found, Limits, Mount

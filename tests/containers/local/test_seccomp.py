@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armorclaw.containers.seccomp import denied_calls, filter_program
+from armorclaw.containers.local.seccomp import denied_calls, filter_program
 from armorclaw.errors import ArmorclawError
 
 pytestmark = pytest.mark.mission("P0.1")

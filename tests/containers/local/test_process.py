@@ -14,7 +14,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armorclaw.containers.process import on_host
+from armorclaw.containers.local.process import on_host
 from armorclaw.containers.runtime import Runtime
 from armorclaw.containers.spec import SOCKET_DIR, ContainerSpec, Limits, Mount
 from armorclaw.errors import ArmorclawError
@@ -170,7 +170,7 @@ async def test_nothing_survives(runtime: Runtime) -> None:
 
 BRIDGE = """
 import pickle, sys, trio
-from armorclaw.containers.process import ProcessRuntime
+from armorclaw.containers.local.process import ProcessRuntime
 async def main():
     logs, spec = pickle.load(sys.stdin.buffer)
     async with ProcessRuntime(logs).launch(spec) as running:

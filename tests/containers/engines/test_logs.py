@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armorclaw.containers.engine_logs import WORDS_BYTES, EngineLog, LastWords, LogFrames, before_tail, joined
+from armorclaw.containers.engines.logs import WORDS_BYTES, EngineLog, LastWords, LogFrames, before_tail, joined
 from armorclaw.containers.printed import PIECE_BYTES, LogPiece, LogWanted
 
 NAMES = {1: "stdout", 2: "stderr"}

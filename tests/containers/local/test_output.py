@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from armorclaw.containers import output
-from armorclaw.containers.log_file import FILE_BYTES, LogFile
-from armorclaw.containers.output import captured
+from armorclaw.containers.local import output
+from armorclaw.containers.local.log_file import FILE_BYTES, LogFile
+from armorclaw.containers.local.output import captured
 from armorclaw.errors import ArmorclawError
 
 

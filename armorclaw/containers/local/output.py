@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from armorclaw.containers.log_file import LogFile, disk
+from armorclaw.containers.local.log_file import LogFile, disk
 from armorclaw.errors import ArmorclawError
 from armorclaw.log import get_logger
 

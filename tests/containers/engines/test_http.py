@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from armorclaw.containers import engine_http
-from armorclaw.containers.engine import EngineRuntime, _ids, _outer_uids
-from armorclaw.containers.engine_http import Engine, EngineFault
+from armorclaw.containers.engines import http as engine_http
+from armorclaw.containers.engines.http import Engine, EngineFault
+from armorclaw.containers.engines.runtime import EngineRuntime, _ids, _outer_uids
 from armorclaw.errors import ArmorclawError
 
 VERSION = {"Version": "27.0", "ApiVersion": "1.46", "MinAPIVersion": "1.24", "Components": [{"Name": "Engine"}]}

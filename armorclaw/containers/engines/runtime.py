@@ -11,15 +11,15 @@ from typing import Any, Self
 
 import trio
 
-from armorclaw.containers.engine_config import (
+from armorclaw.containers.engines.config import (
     LABEL_AGENT,
     LABEL_DIGEST,
     LABEL_INSTANCE,
     container_config,
     container_name,
 )
-from armorclaw.containers.engine_http import Engine, EngineFault
-from armorclaw.containers.engine_logs import LastWords
+from armorclaw.containers.engines.http import Engine, EngineFault
+from armorclaw.containers.engines.logs import LastWords
 from armorclaw.containers.printed import LogReader, LogWanted
 from armorclaw.containers.runtime import Peer
 from armorclaw.containers.spec import ContainerSpec, Exit, Found

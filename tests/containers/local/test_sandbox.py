@@ -20,10 +20,10 @@ import attrs
 import pytest
 import trio
 
-from armorclaw.containers import sandbox
-from armorclaw.containers.local import resource_limits
+from armorclaw.containers.local import sandbox
+from armorclaw.containers.local.base import resource_limits
+from armorclaw.containers.local.seccomp import denied_calls
 from armorclaw.containers.runtime import Runtime
-from armorclaw.containers.seccomp import denied_calls
 from armorclaw.containers.snapshot import snapshot_code
 from armorclaw.containers.spec import ContainerSpec, Limits, Mount
 from armorclaw.errors import ArmorclawError
@@ -630,7 +630,7 @@ async def test_nothing_survives(runtime: Runtime, make_spec: MakeSpec) -> None:
 BRIDGE = """
 import ctypes, os, pickle, sys, trio
 from pathlib import Path
-from armorclaw.containers.sandbox import SandboxRuntime
+from armorclaw.containers.local.sandbox import SandboxRuntime
 async def main():
     logs, spec, user = pickle.load(sys.stdin.buffer)
     if user is not None:

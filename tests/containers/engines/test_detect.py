@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from armorclaw.containers import detect
-from armorclaw.containers.detect import Candidate, candidates
+from armorclaw.containers.engines import detect
+from armorclaw.containers.engines.detect import Candidate, candidates
 from armorclaw.testing.engines import EngineWithImage
 
 

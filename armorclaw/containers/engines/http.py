@@ -19,7 +19,7 @@ import attrs
 import httpx
 import trio
 
-from armorclaw.containers.engine_logs import EngineLog, before_tail
+from armorclaw.containers.engines.logs import EngineLog, before_tail
 from armorclaw.containers.printed import LogWanted
 from armorclaw.errors import ArmorclawError
 

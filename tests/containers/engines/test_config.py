@@ -7,7 +7,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from armorclaw.containers.engine_config import container_config, container_name
+from armorclaw.containers.engines.config import container_config, container_name
 from armorclaw.containers.spec import ContainerSpec, Limits, Mount
 
 SPEC = ContainerSpec(

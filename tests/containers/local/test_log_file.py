@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from armorclaw.clock import Clock
-from armorclaw.containers import log_file
-from armorclaw.containers.log_file import FileLog, LogFile
+from armorclaw.containers.local import log_file
+from armorclaw.containers.local.log_file import FileLog, LogFile
 from armorclaw.containers.printed import LogPiece, LogWanted
 
 

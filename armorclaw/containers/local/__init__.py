@@ -1,0 +1,1 @@
+"""Agents without an engine: under bubblewrap, or as plain processes."""
