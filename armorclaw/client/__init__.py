@@ -174,19 +174,19 @@ class Client:
         """
         chosen = {"types": types, "rooms": rooms, "senders": senders, "agents": agents}
         subscription = Subscription(name, {key: list(value) for key, value in chosen.items()}, start)
-        await self._nursery.start(self._keep, subscription)
         try:
+            self._nursery.start_soon(self._keep, subscription)
+            await subscription.begun()
             yield subscription
         finally:
             subscription.scope.cancel(reason="the program has finished with the subscription")
             self._forget(subscription)
 
-    async def _keep(self, subscription: Subscription, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _keep(self, subscription: Subscription) -> None:
         """Have it subscribed on every connection there is."""
         with subscription.scope:
-            peer = await self._open(subscription, trio.current_time() + CALL_TIMEOUT)
-            task_status.started()
             try:
+                peer = await self._open(subscription, trio.current_time() + CALL_TIMEOUT)
                 while True:
                     await peer.closed.wait()
                     subscription.lost()
@@ -195,6 +195,8 @@ class Client:
                     peer = await self._open(subscription, math.inf)
             except ArmorclawError as error:
                 subscription.fail(error)
+            finally:
+                subscription.end("the client was closed")
 
     async def _open(self, subscription: Subscription, deadline: float) -> Peer:
         """Subscribe; as often as the connection ends meanwhile and, without a deadline, as the bridge is busy."""
@@ -207,6 +209,9 @@ class Client:
                 answer = await peer.request(
                     "events.subscribe", subscription.params, timeout=timeout, late=partial(_undo, peer, routes)
                 )
+                if subscription.scope.cancel_called:  # in the same instant
+                    _undo(peer, routes, answer)
+                    await trio.lowlevel.checkpoint()
                 number = answer["subscription"]
                 former = routes.subscriptions.get(number)
                 if former is not None:
@@ -257,7 +262,8 @@ class Client:
 def _undo(peer: Peer, routes: _Routes, answer: Any) -> None:
     """Somebody was subscribed who had given it up: unsubscribe, unless the name has found another owner here."""
     number = answer["subscription"]
-    if number not in routes.subscriptions and all(each.name != number for each in routes.opening):
+    wanted = any(each.name == number and not each.scope.cancel_called for each in routes.opening)
+    if not wanted and number not in routes.subscriptions:
         peer.notify("events.unsubscribe", {"subscription": number})
 
 

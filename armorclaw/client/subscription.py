@@ -56,6 +56,7 @@ class Subscription:
         self._events: deque[tuple[dict[str, Any], int]] = deque()  # with their size
         self._size = 0  # of all of them
         self._changed = trio.Event()
+        self._has_begun = False
         self._error: ArmorclawError | None = None
         self._taken: dict[str, Any] | None = None  # not acknowledged yet
 
@@ -99,6 +100,13 @@ class Subscription:
 
     # by the client
 
+    async def begun(self) -> None:
+        """Until it is subscribed. Raises why it cannot be."""
+        while not self._has_begun:
+            if self._error is not None:
+                raise self._error
+            await self._changed.wait()
+
     @property
     def params(self) -> dict[str, Any]:
         """Of events.subscribe, on the next connection."""
@@ -118,6 +126,7 @@ class Subscription:
     def opened(self, peer: Peer, id: str, cursor: int) -> None:  # noqa: A002 - the word of the wire
         """It is subscribed on this connection."""
         self._peer, self._id = peer, id
+        self._has_begun = True
         if self._from == "now":
             self._from = cursor
         self._wake()

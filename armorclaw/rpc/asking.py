@@ -127,6 +127,10 @@ class Asking:
                 self._waiting[number] = waiting
                 self._peer.push(data)
                 await waiting.event.wait()
+        except trio.Cancelled:
+            if late is not None and waiting.event.is_set():  # in the same instant
+                _Late(late).settle(waiting.response)
+            raise
         finally:
             if self._waiting.pop(number, None) is not None and self.is_open:
                 self._give_up(number)

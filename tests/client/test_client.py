@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -120,7 +121,7 @@ async def test_waiting_events_are_bounded_in_bytes(
             bridge.push(seq)
         await client.call("add", a=1, from_=1)
         seen: list[int] = []
-        with pytest.raises(ArmorclawError) as told:
+        with pytest.raises(ArmorclawError) as told, trio.fail_after(5):
             await _take_all(events, seen)
     assert told.value.name == "queue_full"
     assert seen == list(range(1, len(seen) + 1))
@@ -191,3 +192,38 @@ async def test_a_name_that_was_given_up_and_taken_again(client: Client, bridge: 
 async def _take_all(events: Subscription, into: list[int]) -> None:
     async for event in events:
         into.append(event["seq"])  # noqa: PERF401 - until it fails
+
+
+async def test_a_subscription_that_is_given_up_as_it_begins(
+    client: Client, bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same instant in which its answer comes."""
+    opened = Subscription.opened
+    with trio.CancelScope() as scope:
+
+        def leave(*args: Any) -> None:
+            opened(*args)
+            scope.cancel()
+
+        monkeypatch.setattr(Subscription, "opened", leave)
+        async with client.subscribe():
+            await trio.sleep_forever()
+    await bridge.until(lambda: bridge.left == ["s1"])
+
+
+async def test_subscribing_ends_with_its_client(bridge: Bridge, path: Path) -> None:
+    bridge.mute.add("events.subscribe")
+    async with trio.open_nursery() as nursery:
+
+        async def subscribe(client: Client) -> None:
+            with pytest.raises(ArmorclawError) as ended:
+                async with client.subscribe():
+                    pass
+            assert ended.value.name == "unavailable"
+
+        async with connect(path) as client:
+            nursery.start_soon(subscribe, client)
+            await bridge.until(lambda: bridge.asked)
+        with trio.fail_after(2):
+            while nursery.child_tasks:
+                await trio.testing.wait_all_tasks_blocked(0.001)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from armorclaw.errors import ArmorclawError
 from armorclaw.rpc.flow import WINDOW
+from armorclaw.rpc.jsonrpc import Response
 from armorclaw.rpc.peer import SOFT_LIMIT, Peer
 from armorclaw.rpc.registry import Registry
 from tests.rpc.conftest import House, Raw
@@ -158,3 +160,23 @@ async def test_a_result_that_comes_late_is_told(socket_pair: Streams) -> None:
         await trio.testing.wait_all_tasks_blocked(0.001)
         assert told == [5, 7]
         assert not peer._asking
+
+
+async def test_a_result_that_comes_as_its_caller_leaves(socket_pair: Streams) -> None:
+    """Whichever is first, in one turn of the event loop."""
+    async with serving(socket_pair[0], Registry()) as peer:
+        raw = Raw(socket_pair[1])
+        for leave_first in (True, False):
+            told: list[Any] = []
+            async with trio.open_nursery() as nursery:
+
+                async def ask(told: list[Any] = told) -> None:
+                    told.append(await peer.request("x", timeout=5, late=told.append))
+
+                nursery.start_soon(ask)
+                number = (await raw.line())["id"]
+                if leave_first:
+                    nursery.cancel_scope.cancel()
+                assert peer._asking.take(Response(number, msgspec.Raw(b"5"), None))
+                nursery.cancel_scope.cancel()
+            assert told == [5]
