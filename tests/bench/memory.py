@@ -19,7 +19,9 @@ SETTLE = 5.0
 QUICK_SETTLE = 2.0
 """Seconds between the last start and the look: what the start itself needed is freed or not by then."""
 
-RUN_IMPORTS = "import armorclaw.cli.daemon, armorclaw.config_layers"
+RUN_IMPORTS = (
+    "from armorclaw.cli.run import load_lean; load_lean(); import armorclaw.cli.daemon, armorclaw.config_layers"
+)
 SESSION_IMPORTS = RUN_IMPORTS + ", armorclaw.matrix.session"
 
 _IMPORT = """\
