@@ -3,7 +3,8 @@
 On the host::
 
     RUNTIME_DIR/mounts/NAME/NAME.sock      the socket; this directory is mounted, read-only, into that agent alone
-    RUNTIME_DIR/containers/NAME.sock       a link to it, so that one path holds for people and on both sides
+    RUNTIME_DIR/mounts/NAME/OTHER.sock     what else it may reach, such as egress.sock
+    RUNTIME_DIR/containers/NAME.sock       a link to the first, so that one path holds for people and on both sides
 
 and inside, at /run/armorclaw/containers/NAME.sock. The directory is mounted and not the socket, because a mounted
 file would stay the old one when the bridge starts again and makes a new one.
@@ -12,6 +13,7 @@ file would stay the old one when the bridge starts again and makes a new one.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -44,13 +46,7 @@ class AgentSocket:
         self.inside = f"{SOCKET_DIR}/{name}.sock"
         self._runtime_dir = runtime_dir
         for path in (f"{self.path}{_NEW}", self.inside):
-            if len(os.fsencode(path)) > MAX_PATH:
-                raise ArmorclawError(
-                    "path_too_long",
-                    f"agent {name!r} cannot have a socket",
-                    why=f"{path} is {len(os.fsencode(path))} bytes long, and a socket's path at most {MAX_PATH}",
-                    hint="choose a shorter runtime_dir, or a shorter name",
-                )
+            self._check_length(path)
 
     def __repr__(self) -> str:
         return f"<AgentSocket {self.path}>"
@@ -61,8 +57,7 @@ class AgentSocket:
         The directory stays the same one, as a container may have it mounted. The caller closes the listener. Raises
         `storage_failed` and what `bind_unix` raises.
         """
-        owners = (os.geteuid(), self.uid) if os.geteuid() == 0 else None
-        own = self.uid == os.geteuid()
+        owners, own = self._owners()
         try:
             for folder in (self._runtime_dir, self.directory.parent, self.link.parent):
                 folder.mkdir(mode=0o700, exist_ok=True)
@@ -72,12 +67,7 @@ class AgentSocket:
             if owners:
                 os.chown(self.directory, *owners)
             self.directory.chmod(0o710 if owners else 0o700 if own else 0o711)
-            listener = bind_unix(
-                self.path,
-                mode=0o660 if owners else 0o600 if own else 0o666,
-                uid=owners[0] if owners else None,
-                gid=owners[1] if owners else None,
-            )
+            listener = self._bind(self.path)
             self._make_link()
         except OSError as error:
             raise ArmorclawError(
@@ -85,14 +75,58 @@ class AgentSocket:
             ) from error
         return listener
 
+    def listen_also(self, name: str) -> trio.SocketListener:
+        """Listen at NAME.sock beside its own, which is there already, as open and as closed as that one.
+
+        The caller closes the listener; `remove` removes the socket. Raises `conflict`, `path_too_long`,
+        `storage_failed` and what `bind_unix` raises.
+        """
+        if name == self.name:
+            what, hint = f"agent {name!r} cannot have a socket {name}.sock beside its own", "give it another name"
+            raise ArmorclawError("conflict", what, hint=hint)
+        path = self.directory / f"{name}.sock"
+        self._check_length(f"{path}{_NEW}")
+        try:
+            return self._bind(path)
+        except OSError as error:
+            raise ArmorclawError(
+                "storage_failed", f"agent {self.name!r} cannot have a socket {name}.sock", why=error.strerror or ""
+            ) from error
+
     def remove(self) -> None:
         """Leave nothing behind; for when no container has the directory mounted any more. What is gone is fine."""
-        for path in (self.link, self.path, self.path.with_name(self.path.name + _NEW)):
-            path.unlink(missing_ok=True)
+        self.link.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            for path in self.directory.iterdir():
+                if path.is_socket():  # also those that an earlier life of the bridge left
+                    path.unlink(missing_ok=True)
         try:
             self.directory.rmdir()
         except OSError:
             pass  # gone already, or somebody keeps something in it
+
+    def _owners(self) -> tuple[tuple[int, int] | None, bool]:
+        """To whom files are given, if they can be, and whether the agent runs as this very user."""
+        uid = os.geteuid()
+        return (uid, self.uid) if uid == 0 else None, self.uid == uid
+
+    def _bind(self, path: Path) -> trio.SocketListener:
+        owners, own = self._owners()
+        return bind_unix(
+            path,
+            mode=0o660 if owners else 0o600 if own else 0o666,
+            uid=owners[0] if owners else None,
+            gid=owners[1] if owners else None,
+        )
+
+    def _check_length(self, path: str) -> None:
+        if len(os.fsencode(path)) > MAX_PATH:
+            raise ArmorclawError(
+                "path_too_long",
+                f"agent {self.name!r} cannot have a socket",
+                why=f"{path} is {len(os.fsencode(path))} bytes long, and a socket's path at most {MAX_PATH}",
+                hint="choose a shorter runtime_dir, or a shorter name",
+            )
 
     def _make_link(self) -> None:
         new = self.link.with_name(self.link.name + _NEW)

@@ -253,7 +253,7 @@ async def serve_unix(
                 while True:
                     if admission is not None and (pause := admission.pause()):
                         await trio.sleep(pause)
-                    stream = await _accept(listener, quiet)
+                    stream = await accept_one(listener, quiet)
                     if stream is None:
                         continue
                     with peer_of(stream.socket) as credentials:
@@ -283,7 +283,8 @@ async def serve_unix(
                     remove_stale(Path(path))
 
 
-async def _accept(listener: trio.SocketListener, quiet: Quiet) -> trio.SocketStream | None:
+async def accept_one(listener: trio.SocketListener, quiet: Quiet) -> trio.SocketStream | None:
+    """The next connection; None, perhaps after a pause, when there was none to be had. Raises OSError for good."""
     try:
         return await listener.accept()
     except OSError as error:

@@ -380,10 +380,10 @@ async def test_accepting_goes_on_when_descriptors_run_out(
             raise faults.pop(0)
 
     with structlog.testing.capture_logs() as logs:
-        assert await unix._accept(Faulty(), Quiet()) is None  # type: ignore[arg-type]
-        assert await unix._accept(Faulty(), Quiet()) is None  # type: ignore[arg-type]
+        assert await unix.accept_one(Faulty(), Quiet()) is None  # type: ignore[arg-type]
+        assert await unix.accept_one(Faulty(), Quiet()) is None  # type: ignore[arg-type]
         with pytest.raises(OSError):
-            await unix._accept(Faulty(), Quiet())  # type: ignore[arg-type]
+            await unix.accept_one(Faulty(), Quiet())  # type: ignore[arg-type]
     assert [entry["event"] for entry in logs] == ["cannot accept"]
     await listener.aclose()
 
