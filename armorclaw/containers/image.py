@@ -35,7 +35,10 @@ print(json.dumps([sys.executable, sysconfig.get_path("stdlib"), sysconfig.get_pa
 _LEAVE_OUT = re.compile(
     r"(^|/)(__pycache__|test|idlelib|turtledemo|lib2to3|ensurepip|dist-packages|site-packages|config-[^/]*)(/|$)|\.a$"
 )
-_EXTRA_LIBRARIES = ("libgcc_s.so.1", "libstdc++.so.6")  # wheels with compiled parts need them
+_EXTRA_LIBRARIES = (  # wheels with compiled parts need them; the last are empty since glibc 2.34, and still asked for
+    *("libgcc_s.so.1", "libstdc++.so.6", "libm.so.6"),
+    *("libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1"),
+)
 _LINKS = {name: f"usr/{name}" for name in ("bin", "sbin", "lib", "lib64")}
 _PASSWD = b"root:x:0:0::/:/none\nagent:x:10001:10001::/tmp:/none\n"
 _GROUP = b"root:x:0:\nagent:x:10001:\n"
@@ -62,21 +65,30 @@ async def _image(engine: Engine, tag: str, host: HostFiles) -> str:
             return str(present["Id"])
     except EngineFault:
         pass
-    repository, colon, version = tag.rpartition(":")
-    if not colon or "/" in version:  # the colon of a registry's port
-        repository, version = tag, "latest"
+    repository, version = split_tag(tag)
     changes = [f"LABEL {LABEL}={host.digest()}", "ENV PATH=/usr/bin"]
     with tempfile.TemporaryFile() as file:
         await trio.to_thread.run_sync(host.write_tar, file)
         file.seek(0)
         try:
-            return await engine.import_image(_chunks(file), repository=repository, tag=version, changes=changes)
+            made = await engine.import_image(chunks(file), repository=repository, tag=version, changes=changes)
+            await engine.tag_image(made, repository, version)  # Podman's import looks at neither (seen with 4.3)
+            return made
         except EngineFault as fault:
             what = f"the engine does not take the image {tag}"
             raise ArmorclawError("engine_refused", what, why=fault.message) from fault
 
 
-async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
+def split_tag(name: str) -> tuple[str, str]:
+    """The repository and the version of an image's name; "latest" without one."""
+    repository, colon, version = name.rpartition(":")
+    if not colon or "/" in version:  # the colon of a registry's port
+        return name, "latest"
+    return repository, version
+
+
+async def chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
+    """The rest of a file, as an engine takes it."""
     while chunk := await trio.to_thread.run_sync(file.read, CHUNK):
         yield chunk
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any, Self
@@ -30,8 +31,10 @@ CALL_SECONDS = 30.0  # an engine that takes longer to answer a plain call is not
 START_SECONDS = 60.0  # start runs the container runtime: seconds on a busy machine
 IMPORT_SECONDS = 120.0
 PULL_SECONDS = 600.0
+PING_SECONDS = 5.0
 CLOSE_SECONDS = 5.0
 STOP_EXTRA_SECONDS = 15.0  # past the grace, for the engine to kill and reap
+EVENT_BYTES = 1024 * 1024  # of one event; it repeats all labels of its container
 
 _CONTAINER = re.compile(r"[0-9a-zA-Z][0-9a-zA-Z_.-]{0,254}\Z")
 _IMAGE = re.compile(r"[0-9a-zA-Z][0-9a-zA-Z_.:/@-]{0,511}\Z")
@@ -53,6 +56,20 @@ class EngineFault(Exception):  # noqa: N818 - it is the engine's refusal, mapped
         return f"{self.method} {self.path}: {self.status} {self.message}"
 
 
+@contextmanager
+def faults(what: str) -> Iterator[None]:
+    """Name a refusal that has no nearer name."""
+    try:
+        yield
+    except EngineFault as fault:
+        raise refused(what, fault) from fault
+
+
+def refused(what: str, fault: EngineFault) -> ArmorclawError:
+    """What an engine would not do, in its own words."""
+    return ArmorclawError("engine_refused", what, why=fault.message)
+
+
 @attrs.frozen
 class Version:
     """What the engine says of itself, and the API version agreed on."""
@@ -60,6 +77,35 @@ class Version:
     kind: str  # "docker" or "podman"
     engine: str
     api: str
+
+
+class JsonLines:
+    """Objects, one a line, from a stream that `read` reads; the end of the stream is theirs.
+
+    Raises `engine_unreachable` for what is no object, or longer than EVENT_BYTES, and what `read` raises.
+    """
+
+    def __init__(self, read: Callable[[], Awaitable[bytes]]) -> None:
+        self._read = read
+        self._lines: deque[bytes] = deque()
+        self._rest = b""
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        while True:
+            while not self._lines:
+                chunk = await self._read()
+                if not chunk:
+                    raise StopAsyncIteration
+                *lines, self._rest = (self._rest + chunk).split(b"\n")
+                self._lines.extend(lines)
+                if len(self._rest) > EVENT_BYTES:
+                    raise _misunderstood(f"an event of over {EVENT_BYTES} bytes")
+            line = self._lines.popleft()
+            if line.strip():
+                return _object(line)
 
 
 class Engine:
@@ -103,6 +149,21 @@ class Engine:
         """GET /info: what this engine can do (security options, cgroup version, warnings)."""
         return dict(await self._json("GET", "/info"))
 
+    async def ping(self) -> None:
+        """GET /_ping: whether the engine answers, within PING_SECONDS."""
+        await self._call("GET", "/_ping", timeout=httpx.Timeout(PING_SECONDS))
+
+    @asynccontextmanager
+    async def events(self, label: str) -> AsyncIterator[JsonLines]:
+        """What happens to containers that carry `label` ("key=value"), from now on; it ends when the engine hangs up.
+
+        What happened before is not told: look at the containers once inside the block.
+        """
+        filters = {"type": ["container"], "label": [label]}
+        async with self._stream("GET", "/events", params={"filters": json.dumps(filters)}) as response:
+            async with self._chunks(response, "GET /events") as read:
+                yield JsonLines(read)
+
     # -- images
 
     async def image(self, reference: str) -> dict[str, Any]:
@@ -127,6 +188,17 @@ class Engine:
         name, _, tag = reference.rpartition(":")
         path, params = "/images/create", {"fromImage": name, "tag": tag}
         _progress(await self._call("POST", path, params=params, timeout=_within(PULL_SECONDS)), path)
+
+    async def commit(self, container: str, *, repository: str, tag: str) -> str:
+        """Make an image of what is in a container, with its labels and its command; the image's id."""
+        params = {"container": container, "repo": repository, "tag": tag}
+        # Podman wants a body; empty, it changes nothing
+        answer = await self._json("POST", "/commit", params=params, json={}, timeout=_within(IMPORT_SECONDS))
+        return str(dict(answer)["Id"])
+
+    async def tag_image(self, reference: str, repository: str, tag: str) -> None:
+        """Give an image one more name; it is taken from the image that had it."""
+        await self._call("POST", _image_path(reference, "tag"), params={"repo": repository, "tag": tag})
 
     async def remove_image(self, reference: str) -> None:
         """Remove an image nothing uses."""
@@ -205,6 +277,12 @@ class Engine:
         async with self._stream("GET", path, params=params) as response:
             async with self._chunks(response, f"GET {path}") as read:
                 yield EngineLog(read, wanted, skip=skip)
+
+    async def put_archive(self, container: str, folder: str, tar: AsyncIterator[bytes]) -> None:
+        """Unpack a tar in a container, which need not run; folders that are missing are made, as root's."""
+        headers = {"Content-Type": "application/x-tar"}
+        request = {"params": {"path": folder}, "content": tar, "headers": headers}
+        await self._call("PUT", _path(container, "archive"), timeout=_within(IMPORT_SECONDS), **request)
 
     async def stats(self, container: str) -> dict[str, Any]:
         """What it uses now; {} of one that does not run. Docker makes who asks twice within a second wait."""
@@ -287,6 +365,17 @@ class Engine:
     def _unreachable(self, call: str, why: str, hint: str = "") -> ArmorclawError:
         what = f"the container engine at {self.socket_path} does not serve {call}"
         return ArmorclawError("engine_unreachable", what, why=why, hint=hint)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError) as broken:
+        raise _misunderstood("it is not a JSON object") from broken
+
+
+def _misunderstood(why: str) -> ArmorclawError:
+    return ArmorclawError("engine_unreachable", "what the container engine tells is not understood", why=why)
 
 
 def _progress(body: bytes, path: str) -> list[dict[str, Any]]:
