@@ -124,6 +124,8 @@ class AsyncLink:
             if self._ticking is not None:
                 self._ticking.cancel()
                 self._ticking = None
+            if self.session.serving:  # to this moment, however long ago it last said something
+                self._served_at = time.monotonic()
             self.session.disconnected()
             self._pulse()
 

@@ -207,11 +207,13 @@ class Link:
 
     def _lose(self) -> None:
         if self._connection is not None:
+            now = time.monotonic()
+            if self.session.serving:  # to this moment, however long ago it last said something
+                self._served_at = now
             self._connection.close()
             self._connection = None
             self.session.disconnected()
             self._changed.notify_all()
-            now = time.monotonic()
             self._retry_at = now + retry_after(now - self._served_at)
             self._complained = True
 
