@@ -67,12 +67,14 @@ class Bridge:
         else:
             show.line(words)
 
-    def table(self, answer: Any, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Show an answer: itself, or as a table for people."""
+    def table(
+        self, answer: Any, heads: Sequence[str], rows: Iterable[Sequence[Any]], *, gives: Sequence[str] = ()
+    ) -> None:
+        """Show an answer: itself, or as a table for people; see `show.table`."""
         if self.as_json:
             show.as_json(answer)
         else:
-            show.table(heads, rows)
+            show.table(heads, rows, gives=gives)
 
 
 def client(verb: Verb) -> Verb:

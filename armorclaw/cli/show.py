@@ -13,6 +13,18 @@ from typing import Any
 
 import click
 
+WIDTH = 100
+"""Columns that a table has, if it may be cut."""
+
+_GAP = "  "
+_NARROWEST = 8
+_COLOURS = {
+    **dict.fromkeys(("ready", "running", "yes"), "green"),
+    **dict.fromkeys(("starting", "restarting", "stopping", "suspect", "stalled", "unknown"), "yellow"),
+    **dict.fromkeys(("failed", "hung", "oom", "exited", "NO"), "red"),
+    **dict.fromkeys(("stopped", "sleeping"), "dim"),
+}
+
 
 class Unwritable(Exception):  # noqa: N818 - it is stdout that is
     """stdout takes no more: its reader has gone, or its disk is full."""
@@ -52,15 +64,34 @@ def plain(words: str) -> str:
     return words if words.isprintable() else "".join(each if each.isprintable() else "�" for each in words)
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Columns below their heads; None is shown as nothing."""
+def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], *, gives: Sequence[str] = ()) -> None:
+    """Columns below their heads; None is shown as nothing. The words in a column STATE or HOLDS have their colours.
+
+    The columns `gives` are cut for all to fit into WIDTH, if need be.
+    """
     texts = [["" if cell is None else plain(str(cell)) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in [heads, *texts]) for column in range(len(heads))]
+    if gives:
+        _narrow(widths, [heads.index(head) for head in gives])
+        texts = [[cut(cell, width) for cell, width in zip(row, widths, strict=True)] for row in texts]
     if sys.stdout.isatty():
         _rich_table(heads, texts)
         return
-    widths = [max(len(row[column]) for row in [heads, *texts]) for column in range(len(heads))]
     for row in [heads, *texts]:
-        text("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        text(_GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _narrow(widths: list[int], giving: Sequence[int]) -> None:
+    """Take from the widest of those that give, until all fit or nothing is left to give."""
+    over = sum(widths) + len(_GAP) * (len(widths) - 1) - WIDTH
+    while over > 0 and max(widths[column] for column in giving) > _NARROWEST:
+        widths[max(giving, key=widths.__getitem__)] -= 1
+        over -= 1
+
+
+def cut(words: str, width: int) -> str:
+    """The words, or as much of them as there is room for."""
+    return words if len(words) <= width else words[: width - 1] + "…"
 
 
 def _rich_table(heads: Sequence[str], rows: list[list[str]]) -> None:
@@ -72,13 +103,34 @@ def _rich_table(heads: Sequence[str], rows: list[list[str]]) -> None:
     for head in heads:
         shown.add_column(head, overflow="fold")
     for row in rows:
-        shown.add_row(*map(Text, row))
+        styles = [
+            _COLOURS.get(cell, "") if head in ("STATE", "HOLDS") else ""
+            for head, cell in zip(heads, row, strict=True)
+        ]
+        shown.add_row(*map(Text, row, styles))
     Console(highlight=False).print(shown)
 
 
 def seconds(at: float | None) -> str:
     """Local time of day and date, from seconds since the epoch; "" for none."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) if at else ""
+
+
+def ago(at_ms: float | None) -> str:
+    """How long ago that was; "" for never."""
+    return span(max(time.time() - at_ms / 1000, 0)) if at_ms else ""
+
+
+def span(seconds: float | None) -> str:
+    """A length of time in one unit, as in 5s, 3m, 2h, 4d; "" for none."""
+    if seconds is None:
+        return ""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    for unit, length, most in (("s", 1, 120), ("m", 60, 7200), ("h", 3600, 172_800)):
+        if seconds < most:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds / 86_400:.0f}d"
 
 
 def size(count: float | None) -> str:

@@ -65,10 +65,20 @@ def test_a_person_who_said_yes_is_not_asked(fake: FakeBridge) -> None:
     assert (status, shown) == (0, "cancelled d_1\r\n")
 
 
-def test_a_table_on_a_terminal_is_as_wide_as_it(fake: FakeBridge) -> None:
-    row = {"name": "[red]echo", "state": "ready", "ready": True, "runtime": "docker", "generation": 1, "since_ms": 1}
-    fake.answers["containers.list"] = [{**row, "last_end": "\x1b[31m" + "x" * 200}]
+def test_states_have_colours_on_a_terminal(fake: FakeBridge) -> None:
+    row = {"name": "ready", "since_ms": None, "last_end": "x" * 200}
+    fake.answers["containers.list"] = [{**row, "state": "failed"}, {**row, "state": "ready"}]
     status, shown = at_terminal(fake, "", "containers", "ls")
+    assert status == 0
+    assert "\x1b[31mfailed" in shown
+    assert shown.count("\x1b[32mready") == 1, "a name is no state"
+    assert shown.count("…") == 2
+
+
+def test_a_table_on_a_terminal_is_as_wide_as_it(fake: FakeBridge) -> None:
+    row = {"delivery_id": "[red]echo", "state": "sent", "room_id": "!r", "attempts": 1, "created_ms": 1}
+    fake.answers["delivery.list"] = [{**row, "agent": None, "reason": "\x1b[31m" + "x" * 200}]
+    status, shown = at_terminal(fake, "", "outbox", "ls")
     assert status == 0
     assert "[red]echo" in shown
     assert "\x1b[31m" not in shown

@@ -62,6 +62,13 @@ def test_containers(run: Run, bridge: BridgeProcess) -> None:
     assert run("containers", "logs", "talker", "--tail", "0").out == ""
     readings = told(run, "containers", "stats", "talker", "--count", "2", "--interval", "0.1")
     assert [row.get("name") for row in readings] == ["talker", "talker"]
+    assert "main.py" in run("containers", "inspect", "talker").out
+    assert run("containers", "logs", "talker", "-t").out.endswith(" first line\n")
+    done = run("containers", "isolation", "talker")
+    assert (done.status, done.err) == (1, ""), "a plain process is not confined"
+    assert "pid namespace" in done.out
+    assert len(run("containers", "stats", "--history").out.splitlines()) >= 2
+    assert 'armorclaw_agent_state{agent="talker"' in run("metrics").out
     assert run("containers", "restart", "talker").status == 0
     assert run("containers", "stop", "talker").status == 0
     assert told(run, "containers", "ls")[0]["state"] == "stopped"

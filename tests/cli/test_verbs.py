@@ -27,6 +27,10 @@ AGENT = {
     "since_ms": None,
     "ready": True,
     "last_end": "exit 3\x1b[2J",
+    "restarts": 4,
+    "status": "thinking",
+    "cpu_percent": 12.34,
+    "memory_bytes": 5 * 1024**2,
 }
 DELIVERY = {
     "delivery_id": "d_1",
@@ -159,7 +163,12 @@ def test_health_has_a_status_of_its_own(run: Run, fake: FakeBridge) -> None:
     "words, method, row, shown",
     [
         (["keys", "ls"], "list_keys", KEY, ["openai-default", "openai", "2023-11-1", "never", "a, b"]),
-        (["containers", "ls"], "containers.list", AGENT, ["echo", "ready", "yes", "docker", "2", "exit 3�[2J"]),
+        (
+            ["containers", "ls"],
+            "containers.list",
+            AGENT,
+            ["echo", "ready", "4", "12.3", "5 MiB", "thinking", "exit 3�[2J"],
+        ),
         (["outbox", "ls"], "delivery.list", DELIVERY, ["d_1", "failed", "2023-11-1", "!r:x", "3", "forbidden"]),
     ],
 )
@@ -188,10 +197,58 @@ def test_what_is_filtered_by_the_bridge(run: Run, fake: FakeBridge) -> None:
     ]
 
 
-def test_inspect(run: Run, fake: FakeBridge) -> None:
+def test_inspect_as_json(run: Run, fake: FakeBridge) -> None:
     fake.answers["containers.inspect"] = {"name": "a", "é": [1]}
-    assert json.loads(run("containers", "inspect", "a").out) == {"name": "a", "é": [1]}
-    assert run("containers", "inspect", "a", "--json").out.count("\n") == 1
+    done = run("containers", "inspect", "a", "--json")
+    assert json.loads(done.out) == {"name": "a", "é": [1]}
+    assert done.out.count("\n") == 1
+
+
+def test_metrics(run: Run, fake: FakeBridge) -> None:
+    fake.answers["metrics"] = {"content_type": "text/plain", "text": "# HELP a\na 1.0\n"}
+    assert run("metrics").out == "# HELP a\na 1.0\n"
+    assert json.loads(run("metrics", "--json").out) == fake.answers["metrics"]
+
+
+def test_a_bridge_that_knows_less(run: Run, fake: FakeBridge) -> None:
+    """Figures that are null or not there at all are shown as nothing."""
+    bare = {name: AGENT[name] for name in ("name", "state", "since_ms", "last_end")}
+    fake.answers["containers.list"] = [bare, {**AGENT, "cpu_percent": None, "memory_bytes": None, "status": ""}]
+    done = run("containers", "ls")
+    assert (done.status, done.err) == (0, "")
+    assert done.out.splitlines()[1].split() == ["echo", "ready", "exit", "3�[2J"]
+
+
+def test_the_list_fits(run: Run, fake: FakeBridge) -> None:
+    """Into 100 columns, whatever agents say of themselves; names are never cut."""
+    long = {**AGENT, "name": "n" * 32, "status": "word " * 100, "last_end": "killed " * 70}
+    fake.answers["containers.list"] = [long, {**AGENT, "since_ms": 1}]
+    lines = run("containers", "ls").out.splitlines()
+    assert max(map(len, lines)) == 100
+    assert lines[1].startswith("n" * 32 + "  ready")
+    assert lines[1].count("…") == 2
+    assert json.loads(run("containers", "ls", "--json").out)[0] == long
+
+
+ROW = {"what": "routes", "claimed": "none", "found": "none", "holds": True, "source": "/proc/PID/net/route"}
+
+
+@pytest.mark.parametrize(
+    "changes, word, status",
+    [
+        ({}, "yes", 0),
+        ({"holds": False, "found": "eth0"}, "NO", 1),
+        ({"holds": None, "found": "not known: Permission denied"}, "?", 0),
+        ({"holds": None, "claimed": None}, "-", 0),
+    ],
+)
+def test_isolation(run: Run, fake: FakeBridge, changes: dict[str, Any], word: str, status: int) -> None:
+    fake.answers["containers.isolation"] = [ROW, {**ROW, **changes}]
+    done = run("containers", "isolation", "a")
+    assert (done.status, done.err) == (status, "")
+    assert [line.split()[0] for line in done.out.splitlines()] == ["HOLDS", "yes", word]
+    done = run("containers", "isolation", "a", "--json")
+    assert (done.status, json.loads(done.out)) == (status, fake.answers["containers.isolation"])
 
 
 def test_logs(run: Run, fake: FakeBridge) -> None:
@@ -223,6 +280,20 @@ def test_stats(run: Run, fake: FakeBridge) -> None:
     lines = run("containers", "stats", "echo", "--json").out.splitlines()
     assert [json.loads(line) for line in lines] == [READING, stopped] * 2
     assert fake.asked[-1] == ("containers.stats", {"name": "echo", "interval_ms": 1000})
+
+
+def test_stats_with_their_past(run: Run, fake: FakeBridge) -> None:
+    peaks = {"cpu_peak_percent": 99.95, "memory_peak_bytes": 6 * 1024**2, "memory_limit": 1024**3}
+    fake.answers["containers.stats"] = Stream([[READING, READING], [{**READING, **peaks}]], {"readings": 1})
+    heads, *lines = run("containers", "stats", "echo", "--history").out.splitlines()
+    asked = {"name": "echo", "count": 1, "interval_ms": 1000, "history": True}
+    assert fake.asked == [("containers.stats", asked)]
+    assert heads.startswith("TIME")
+    assert len(lines) == 3
+    assert lines[-1].split()[1:] == ["echo", "ready", "12.3", "100.0", "5", "MiB", "6", "MiB", "1.0", "GiB", "3"]
+    assert max(map(len, lines)) <= 110
+    run("containers", "stats", "--history", "--count", "5")
+    assert fake.asked[-1][1]["count"] == 5
 
 
 def test_stats_that_fail_have_no_heads(run: Run, fake: FakeBridge) -> None:
