@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 
 import trio
 
-from armorclaw.agent.base import BaseAgent, call_params, retry_ms, send_params
+from armorclaw.agent.base import call_params, retry_ms, send_params
 from armorclaw.agent.callbacks import MAX_CALLS
 from armorclaw.agent.calls import AsyncCall
 from armorclaw.agent.errors import (
@@ -27,11 +26,13 @@ from armorclaw.agent.errors import (
     too_many_calls,
 )
 from armorclaw.agent.messages import AsyncMessage, Delivery, Event
+from armorclaw.agent.reports import AsyncReporting
 from armorclaw.agent.secrets import Secrets
 from armorclaw.agent.session import CALL_TIMEOUT
 from armorclaw.agent.streams import Progress
 from armorclaw.errors import ArmorclawError, one_error, trace
-from armorclaw.events import event
+from armorclaw.events.event import Event as JournalEvent
+from armorclaw.events.inside import Inbox
 from armorclaw.events.subscription import Subscription
 from armorclaw.events.subscriptions import MAIN, Subscriptions
 from armorclaw.log import get_logger
@@ -40,9 +41,6 @@ from armorclaw.rpc.caller import OnProgress, RawStream
 from armorclaw.rpc.failure import error_from_wire
 
 log = get_logger(__name__)
-
-SINK_BYTES = 256 * 1024
-"""Of events waiting for their handlers; more wait in the journal. The subscription's window bounds them too."""
 
 RETRY_SECONDS = (0.5, 10.0)
 """Between attempts while the store does not answer: the first, the most."""
@@ -62,7 +60,7 @@ class OpenStream(Protocol):
     ) -> AbstractAsyncContextManager[RawStream]: ...
 
 
-class AttachedAgent(BaseAgent):
+class AttachedAgent(AsyncReporting):
     """Handlers are `async def` functions on Trio, or plain and quick; in order in a room, side by side across rooms.
 
     `run` serves them until cancelled. Returning acknowledges an event; raising has it come again, later.
@@ -74,7 +72,7 @@ class AttachedAgent(BaseAgent):
         rooms: Sequence[str],
         subscriptions: Subscriptions,
         *,
-        allowed: Callable[[event.Event], bool],
+        allowed: Callable[[JournalEvent], bool],
         granted: Callable[[], AbstractAsyncContextManager[None]],
         take_secrets: Callable[[], Awaitable[bytes]],
         call: Call,
@@ -94,6 +92,7 @@ class AttachedAgent(BaseAgent):
         self._stop_asked = False
         self._running = False
         self._answering: set[trio.CancelScope] = set()
+        self._nursery: trio.Nursery | None = None  # while it listens
         self.make_event: Callable[[dict[str, Any]], Event] = lambda wire: AsyncMessage(wire, self)
         """What handlers get, from an event as on the wire."""
 
@@ -162,6 +161,7 @@ class AttachedAgent(BaseAgent):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller must learn of it
                 log.error("handler of a call failed", agent=self._name, method=method, trace=trace(error))
+                self._report(f"the handler of the call {method} failed", "warning", error)
                 raise handler_failed(error) from None
             finally:
                 self._answering.discard(scope)
@@ -210,7 +210,7 @@ class AttachedAgent(BaseAgent):
                 try:
                     await self._keep_listening(started)
                 finally:
-                    self._running = False
+                    self._running, self._nursery = False, None
                     for scope in self._answering:
                         scope.cancel(reason="the agent has ended")
         started()  # when it was stopped before: nobody waits for more
@@ -228,11 +228,12 @@ class AttachedAgent(BaseAgent):
 
     async def _listen(self, started: Callable[[], None]) -> None:
         """Until the subscription ends by an error; what is in hand then comes again with the next."""
-        sink = _Sink()
+        sink = Inbox("the events of an attached agent")
         lanes: defaultdict[str, deque[Event]] = defaultdict(deque)
         async with trio.open_nursery() as nursery:
             subscription = self._subscriptions.open(self._name, MAIN, None, "now", self._allowed, sink)
-            await nursery.start(_follow, subscription, sink)
+            await nursery.start(sink.follow, subscription)
+            self._nursery = nursery
             started()
             async for wire in sink:
                 made = self.make_event(wire)
@@ -254,11 +255,22 @@ class AttachedAgent(BaseAgent):
                 log.error(
                     "handler failed, the event will come again", agent=self._name, of=repr(made), trace=trace(error)
                 )
+                self._report_failed(made, error)
                 settle = partial(subscription.nack, made.seq, retry_ms(made.redelivered))
             else:
                 settle = partial(subscription.ack, made.seq)
             await self._settle(settle)
             lane.popleft()
+
+    def _post(self, method: str, params: dict[str, Any]) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(self._say, method, params)
+
+    async def _say(self, method: str, params: dict[str, Any]) -> None:
+        try:
+            await self._call(method, params)
+        except ArmorclawError as error:
+            log.warning("not reported", agent=self._name, method=method, why=str(error))
 
     async def _settle(self, settle: Callable[[], Awaitable[None]]) -> None:
         """Have the bridge know, however long the store takes: to handle the event again would cost more."""
@@ -363,57 +375,3 @@ def _as_agents_know_it() -> Iterator[None]:
         yield
     except ArmorclawError as error:
         raise AgentError.from_reply(error.payload()) from error
-
-
-async def _follow(subscription: Subscription, sink: _Sink, *, task_status: trio.TaskStatus[None]) -> None:
-    await subscription.run(task_status=task_status)
-    sink.close(subscription.closed_because or "it ended")
-
-
-class _Sink:
-    """Frames from the subscription to the agent, in one task."""
-
-    def __init__(self) -> None:
-        self._frames: deque[bytes] = deque()
-        self._bytes = 0
-        self._changed = trio.Event()
-        self._closed = ""
-
-    def push(self, frame: bytes) -> None:
-        self._frames.append(frame)
-        self._bytes += len(frame)
-        self._wake()
-
-    def close(self, why: str) -> None:
-        """Nothing more will come: whoever reads on is told so, behind what has come."""
-        self._closed = why
-        self._wake()
-
-    def room(self) -> int:
-        return SINK_BYTES - self._bytes
-
-    async def wait_room(self) -> None:
-        while self.room() <= 0:
-            await self._changed.wait()
-
-    def __aiter__(self) -> _Sink:
-        return self
-
-    async def __anext__(self) -> dict[str, Any]:
-        while not self._frames:
-            if self._closed:
-                raise ArmorclawError("unavailable", "the events of an attached agent ended", why=self._closed)
-            await self._changed.wait()
-        frame = self._frames.popleft()
-        self._bytes -= len(frame)
-        self._wake()
-        message: dict[str, Any] = json.loads(frame)
-        params: dict[str, Any] = message["params"]
-        if message["method"] == "events.closed":
-            what = "the events of an attached agent went elsewhere"
-            raise ArmorclawError("conflict", what, why=str(params["reason"]))
-        return params
-
-    def _wake(self) -> None:
-        changed, self._changed = self._changed, trio.Event()
-        changed.set()

@@ -14,7 +14,8 @@ import trio.testing
 from armorclaw import Bridge, open_bridge
 from armorclaw.agent import AgentError, AsyncCall, AsyncMessage
 from armorclaw.attached import AttachedAgent, AttachedStream
-from armorclaw.config import Account, Agent, BridgeSection, Config
+from armorclaw.clock import Clock, Surroundings
+from armorclaw.config import Account, Agent, AgentQuota, BridgeSection, Config
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
 from armorclaw.rpc.call import Call
@@ -534,3 +535,76 @@ async def test_a_stream_that_ended_by_itself_keeps_its_outcome(bridge: Bridge) -
             await stream.result()
     with pytest.raises(AgentError, match="not that"):
         await stream.result()
+
+
+# what it says of itself
+
+
+async def reports(bridge: Bridge) -> list[tuple[str, str | None, dict[str, Any]]]:
+    page = await bridge.journal.after(0, 100)
+    found = [event.plain() for event in page.events]
+    return [(each["type"], each.get("agent"), each["content"]) for each in found if each["type"].startswith("agent.")]
+
+
+async def reported(bridge: Bridge, count: int) -> list[tuple[str, str | None, dict[str, Any]]]:
+    """So many of them, once they are there."""
+    with trio.fail_after(5):
+        while True:
+            known = bridge.journal.known or 0
+            if len(found := await reports(bridge)) >= count:
+                return found
+            await bridge.journal.beyond(known)
+
+
+@pytest.mark.mission("P1.4", "P1.6")
+async def test_its_reports_are_like_any_agents(bridge: Bridge) -> None:
+    agent = inside(bridge)
+    await agent.status("reading")
+    await agent.event("feed.read", {"items": 3})
+    await agent.error("no feed", severity="info")
+    await agent.progress(1, 2, "half", task="feed")
+    assert await reported(bridge, 4) == [
+        ("agent.status", "inside", {"text": "reading"}),
+        ("agent.event", "inside", {"name": "feed.read", "data": {"items": 3}}),
+        ("agent.error", "inside", {"severity": "info", "message": "no feed", "traceback": ""}),
+        ("agent.progress", "inside", {"done": 1, "total": 2, "message": "half", "task": "feed"}),
+    ]
+    with pytest.raises(AgentError, match="text"):
+        await agent.status("x" * 501)
+
+
+@pytest.mark.mission("P1.5")
+async def test_a_handler_that_raises_is_reported(bridge: Bridge) -> None:
+    async def fail(message: AsyncMessage) -> None:
+        raise ValueError(f"cannot read {message.body}")
+
+    async with running(attach(bridge, fail)):
+        await say(bridge, "this")
+        ((kind, who, content),) = await reported(bridge, 1)
+    assert (kind, who, content["severity"]) == ("agent.error", "inside", "warning")
+    assert content["message"].endswith("failed: ValueError: cannot read this")
+    assert content["traceback"].endswith("ValueError: cannot read this\n")
+
+
+async def test_it_has_a_quota_and_is_stopped_for_going_on(armorclaw_folder: Path) -> None:
+    quota = AgentQuota(events=3, on_exceeded="stop")
+    config = config_in(armorclaw_folder, agents={"inside": Agent(runtime="attached", quota=quota)})
+    now = 0.0
+    around = Surroundings(clock=Clock(monotonic=lambda: trio.current_time() + now))
+    async with open_bridge(config, around=around) as bridge:
+        agent = bridge.attach("inside")
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(agent.run)
+                for _ in range(3):
+                    await agent.event("again")
+                with pytest.raises(AgentError, match="its quota of 3 events a minute") as caught:
+                    await agent.event("again")
+                assert caught.value.name == "rate_limited"
+                assert caught.value.retry_after is not None
+                now = 11.0
+                with pytest.raises(AgentError):
+                    await agent.event("again")
+        told = [content["level"] for kind, _, content in await reports(bridge) if kind == "agent.quota"]
+    assert told == ["soft", "hard", "stop"][: len(told)]
+    assert len(told) >= 2

@@ -24,8 +24,8 @@ from typing import Any, Optional
 
 from armorclaw.agent.base import (
     STOP_GRACE,
-    BaseAgent,
     call_params,
+    open_way_out,
     retry_ms,
     say,
     send_params,
@@ -37,12 +37,13 @@ from armorclaw.agent.errors import AgentError, CallCancelledError
 from armorclaw.agent.lanes import Lanes
 from armorclaw.agent.link import CallLine, Link, Stream
 from armorclaw.agent.messages import Delivery, Message
+from armorclaw.agent.reports import Reporting, Unheeded
 from armorclaw.agent.secrets import harden_process
 from armorclaw.agent.session import CALL_TIMEOUT, Session
 from armorclaw.agent.streams import OnProgress
 
 
-class Agent(BaseAgent):
+class Agent(Reporting):
     """An agent whose handlers are plain functions.
 
     Messages of one room are handled in order, those of different rooms at the same time, by at most `workers`
@@ -53,6 +54,7 @@ class Agent(BaseAgent):
         super().__init__(socket)
         if workers < 1:
             raise ValueError("an agent needs at least one worker")
+        open_way_out()
         self._max_workers = workers
         self._link: Optional[Link] = None
         self._changed = threading.Condition()  # over the four below
@@ -132,6 +134,11 @@ class Agent(BaseAgent):
             yield stream
         finally:
             stream.close()
+
+    def _post(self, method: str, params: dict[str, Any]) -> None:
+        with self._running().session_when() as session:
+            if session.serving:
+                session.call(method, params, Unheeded())
 
     def _running(self) -> Link:
         if self._link is None:

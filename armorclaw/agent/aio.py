@@ -26,8 +26,8 @@ from typing import Any, Optional
 from armorclaw.agent.aio_link import AsyncCallLine, AsyncLink, AsyncStream
 from armorclaw.agent.base import (
     STOP_GRACE,
-    BaseAgent,
     call_params,
+    open_way_out,
     retry_ms,
     say,
     send_params,
@@ -38,12 +38,13 @@ from armorclaw.agent.calls import AsyncCall
 from armorclaw.agent.errors import AgentError, CallCancelledError, stopped
 from armorclaw.agent.lanes import Lanes
 from armorclaw.agent.messages import AsyncMessage, Delivery
+from armorclaw.agent.reports import AsyncReporting, Unheeded
 from armorclaw.agent.secrets import harden_process
 from armorclaw.agent.session import CALL_TIMEOUT, Session
 from armorclaw.agent.streams import OnProgress
 
 
-class AsyncAgent(BaseAgent):
+class AsyncAgent(AsyncReporting):
     """An agent whose handlers are coroutine functions.
 
     Messages of one room are handled in order, those of different rooms at the same time, by at most `workers` tasks.
@@ -54,6 +55,7 @@ class AsyncAgent(BaseAgent):
         super().__init__(socket)
         if workers < 1:
             raise ValueError("an agent needs at least one worker")
+        open_way_out()
         self._max_workers = workers
         self._link: Optional[AsyncLink] = None
         self._loop: Optional[asyncio.AbstractEventLoop] = None
@@ -116,6 +118,12 @@ class AsyncAgent(BaseAgent):
             yield stream
         finally:
             stream.close()
+
+    def _post(self, method: str, params: dict[str, Any]) -> None:
+        link = self._running()
+        if link.session.serving:
+            link.session.call(method, params, Unheeded())
+            link.flush()
 
     def _running(self) -> AsyncLink:
         if self._link is None:

@@ -133,6 +133,14 @@ def socket_from_environment() -> str:
     raise SystemExit(3)
 
 
+def open_way_out() -> None:
+    """The proxy of an agent that may go out. Others need not even load it."""
+    if os.environ.get("ARMORCLAW_EGRESS_SOCKET"):
+        from armorclaw.agent.egress import open_egress
+
+        open_egress()
+
+
 def say(text: str) -> None:
     """A line for whoever reads the log of the container."""
     print(f"armorclaw: {text}", file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 from armorclaw.agent.agent import Agent
-from armorclaw.agent.base import say, socket_from_environment
+from armorclaw.agent.base import open_way_out, say, socket_from_environment
 from armorclaw.agent.children import Children
 from armorclaw.agent.errors import AgentError
 from armorclaw.agent.link import Link
@@ -43,6 +43,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     options = _parse(arguments)
     path = socket_from_environment()
     harden_process()
+    open_way_out()  # before anything is started: programs look at what it sets when they begin
     try:
         if options.per_message:
             return _PerMessage(path, options.command, options.env_keys, options.timeout).serve()
@@ -143,7 +144,7 @@ def _signals(pending: list[int], link: Link) -> Iterator[None]:
 # one program per message
 
 
-class _ProgramError(Exception):
+class ProgramError(Exception):
     """The program did not succeed; its own words are on standard error already."""
 
 
@@ -167,7 +168,7 @@ class _PerMessage(Agent):
     def _answer(self, message: Message) -> None:
         status, output = self._converse(message)
         if status:
-            raise _ProgramError(f"{self._command[0]} ended with status {status}")
+            raise ProgramError(f"{self._command[0]} ended with status {status}")
         text = _fitting(output)
         if text.endswith(_CUT):
             say(f"{self._command[0]} printed more than fits into one message; the answer to {message!r} is cut")
@@ -193,14 +194,15 @@ class _PerMessage(Agent):
                 self._children.kill(child)  # before its output is closed, which might end it, but not its group
                 child.wait(_KILLED_WITHIN)
                 why = f"{self._command[0]} did not end within {self._timeout:g} s and was killed"
-                raise _ProgramError(why) from None
+                raise ProgramError(why) from None
         status = child.wait()
         assert status is not None
         return status, output
 
     def _failed(self, event: Any, error: BaseException) -> None:
-        if isinstance(error, (_ProgramError, OSError, AgentError)):
+        if isinstance(error, (ProgramError, OSError, AgentError)):
             say(f"{error}; {event!r} will come again")
+            self._report_failed(event, error)
         else:
             super()._failed(event, error)
 

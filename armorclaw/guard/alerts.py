@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
@@ -12,7 +13,10 @@ from armorclaw.store import Connection
 
 log = get_logger(__name__)
 
-Severity = Literal["info", "warning", "error"]
+Severity = Literal["info", "warning", "error", "critical"]
+
+RANK: Mapping[str, int] = {"info": 0, "warning": 1, "error": 2, "critical": 3}
+"""Which severity is above which."""
 
 
 class EventSink(Protocol):
@@ -32,6 +36,8 @@ class Alerts:
     """Raises alerts as events of type `alert`; whoever subscribes to them decides who is told, and how."""
 
     def __init__(self, sink: EventSink, audit: AuditLog) -> None:
+        self.raised: Counter[Severity] = Counter()
+        """How many there were, by severity."""
         self._sink = sink
         self._audit = audit
 
@@ -43,6 +49,7 @@ class Alerts:
         The log line is written first and in any case. When the store cannot take the event, that is logged and not
         raised: an alert about a full disk must not fail for the full disk. `fields` are JSON values without secrets.
         """
+        self.raised[severity] += 1
         getattr(log, severity)("alert", name=name, text=text, agent=agent, fields=fields)
         content = {**fields, "name": name, "severity": severity, "text": text}
 

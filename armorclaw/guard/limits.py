@@ -9,22 +9,27 @@ A call without a token is refused with `rate_limited` and the seconds until ther
 connection that goes on regardless is read more slowly, down to `REFUSALS`. The same holds for bytes, and for what is
 no call: pieces of streams count, but are never refused, as the stream would be broken.
 
-Calls from the program that embeds the bridge are not counted: it is the bridge. How many connections there may be is
-the listener's own to count (`rpc.unix.Gate`), so that one without limits is bounded as well.
+Calls from the program that embeds the bridge are not counted: it is the bridge. (Agents inside it have quotas all the
+same.) How many connections there may be is the listener's own to count (`rpc.unix.Gate`), so that one without limits
+is bounded as well.
+
+What an agent may do in a minute, `guard.quotas`, is asked here as well, behind all this.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import attrs
 
 from armorclaw.clock import Clock
 from armorclaw.config import MIB, LimitsSection
 from armorclaw.errors import ArmorclawError
+from armorclaw.guard.quotas import Consumption, Quotas
 from armorclaw.rpc.admission import Rate
 from armorclaw.rpc.registry import Method, Role
 
@@ -124,9 +129,10 @@ class Bucket:
 class _Caller:
     """What all connections of one caller share."""
 
-    __slots__ = ("bucket", "connections", "methods")
+    __slots__ = ("bucket", "connections", "methods", "refuse")
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, refuse: Callable[[], None]) -> None:
+        self.refuse = refuse
         self.bucket = Bucket(budget.calls)
         self.methods: dict[str, Bucket] = {}  # of those that name a rate, if they were called
         self.connections = 0
@@ -150,10 +156,11 @@ class Connection:
     The clock is looked at once for what one read brought: that is most of what admitting a call would cost.
     """
 
-    __slots__ = ("_bucket", "_caller", "_clock", "_now", "_read", "_refusals", "_refused", "_uncharged")
+    __slots__ = ("_bucket", "_caller", "_clock", "_now", "_quota", "_read", "_refusals", "_refused", "_uncharged")
 
-    def __init__(self, caller: _Caller, budget: Budget, clock: Clock) -> None:
+    def __init__(self, caller: _Caller, budget: Budget, clock: Clock, quota: Consumption | None = None) -> None:
         self._caller = caller
+        self._quota = quota
         self._clock = clock
         self._bucket = Bucket(budget.connection)
         self._read = Bucket(budget.read)
@@ -177,6 +184,9 @@ class Connection:
             bucket.give_back()
             caller.bucket.give_back()
             return self._refusal(f"too many calls of {method.name}", wait)
+        if self._quota is not None and (refused := self._quota.admit(method, now)):
+            self._refused += 1
+            return refused
         return None
 
     def pause(self, size: int) -> float:
@@ -185,12 +195,20 @@ class Connection:
         if self._uncharged < _LUMP and not self._refused:
             return 0.0
         pause = max(self._read.charge(now, self._uncharged), self._refusals.charge(now, self._refused))
+        if self._quota is not None:
+            pause = max(pause, min(MAX_PAUSE, self._quota.read(self._uncharged, now)))
         self._uncharged = self._refused = 0
         self._now = now + pause
         return pause
 
+    def close(self) -> None:
+        """It is over: count what was too little to be counted before."""
+        if self._quota is not None:
+            self._quota.read(self._uncharged, self._clock.monotonic())
+
     def _refusal(self, what: str, wait: float) -> ArmorclawError:
         self._refused += 1
+        self._caller.refuse()
         return ArmorclawError("rate_limited", what, retry_after=math.ceil(wait * 1000) / 1000)
 
 
@@ -210,20 +228,29 @@ class Listener:
     def enter(self, uid: int) -> Iterator[Connection]:
         caller = self._limits.caller(self._role, uid if self._agent is None else self._agent)
         caller.connections += 1
+        quotas = self._limits.quotas
+        quota = None if self._agent is None or quotas is None else quotas.of(self._agent)
+        connection = Connection(caller, self._limits.budgets[self._role], self._limits.clock, quota)
         try:
-            yield Connection(caller, self._limits.budgets[self._role], self._limits.clock)
+            yield connection
         finally:
+            connection.close()
             caller.connections -= 1
 
 
 class Limits:
     """Who has used up how much. One per bridge, given to every listener."""
 
-    def __init__(self, clock: Clock, roles: Mapping[Role, Budget] | None = None) -> None:
+    def __init__(
+        self, clock: Clock, roles: Mapping[Role, Budget] | None = None, quotas: Quotas | None = None
+    ) -> None:
         self.clock = clock
+        self.quotas = quotas
         self.budgets = roles or budgets(LimitsSection())
         self._callers: dict[tuple[Role, int | str], _Caller] = {}
-        self._strangers = {role: _Caller(budget) for role, budget in self.budgets.items()}
+        self.refused: Counter[Role] = Counter()
+        """Calls that came too often, by role."""
+        self._strangers = {role: self._new(role) for role in self.budgets}
         self._swept = -math.inf
 
     def listener(self, role: Role, *, agent: str | None = None) -> Listener:
@@ -237,8 +264,14 @@ class Limits:
             self._sweep()
             if len(self._callers) >= MAX_CALLERS:
                 return self._strangers[role]
-            caller = self._callers[role, who] = _Caller(self.budgets[role])
+            caller = self._callers[role, who] = self._new(role)
         return caller
+
+    def _new(self, role: Role) -> _Caller:
+        return _Caller(self.budgets[role], partial(self._refuse, role))
+
+    def _refuse(self, role: Role) -> None:
+        self.refused[role] += 1
 
     def _sweep(self) -> None:
         now = self.clock.monotonic()

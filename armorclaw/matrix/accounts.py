@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
@@ -66,13 +67,16 @@ class _Entry:
         return room_id is not None and self.rooms.joined(room_id)
 
     def rooms_missing(self) -> frozenset[str]:
-        """The rooms that are granted to agents, and that the account is not in."""
+        """The rooms that are granted to agents, or of the bridge itself, and that the account is not in."""
         outside = {room for room in self.granted.room_ids() if not self.rooms.joined(room)}
         return self.granted.unresolved() | outside
 
 
 class Accounts:
-    """All accounts. `agents` names those that had grants before this was made; later grants are followed."""
+    """All accounts. `agents` names those that had grants before this was made; later grants are followed.
+
+    `own_rooms`, by account, are those that the bridge itself wants to be in.
+    """
 
     def __init__(
         self,
@@ -85,6 +89,7 @@ class Accounts:
         around: Surroundings,
         alerts: AlertPort | None = None,
         agents: Iterable[str] = (),
+        own_rooms: Mapping[str, Iterable[str]] = MappingProxyType({}),
     ) -> None:
         self._db = db
         self._journal = journal
@@ -93,7 +98,8 @@ class Accounts:
         self._alerts = alerts
         known = tuple(agents)
         self._entries = {
-            name: _Entry(account, Granted(name, grants, known), around) for name, account in accounts.items()
+            name: _Entry(account, Granted(name, grants, known, own_rooms.get(name, ())), around)
+            for name, account in accounts.items()
         }
         self._supervisor = Supervisor("matrix", dynamic=True, around=around, on_change=log_crash)
         self._nursery: trio.Nursery | None = None
@@ -121,11 +127,16 @@ class Accounts:
     async def until_joined(self, account: str, rooms: Iterable[str]) -> None:
         """Until the account is in these rooms, ids or aliases, and hears all that is said there from then on.
 
-        It only gets into rooms that are granted to an agent, and that let it in. Raises matrix_not_configured.
+        It only gets into rooms that are granted to an agent, or are the bridge's own, and that let it in. Raises
+        matrix_not_configured.
         """
         entry, wanted = self._entry(account), tuple(rooms)
         while not all(entry.is_in(room) for room in wanted):
             await entry.granted.changed.wait()
+
+    def room_id(self, account: str, room: str) -> str | None:
+        """The id of a room given by id or alias; None for an alias that is not resolved. Raises as `until_joined`."""
+        return self._entry(account).granted.id_of(room)
 
     def encrypted(self, account: str, room_id: str) -> bool | None:
         """Whether messages in this room must be encrypted, as far as it is known without asking."""

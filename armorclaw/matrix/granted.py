@@ -12,14 +12,18 @@ from armorclaw.guard.grants import Grants
 class Granted:
     """Follows the grants from now on; `agents` names those that may have some already.
 
+    `own` are rooms, ids or aliases, that the account is to be in for the bridge itself: no agent hears them by that,
+    and what is said there is not kept.
+
     A grant to `#alias:server` is completed by the room's id as soon as that is known, since events carry only the id.
     """
 
-    def __init__(self, account: str, grants: Grants, agents: Iterable[str] = ()) -> None:
+    def __init__(self, account: str, grants: Grants, agents: Iterable[str] = (), own: Iterable[str] = ()) -> None:
         self.changed = trio.Event()
         """Set, and replaced by a new one, at each change of the grants or of the account's rooms."""
         self._account = account
         self._grants = grants
+        self._own = frozenset(own)
         self._wanted: dict[str, frozenset[str]] = {}  # per agent, as it was granted: ids and aliases
         self._ids: dict[str, str] = {}
         self._completing = False
@@ -32,15 +36,15 @@ class Granted:
         return bool(self._grants.agents_in(self._account, room_id))
 
     def room_ids(self) -> frozenset[str]:
-        """The granted rooms whose id is known."""
+        """The rooms to be in whose id is known."""
         return frozenset(room for room in map(self.id_of, self._rooms()) if room is not None)
 
     def aliases(self) -> frozenset[str]:
-        """The granted aliases, with a known room or without."""
+        """Their aliases, with a known room or without."""
         return frozenset(room for room in self._rooms() if room.startswith("#"))
 
     def unresolved(self) -> frozenset[str]:
-        """The granted aliases whose room is not known."""
+        """The aliases whose room is not known."""
         return self.aliases() - self._ids.keys()
 
     def id_of(self, room: str) -> str | None:
@@ -64,7 +68,7 @@ class Granted:
         changed.set()
 
     def _rooms(self) -> frozenset[str]:
-        return frozenset[str]().union(*self._wanted.values())
+        return self._own.union(*self._wanted.values())
 
     def _note(self, agent: str) -> None:
         if self._completing:

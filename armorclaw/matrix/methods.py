@@ -72,7 +72,7 @@ class MatrixMethods:
             self.login
         )
         method("matrix.status", result=MatrixStatus, roles=_READERS)(self.status)
-        method("matrix.send", params=SendParams, result=MatrixSent, roles=_WRITERS)(self.send)
+        method("matrix.send", params=SendParams, result=MatrixSent, roles=_WRITERS, quota="messages")(self.send)
         # clients of other versions send what this one does not know
         method("matrix.receive", params=ReceiveParams, result=Received, roles=_WRITERS, open=True)(self.receive)
 

@@ -33,7 +33,7 @@ class LoggedIn:
 @attrs.frozen
 class AccountStanding:
     """How one account stands. `last_sync_s` is how many seconds ago a sync was answered, null if none was;
-    `rooms_missing` are rooms granted to agents that the account is not in."""
+    `rooms_missing` are rooms granted to agents, or meant for alerts, that the account is not in."""
 
     account: str
     homeserver: str

@@ -62,10 +62,10 @@ def _is_small(value: object) -> bool:
     return value is None or isinstance(value, str | float)
 
 
-def printable(text: str) -> str:
+def printable(text: str, limit: int = TEXT_LIMIT) -> str:
     """A text of the other side, cut, without what a terminal or a log might take for more than text."""
-    head = "".join(each if each.isprintable() else " " for each in text[:TEXT_LIMIT])
-    return head if len(text) <= TEXT_LIMIT else head[:-1] + "…"
+    head = "".join(each if each.isprintable() else " " for each in text[:limit])
+    return head if len(text) <= limit else head[:-1] + "…"
 
 
 def _text(value: Any) -> Any:

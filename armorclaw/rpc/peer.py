@@ -109,6 +109,8 @@ class Peer:
         self.pid = pid
         self.closed = trio.Event()
         """Set once nothing comes in or goes out any more."""
+        self.reads = 0
+        """How often something came; it tells whether anything did meanwhile."""
         self._registry = registry
         self._methods = registry.table(role)
         self._random = around.random
@@ -269,6 +271,7 @@ class Peer:
 
     def _begin(self, data: bytes) -> None:
         """Start on what was read."""
+        self.reads += 1
         self._pause = 0.0 if self._allowance is None else self._allowance.pause(len(data))
         self._events = self._core.feed(data)
         self._handled = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import attrs
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _encode = MsgspecCodec().encode
 
 H = TypeVar("H", bound=Callable[..., Any])
+
+Counted = Literal["calls", "messages", "events", "nothing"]
 
 
 class Role(enum.StrEnum):
@@ -50,7 +52,8 @@ class Method:
     `handler(call, params)` is plain or async. Plain ones run inside the reader, between two messages, and so must not
     take long (a millisecond). It returns an instance of `result`, a list of them, a dict of JSON values, or None,
     which is sent as an empty object. `open`: unknown params are ignored, for methods that field clients call with
-    params of other versions. `rate`: how often each caller may call it, beside what holds for all its calls.
+    params of other versions. `rate`: how often each caller may call it, beside what holds for all its calls. `quota`:
+    what of an agent's quotas it uses up beside its calls; "nothing" is for what an agent must say to run at all.
 
     A method with `chunk` or `upload` is a streaming one, its handler async and without a deadline. `chunk` is what
     pieces of the result are that it sends (`call.send`), `upload` what it reads from its caller (`call.uploads`):
@@ -71,6 +74,7 @@ class Method:
     chunk: Any = None
     upload: Any = None
     raw: bool = False
+    quota: Counted = "calls"
     is_async: bool = attrs.field(init=False)
     streams: bool = attrs.field(init=False)
     read: Callable[[Any], Any] = attrs.field(init=False, repr=False, eq=False)
@@ -156,12 +160,14 @@ class Registry:
         chunk: Any = None,
         upload: Any = None,
         raw: bool = False,
+        quota: Counted = "calls",
     ) -> Callable[[H], H]:
         """Decorator: add the function as the handler of `name`; its docstring is the doc unless one is given."""
 
         def register(handler: H) -> H:
             text = doc or inspect.getdoc(handler) or ""
-            self.add(Method(name, handler, params, result, frozenset(roles), text, open, rate, chunk, upload, raw))
+            shapes = (params, result, frozenset(roles), text, open, rate, chunk, upload, raw, quota)
+            self.add(Method(name, handler, *shapes))
             return handler
 
         return register

@@ -173,6 +173,8 @@ def test_per_message_a_failure_is_told_and_tried_again(spawn: Spawn, bridge: Fak
     process = spawn(*WRAPPED, "--per-message", "--", *script(code))
     bad, silent = bridge.say("bad", room="!a:x"), bridge.say("silent", room="!c:x")
     bridge.wait_for("events.ack", 2)
+    (report,) = bridge.wait_for("agent.error")
+    assert report["message"].endswith("failed: ProgramError: sh ended with status 3")
     assert bridge.acked == {silent}
     assert {ack["seq"]: ack.get("nack_ms") for ack in bridge.of("events.ack")} == {bad: 1000, silent: None}
     assert bridge.of("matrix.send") == []

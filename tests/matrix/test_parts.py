@@ -176,6 +176,22 @@ def test_the_view_of_one_account() -> None:
     assert granted.room_ids() == frozenset()
 
 
+def test_a_room_of_the_bridges_own_is_nobodys_to_hear() -> None:
+    grants = Grants()
+    grants.set("echo", "main", ["!a:x"])
+    granted = Granted("main", grants, ["echo"], own=["!ops:x", "#ops:x"])
+    assert granted.room_ids() == {"!a:x", "!ops:x"}
+    assert granted.unresolved() == {"#ops:x"}
+    granted.resolved("#ops:x", "!later:x")
+    assert granted.room_ids() == {"!a:x", "!ops:x", "!later:x"}
+    for room in ("!ops:x", "!later:x"):
+        assert not granted.covers(room)
+        assert not grants.may("echo", room)
+        assert grants.agents_in("main", room) == frozenset()
+    grants.set("echo", "main", ["!a:x", "!ops:x"])  # but it may be granted like any other
+    assert granted.covers("!ops:x")
+
+
 def test_an_alias_that_moves_takes_its_old_room_away_unless_that_is_granted_too() -> None:
     grants = Grants()
     granted = Granted("main", grants)

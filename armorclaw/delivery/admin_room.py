@@ -1,0 +1,179 @@
+"""The admin room: alerts as messages to people, each once, through the outbox.
+
+It follows the journal by a cursor of its own, so an alert that was raised while the account was not in the room, the
+homeserver was away or the bridge was down is told later, and none twice: the event's id is the message's key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import trio
+
+from armorclaw.clock import Surroundings
+from armorclaw.config import AlertsSection
+from armorclaw.delivery.message import Outgoing
+from armorclaw.delivery.outbox import Outbox
+from armorclaw.errors import ArmorclawError, one_error
+from armorclaw.events.event import ascii_json
+from armorclaw.events.filter import EventFilter
+from armorclaw.events.inside import Inbox
+from armorclaw.events.subscription import Subscription
+from armorclaw.events.subscriptions import Subscriptions
+from armorclaw.guard.alerts import RANK
+from armorclaw.log import get_logger
+
+log = get_logger(__name__)
+
+PER_MINUTE = 10
+"""Messages in any minute. What is beyond is left out; then one message says how many those were."""
+
+PER_AGENT = 5
+"""Of those about one agent, so that one that fails all the time leaves room for what others have."""
+
+MINUTE = 60.0
+
+TEXT_LIMIT = 2_000
+"""Characters of a message: people read it, on a telephone too."""
+
+RETRY_SECONDS = (1.0, 30.0)
+"""Between attempts while the store or the outbox takes nothing: the first, the most."""
+
+_OWNER = "@bridge"  # no agent can have that name
+_NAME = "alerts"
+_FILTER = EventFilter(types=("alert",))
+_NAMED = 5  # agents that the message about what was left out names
+
+
+class Membership(Protocol):
+    """What it needs of the Matrix accounts."""
+
+    async def until_joined(self, account: str, rooms: Iterable[str]) -> None: ...
+    def room_id(self, account: str, room: str) -> str | None: ...
+
+
+class AdminRoom:
+    """Tells the room of `section` what is as severe as it says there, or more."""
+
+    def __init__(
+        self,
+        section: AlertsSection,
+        subscriptions: Subscriptions,
+        outbox: Outbox,
+        membership: Membership,
+        around: Surroundings,
+    ) -> None:
+        self._section = section
+        self._subscriptions = subscriptions
+        self._outbox = outbox
+        self._membership = membership
+        self._clock = around.clock
+        self._sent: deque[tuple[float, str | None]] = deque(maxlen=PER_MINUTE)  # when, and about whom
+        self._left_out: Counter[str] = Counter()  # by agent: of the fleet's at most, and ""
+        self._first_left_out = ""
+        self._say_at = math.inf  # when there is room to say so
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled; started when no alert can be missed. Raises what the store raises before that."""
+        pause, longest = RETRY_SECONDS
+        started = False
+
+        def when_started() -> None:
+            nonlocal started, pause
+            if not started:
+                task_status.started()
+            started, pause = True, RETRY_SECONDS[0]
+
+        while True:
+            try:
+                with one_error():
+                    await self._listen(when_started)
+            except ArmorclawError as error:
+                if not started or not error.kind.retryable:
+                    raise
+                log.warning("alerts wait", why=str(error))
+                await trio.sleep(pause)
+                pause = min(2 * pause, longest)
+
+    async def _listen(self, when_started: Any) -> None:
+        """Until something raises; what was not told then comes again."""
+        account, room = self._section.account, self._section.room
+        inbox = Inbox("the alerts")
+        async with trio.open_nursery() as nursery:
+            subscription = self._subscriptions.open(_OWNER, _NAME, _FILTER, "now", lambda event: True, inbox)
+            await nursery.start(inbox.follow, subscription)
+            when_started()
+            await self._membership.until_joined(account, [room])
+            while True:
+                alert = None
+                with trio.move_on_at(self._say_at):
+                    alert = await anext(inbox)
+                if alert is None:
+                    await self._say_what_was_left_out()
+                else:
+                    await self._deal_with(alert, subscription)
+
+    async def _deal_with(self, alert: dict[str, Any], subscription: Subscription) -> None:
+        agent, severity = alert.get("agent"), alert["content"].get("severity")
+        if RANK.get(severity, 0) >= RANK[self._section.severity]:
+            room_at = self._room_at(agent)
+            if room_at > self._clock.monotonic():
+                self._first_left_out = self._first_left_out or alert["id"]
+                self._left_out[agent or ""] += 1
+                self._say_at = min(self._say_at, room_at)
+                log.warning("alert left out of the room", id=alert["id"], agent=agent)
+            else:
+                await self._send(composed(alert["content"], agent), f"alert:{alert['id']}", agent)
+        await subscription.ack(alert["seq"])
+
+    async def _say_what_was_left_out(self) -> None:
+        room_at = self._room_at(None)
+        if room_at > self._clock.monotonic():  # others were told of meanwhile
+            self._say_at = room_at
+            return
+        count = self._left_out.total()
+        who = [f"{agent or 'the bridge'} {number}" for agent, number in self._left_out.most_common(_NAMED)]
+        others = len(self._left_out) - len(who)
+        names = ", ".join([*who, f"{others} others"] if others else who)
+        text = f"{count} more alerts were left out here: {names}\nnext: armorclaw events tail"
+        await self._send(text, f"alerts-left-out:{self._first_left_out}", None)
+        self._left_out.clear()
+        self._first_left_out, self._say_at = "", math.inf
+
+    async def _send(self, text: str, key: str, agent: str | None) -> None:
+        """Raises what the outbox raises."""
+        account = self._section.account
+        room_id = self._membership.room_id(account, self._section.room)
+        if room_id is None:
+            raise ArmorclawError("unavailable", f"the room of {self._section.room} is not known")
+        # m.text, for notices ring no telephone; m.mentions, so that no words in it call the whole room
+        content = {"msgtype": "m.text", "body": text, "m.mentions": {}}
+        out = Outgoing(account=account, agent="", room_id=room_id, content=ascii_json(content), idempotency_key=key)
+        await self._outbox.enqueue(out)
+        self._sent.append((self._clock.monotonic(), agent))
+
+    def _room_at(self, agent: str | None) -> float:
+        """When there is room for a message about an agent; gone by, if there is."""
+        if len(self._sent) < PER_MINUTE:
+            room_at = -math.inf
+        else:
+            room_at = self._sent[0][0] + MINUTE
+        same = [at for at, who in self._sent if agent is not None and who == agent]
+        return max(room_at, same[-PER_AGENT] + MINUTE) if len(same) >= PER_AGENT else room_at
+
+
+def composed(content: dict[str, Any], agent: str | None) -> str:
+    """What people read: how severe, what, why, and the next command."""
+    lines = [f"{content.get('severity', 'alert')}: {content.get('text', content.get('name', ''))}"]
+    if agent and agent not in lines[0]:
+        lines.append(f"agent: {agent}")
+    if why := content.get("why"):
+        lines.append(f"why: {why}")
+    command = f"armorclaw containers inspect {agent}" if agent else "armorclaw status"
+    tail = f"\nnext: {content.get('next') or command}"
+    text = "\n".join(lines)
+    most = TEXT_LIMIT - len(tail)
+    return (text if len(text) <= most else text[: most - 1] + "…") + tail
