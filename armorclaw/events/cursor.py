@@ -51,6 +51,10 @@ class Holder(Protocol):
         """Whether `seq` was given out and is not settled."""
         ...
 
+    def held(self) -> tuple[int, float | None]:
+        """How many events were given out, not answered and not put off; since when the oldest is (Trio's clock)."""
+        ...
+
     def settled(self, floor: int, seq: int | None) -> None:
         """Everything up to `floor`, and `seq`, is acknowledged."""
         ...
@@ -81,6 +85,8 @@ class Cursor:
         self.holder: Holder | None = None
         self.given: int | None = None
         """The end of the batch that `take` gave out last; its next call settles it."""
+        self.taken: tuple[int, float | None] = (0, None)
+        """How many events are in that batch, and since when."""
         self.turn = trio.Lock()
         """Whoever takes a batch does so alone."""
         self._loading = trio.Lock()

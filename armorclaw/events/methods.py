@@ -22,12 +22,23 @@ from armorclaw.rpc.registry import Registry, Role
 MAX_SUBSCRIPTIONS = 32
 """Of one agent, on all its connections together, or of one connection of an operator: each is asked at each event."""
 
+FOR_OTHERS = frozenset(
+    {
+        *("agent.status", "agent.error", "agent.event", "agent.progress"),
+        *("agent.adopted", "agent.started", "agent.ended", "agent.failed", "agent.state"),
+        *("agent.expired", "agent.oom", "agent.touched"),
+        "alert",
+    }
+)
+"""Events about an agent that it does not hear itself: its own words, and the record of its life, which would wake it
+from the sleep that it tells of."""
+
 
 def hears(grants: Grants, agent: str, event: Event) -> bool:
-    """Whether an agent may hear an event: one of a room granted to it, or about itself."""
+    """Whether an agent may hear an event: one of a room granted to it, or about itself and not `FOR_OTHERS`."""
     if event.room_id is not None:
         return event.account == grants.account_of(agent) and grants.may(agent, event.room_id)
-    return event.agent == agent
+    return event.agent == agent and event.type not in FOR_OTHERS
 
 
 def _everything(event: Event) -> bool:
@@ -62,7 +73,9 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
         "one before what it has acknowledged of its own, `main`: rooms granted later may have been others' before."
     )
 
-    @registry.method("events.subscribe", params=Subscribe, result=Subscribed, roles=listeners, doc=doc)
+    @registry.method(
+        "events.subscribe", params=Subscribe, result=Subscribed, roles=listeners, doc=doc, quota="nothing"
+    )
     async def subscribe(call: Call, params: Subscribe) -> Subscribed:
         if not isinstance(call.peer, Peer):
             raise ArmorclawError("invalid_request", "events.subscribe needs a connection to push to")
@@ -112,6 +125,8 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
         else:  # it may come late, when another connection has the subscription: it is a fact all the same
             owner = call.agent or ""
             await subscriptions.ack(owner, params.subscription, params.seq, cumulative=params.cumulative)
+        if call.agent is not None:
+            subscriptions.on_work(call.agent)
         return Done()
 
 

@@ -173,6 +173,10 @@ class Subscription:
         """See `Holder`."""
         return seq in self._window
 
+    def held(self) -> tuple[int, float | None]:
+        """See `Holder`."""
+        return self._window.held
+
     def give_way(self, sink: object, reason: str) -> None:
         """See `Holder`: the connection that did it needs no telling."""
         self.close(reason, tell=sink is not self._sink)
@@ -252,7 +256,7 @@ class Subscription:
         self._sink.push(whole)
         if cursor is not None:
             cursor.pushes[event.seq] = times + 1
-            self._window.give(event.seq, len(whole))
+            self._window.give(event.seq, len(whole), trio.current_time())
 
     def _fill(self) -> None:
         """Pushes from what was read ahead, as far as there is room."""

@@ -13,7 +13,7 @@ from armorclaw.events.cursor import Cursor, Start
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
 from armorclaw.events.journal import Journal
-from armorclaw.events.subscription import Sink, Subscription
+from armorclaw.events.subscription import RETRY_FIRST, RETRY_LAST, Sink, Subscription
 from armorclaw.log import get_logger
 from armorclaw.store import Database
 
@@ -42,6 +42,8 @@ class Subscriptions:
         self._kept: set[Cursor] = set()  # those the store has: names that it refuses take no memory
         self._followers: set[Subscription] = set()
         self._opened = 0
+        self.on_work: Callable[[str], object] = lambda owner: None
+        """Called when an agent has answered for an event: it works."""
         journal.subscribe_hub(self._offer)
 
     @property
@@ -109,6 +111,7 @@ class Subscriptions:
             if cursor.given is not None:
                 await cursor.advance(cursor.given)
                 cursor.given = None
+                self.on_work(owner)
             limit = min(max(limit, 1), TAKE_LIMIT)
             batch, end = await self._batch(cursor, limit, allowed)
             with trio.move_on_after(wait):
@@ -117,7 +120,51 @@ class Subscriptions:
                     batch, end = await self._batch(cursor, limit, allowed)
             if end > cursor.floor:
                 cursor.given = end
+                cursor.taken = (len(batch), trio.current_time() if batch else None)
             return batch
+
+    def unsettled(self, owner: str) -> tuple[int, float | None]:
+        """How many events of its main cursor are in the owner's hands, and since when the oldest is (Trio's clock).
+
+        Given to a connection and not answered, those put off left aside; or in the batch that a poller took last.
+        """
+        cursor = self._cursors.get((owner, MAIN))
+        if cursor is None:
+            return 0, None
+        if cursor.holder is not None:
+            return cursor.holder.held()
+        return cursor.taken if cursor.given is not None else (0, None)
+
+    async def until_work(self, owner: str, *, allowed: Allowed) -> None:
+        """Until there is an event for the owner's main cursor that is `allowed` and not acknowledged.
+
+        One that is there already counts, given out before or not: between the end of its last connection and this
+        call none can be missed. A store that does not answer is waited for.
+        """
+        cursor = self._cursor(owner, MAIN)
+        position, delay = 0, RETRY_FIRST
+        while True:
+            try:
+                await cursor.load(None, "now")
+                found, position = await self._waiting(cursor, max(position, cursor.floor), allowed)
+            except ArmorclawError as error:
+                if not error.kind.retryable:
+                    raise
+                log.warning("a sleeping agent waits for the store", agent=owner, why=str(error))
+                await trio.sleep(delay)
+                delay = min(2 * delay, RETRY_LAST)
+                continue
+            if found:
+                return
+            delay = RETRY_FIRST
+            await self._journal.beyond(position)
+
+    async def has_work(self, owner: str, *, allowed: Allowed) -> bool:
+        """Whether `until_work` would return at once. Raises what the store raises."""
+        cursor = self._cursor(owner, MAIN)
+        await cursor.load(None, "now")
+        found, _ = await self._waiting(cursor, cursor.floor, allowed)
+        return found
 
     async def floor(self, owner: str) -> int:
         """Up to where the owner has settled everything of its main cursor, which is made if there is none."""
@@ -165,6 +212,16 @@ class Subscriptions:
             position = page.position
             if page.complete:
                 return batch, position
+
+    async def _waiting(self, cursor: Cursor, position: int, allowed: Allowed) -> tuple[bool, int]:
+        """Whether an event behind `position` is not settled, and, if none is, up to where that was looked for."""
+        while True:
+            page = await self._journal.after(position, TAKE_LIMIT, cursor.filter, allowed)
+            if any(not cursor.done(event.seq) for event in page.events):
+                return True, position
+            position = page.position
+            if page.complete:
+                return False, position
 
     def _offer(self, events: Sequence[Event]) -> None:
         """Runs between a commit and whoever waits for it: no task is woken for those who keep up."""

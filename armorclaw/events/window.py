@@ -19,7 +19,7 @@ class Window:
     """Keeps numbers and sizes, not events: those are in the journal."""
 
     def __init__(self) -> None:
-        self._out: dict[int, int] = {}  # seq → bytes
+        self._out: dict[int, tuple[int, float]] = {}  # seq → bytes, and when it was given; the oldest first
         self._bytes = 0
         self._later: dict[int, float] = {}  # seq → when to give it again
 
@@ -46,20 +46,25 @@ class Window:
     def __contains__(self, seq: int) -> bool:
         return seq in self._out or seq in self._later
 
-    def give(self, seq: int, size: int) -> None:
-        """`seq` goes out, in a frame of `size` bytes."""
+    @property
+    def held(self) -> tuple[int, float | None]:
+        """How many events are out, those put off left aside, and since when the oldest is (Trio's clock)."""
+        return len(self._out), next((given for _, given in self._out.values()), None)
+
+    def give(self, seq: int, size: int, now: float) -> None:
+        """`seq` goes out at `now`, in a frame of `size` bytes."""
         self._later.pop(seq, None)
-        self._out[seq] = size
+        self._out[seq] = size, now
         self._bytes += size
 
     def postpone(self, seq: int, until: float) -> None:
         """`seq` came back and is to be given again at `until`."""
-        self._bytes -= self._out.pop(seq, 0)
+        self._take_back(seq)
         self._later[seq] = until
 
     def settle(self, seq: int) -> None:
         """`seq` is done with."""
-        self._bytes -= self._out.pop(seq, 0)
+        self._take_back(seq)
         self._later.pop(seq, None)
 
     def settle_to(self, floor: int) -> None:
@@ -75,3 +80,7 @@ class Window:
         """The lowest unacknowledged number once `without` (`cumulative`: and all below) is; None if there is none."""
         left = (seq for held in (self._out, self._later) for seq in held)
         return min((seq for seq in left if (seq > without if cumulative else seq != without)), default=None)
+
+    def _take_back(self, seq: int) -> None:
+        size, _ = self._out.pop(seq, (0, 0.0))
+        self._bytes -= size

@@ -141,11 +141,12 @@ async def test_an_agent_hears_its_rooms_on_its_account_and_what_is_about_itself(
     await bridge.publish("!b:x")
     await bridge.publish("!a:x", account="other")
     await bridge.publish(room=None, agent="somebody", type="agent.ready")
-    own = await bridge.publish(room=None, agent="echo", type="agent.ready")
+    await bridge.publish(room=None, agent="echo", type="agent.status")  # its own words
+    own = await bridge.publish(room=None, agent="echo", type="agent.quota")
     granted = await bridge.publish("!a:x")
     assert [await agent.event(), await agent.event()] == [(own, 0), (granted, 0)]  # one has a filter for rooms
     assert await agent.event() == (granted, 0)
-    assert [(await operator.event())[0] for _ in range(5)] == [1, 2, 3, 4, 5]
+    assert [(await operator.event())[0] for _ in range(6)] == [1, 2, 3, 4, 5, 6]
 
 
 async def test_putting_off(bridge: Bridge) -> None:
@@ -401,3 +402,17 @@ async def test_observers_and_remotes_hear_nothing(bridge: Bridge) -> None:
     names = ["events.ack", "events.forget", "events.subscribe", "events.unsubscribe"]
     assert bridge._registry.names(Role.OPERATOR) == bridge._registry.names(Role.AGENT) == names
     assert bridge._registry.names(Role.OBSERVER) == bridge._registry.names(Role.REMOTE) == []
+
+
+async def test_whatever_an_agent_answers_is_a_sign_of_work(bridge: Bridge) -> None:
+    worked: list[str] = []
+    bridge.subscriptions.on_work = worked.append
+    agent, operator = await bridge.connect(), await bridge.connect(None)
+    for client in (agent, operator):
+        await client.call("events.subscribe", name="main")
+        assert await bridge.publish()
+    await operator.call("events.ack", subscription="main", seq=2)
+    assert worked == []
+    await agent.call("events.ack", subscription="main", seq=1, nack_ms=0)
+    await agent.call("events.ack", subscription="main", seq=1)
+    assert worked == ["echo", "echo"]
