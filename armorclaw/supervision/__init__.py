@@ -2,7 +2,7 @@
 
 from armorclaw.supervision.backoff import Backoff
 from armorclaw.supervision.changes import Changes, log_crash
-from armorclaw.supervision.failures import ChildStartFailed, End, RestartLimitExceeded, in_words, root_of
+from armorclaw.supervision.failures import ChildStartFailed, End, NotAgain, RestartLimitExceeded, in_words, root_of
 from armorclaw.supervision.spec import (
     ChildChange,
     ChildSnapshot,
@@ -23,6 +23,7 @@ __all__ = [
     "ChildStartFailed",
     "ChildState",
     "End",
+    "NotAgain",
     "Restart",
     "RestartLimitExceeded",
     "Strategy",

@@ -35,6 +35,10 @@ class ChildStartFailed(Exception):  # noqa: N818 - what happened, as Trio names 
         return root_of(self)
 
 
+class NotAgain(Exception):  # noqa: N818 - as above
+    """Raised by a child: to start it again would not help. It has failed at once, as if it were over its limits."""
+
+
 class RestartLimitExceeded(Exception):  # noqa: N818 - as above
     """A child kept ending, so its supervisor gave up, stopped the others and failed upward. Raised once.
 

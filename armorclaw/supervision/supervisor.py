@@ -35,7 +35,7 @@ from armorclaw.errors import ArmorclawError
 from armorclaw.supervision.backoff import Intensity
 from armorclaw.supervision.changes import Announcer, Changes
 from armorclaw.supervision.child import ALIVE, Child, Generation
-from armorclaw.supervision.failures import ChildStartFailed, End, RestartLimitExceeded, in_words
+from armorclaw.supervision.failures import ChildStartFailed, End, NotAgain, RestartLimitExceeded, in_words
 from armorclaw.supervision.spec import (
     ChildChange,
     ChildSpec,
@@ -102,6 +102,11 @@ class Supervisor:
     def __repr__(self) -> str:
         state = "closing" if self._closing else "idle" if self._nursery is None else "running"
         return f"<Supervisor {self.name!r} {state}, {len(self._children)} children>"
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether it stops all its children for good, or has; a child that is only restarted can tell by this."""
+        return self._closing
 
     # -- what others may ask -----------------------------------------------------------------------------------
 
@@ -344,22 +349,25 @@ class Supervisor:
                 child.start_error = error
             return self._rest(child, state, reason, error)
         now = self._now()
-        delay = self._counted(generation, now, reason) if counted else 0.0
+        delay = self._counted(generation, now, reason, error) if counted else 0.0
         if delay is None:
             if not self.dynamic:
                 self._fail(RestartLimitExceeded(self.name, child.spec.name, tuple(self._history)), error)
-            return self._rest(child, ChildState.FAILED, f"too many restarts: {reason}", error)
+            why = reason if isinstance(error, NotAgain) else f"too many restarts: {reason}"
+            return self._rest(child, ChildState.FAILED, why, error)
         child.restarts += counted
         child.due = now + delay if delay else 0.0
         child.generation = Generation(child, self._ready)
         self._set(child, ChildState.BACKING_OFF, reason, error)
         return True
 
-    def _counted(self, generation: Generation, now: float, reason: str) -> float | None:
+    def _counted(self, generation: Generation, now: float, reason: str, error: Exception | None) -> float | None:
         """Counts the end of a generation: seconds until the next, or None if too many have ended."""
         child = generation.child
         child.settled = True
         self._history.append(End(now, child.spec.name, reason))
+        if isinstance(error, NotAgain):
+            return None
         ready_for = 0.0 if generation.ready_at is None else now - generation.ready_at
         return child.delay(now, ready_for, self._limits_of(child), self._chance)
 

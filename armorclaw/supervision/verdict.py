@@ -9,7 +9,8 @@
     ends for the sake of one before it           restart          restart          STOPPED
 
 The first two are counted against the limits of the child; what we asked for never is, however it ended. While
-somebody waits for a child's first start, a crash before it is ready is FAILED: there is somebody to tell.
+somebody waits for a child's first start, a crash before it is ready is FAILED: there is somebody to tell. So is a
+child that raises NotAgain, as one over its limits.
 """
 
 from __future__ import annotations

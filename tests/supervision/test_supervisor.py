@@ -19,6 +19,7 @@ from armorclaw.supervision import (
     ChildSpec,
     ChildStartFailed,
     ChildState,
+    NotAgain,
     Restart,
     RestartLimitExceeded,
     Strategy,
@@ -254,6 +255,36 @@ async def test_dynamic_supervisor_fails_one_child_and_goes_on(
     await trio.sleep(1000.0)
     assert states(supervisor) == {"slow": FAILED, "quick": FAILED, "well": RUNNING}
     assert (slow.starts, quick.starts, well.starts) == (6, 4, 4)
+
+
+async def test_a_child_that_says_so_is_not_started_again(
+    around: Surroundings, nursery: trio.Nursery, puppet: Make, states: States, autojump_clock: MockClock
+) -> None:
+    changes: list[ChildChange] = []
+    child, well = puppet("a"), puppet("well")
+    supervisor = Supervisor("s", dynamic=True, around=around, on_change=changes.append)
+    await nursery.start(supervisor.run)
+    await supervisor.add(child.spec(backoff=Backoff()))
+    await supervisor.add(well.spec())
+    child.crash(NotAgain("no use"))
+    await trio.sleep(1000.0)
+    assert states(supervisor) == {"a": FAILED, "well": RUNNING}
+    assert changes[-1].reason == "NotAgain: no use"
+    assert await supervisor.restart("a") is RUNNING
+
+
+async def test_a_child_that_says_so_takes_a_static_supervisor_along(
+    around: Surroundings, puppet: Make, autojump_clock: MockClock
+) -> None:
+    child = puppet("a")
+
+    def note(change: ChildChange) -> None:
+        if change.state is RUNNING:
+            child.crash(NotAgain("no use"))
+
+    with pytest.raises(RestartLimitExceeded, match="NotAgain: no use"):
+        await Supervisor("s", around=around, on_change=note).run([child.spec()])
+    assert child.starts == 1
 
 
 async def test_dynamic_supervisor_starts_its_first_children_side_by_side(
