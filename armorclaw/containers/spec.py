@@ -37,10 +37,11 @@ def check_name(what: str, name: str) -> str:
 
 @attrs.frozen
 class Mount:
-    """A file or directory of the host shown inside at the absolute path `target`; always read-only."""
+    """A file or directory of the host shown inside at the absolute path `target`; read-only unless `writable`."""
 
     source: Path
     target: str
+    writable: bool = False
 
 
 @attrs.frozen
@@ -130,9 +131,27 @@ class Exit:
 
 @attrs.frozen
 class Found:
-    """A container of ours that an earlier life of the bridge left: its agent's name and its spec's digest."""
+    """A container of ours that an earlier life of the bridge left: its agent's name and its spec's digest.
+
+    `made_ms` is when it was made, exact to a second, if that is known.
+    """
 
     id: str
     name: str
     digest: str
     running: bool
+    made_ms: int | None = attrs.field(default=None, eq=False)
+
+
+@attrs.frozen
+class News:
+    """Something that happened to a container of ours and that we did not do: `what` in a word, `detail` if there is.
+
+    `what` is "oom" (some process in it was killed for want of memory), or a change by hand: paused, unpaused,
+    signalled, stopped, removed, restarted, updated, renamed.
+    """
+
+    container: str
+    agent: str
+    what: str
+    detail: str = ""

@@ -9,12 +9,20 @@ import trio
 
 from armorclaw.clock import Clock
 from armorclaw.containers.agent import Agent
+from armorclaw.containers.history import Peaks
+from armorclaw.containers.resources import Resources
+from armorclaw.containers.runtime import Running
 from armorclaw.containers.shapes import AgentStats, StatsEnd
-from armorclaw.containers.usage import Usage
+from armorclaw.containers.states import State
+from armorclaw.containers.usage import Reading, Usage
 from armorclaw.errors import ArmorclawError
 
 READ_PATIENCE = 3.0
 """Seconds a reading may take; an engine that takes longer tells nothing this time."""
+
+
+HISTORY_CHUNK = 100
+"""Readings in one chunk of history, about 35 kB."""
 
 
 @attrs.frozen
@@ -27,12 +35,24 @@ class _Before:
 
 
 class Readings:
-    """Reads all of `agents`, which is asked each time anew; None: it is over. Those of one time are one chunk."""
+    """Reads all of `agents`, which is asked each time anew; None: it is over. Those of one time are one chunk.
 
-    def __init__(self, agents: Callable[[], list[Agent] | None], clock: Clock) -> None:
+    The kernel's accounts that `resources` has open are read where there are any; else the container is asked.
+    """
+
+    def __init__(self, agents: Callable[[], list[Agent] | None], clock: Clock, resources: Resources) -> None:
         self._agents = agents
         self._clock = clock
+        self._resources = resources
         self._before: dict[str, _Before] = {}
+
+    async def tell_history(self, send: Callable[[list[AgentStats]], Awaitable[None]]) -> None:
+        """The readings of the last ten minutes, agent by agent."""
+        for agent in self._agents() or []:
+            past = self._resources.history(agent.name)
+            for first in range(0, len(past), HISTORY_CHUNK):
+                chunk = past[first : first + HISTORY_CHUNK]
+                await send([_told(agent.name, State.RUNNING.value, reading, Peaks()) for reading in chunk])
 
     async def tell(
         self, interval: float, count: int | None, send: Callable[[list[AgentStats]], Awaitable[None]]
@@ -59,25 +79,47 @@ class Readings:
 
     async def _read_one(self, agent: Agent, found: dict[str, AgentStats]) -> None:
         generation = agent.generation
-        usage, at = Usage(), trio.current_time()
+        at = trio.current_time()
+        reading = Reading(at, self._clock.now_ms(), "")
         if generation is not None and agent.runs:
-            with trio.move_on_after(READ_PATIENCE):
-                try:
-                    usage = await generation.running.usage()
-                except ArmorclawError:  # the state says what is wrong
-                    pass
-            at = trio.current_time()
-        percent = None
+            if self._resources.reads(agent.name):
+                reading = self._resources.read_now(agent) or reading
+            else:
+                reading = await self._ask(generation.running, agent.name)
+        percent, usage = reading.cpu_percent, reading.usage
         before = self._before.pop(agent.name, None)
         if generation is not None and usage.cpu_ns is not None:
             container = generation.running.id
-            if before is not None and before.container == container and at > before.at:
-                percent = round(max(0, usage.cpu_ns - before.cpu_ns) / (at - before.at) / 10_000_000, 1)
-            self._before[agent.name] = _Before(container, at, usage.cpu_ns)
-        found[agent.name] = AgentStats(
-            name=agent.name,
-            state=agent.state.value,
-            at_ms=self._clock.now_ms(),
-            cpu_percent=percent,
-            **attrs.asdict(usage),
-        )
+            if before is not None and before.container == container and reading.at > before.at:
+                percent = round(max(0, usage.cpu_ns - before.cpu_ns) / (reading.at - before.at) / 10_000_000, 1)
+            self._before[agent.name] = _Before(container, reading.at, usage.cpu_ns)
+        peaks = self._resources.peaks(agent.name) if agent.runs else Peaks()
+        found[agent.name] = _told(agent.name, agent.state.value, attrs.evolve(reading, cpu_percent=percent), peaks)
+
+    async def _ask(self, running: Running, agent: str) -> Reading:
+        usage = Usage()
+        with trio.move_on_after(READ_PATIENCE):
+            try:
+                usage = await running.usage()
+            except ArmorclawError:  # the state says what is wrong
+                pass
+        last = self._resources.last(agent)
+        data = None if last is None else last.data_bytes
+        return Reading(trio.current_time(), self._clock.now_ms(), running.id, usage, data_bytes=data)
+
+
+def _told(name: str, state: str, reading: Reading, peaks: Peaks) -> AgentStats:
+    return AgentStats(
+        name=name,
+        state=state,
+        at_ms=reading.at_ms,
+        cpu_percent=reading.cpu_percent,
+        throttled_ns=reading.throttled_ns,
+        oom_kills=reading.oom_kills,
+        tmp_bytes=reading.tmp_bytes,
+        data_bytes=reading.data_bytes,
+        cpu_peak_percent=peaks.cpu_percent,
+        memory_peak_bytes=peaks.memory_bytes,
+        pids_peak=peaks.pids,
+        **attrs.asdict(reading.usage),
+    )

@@ -31,6 +31,27 @@ class Usage:
     written_bytes: int | None = None
 
 
+@attrs.frozen
+class Reading:
+    """What one agent used at one moment, with what only those who watch it can know. None: cannot be told.
+
+    `at` is the time by Trio's clock, `at_ms` that of the wall; `container` is the id of what was read. `cpu_percent`
+    is of one processor since the reading before; `throttled_ns` how long its processor limit held it back and
+    `oom_kills` how many of its processes were killed for want of memory, both since its container started.
+    `tmp_bytes` is what its /tmp holds, `data_bytes` its /data, as it was measured last.
+    """
+
+    at: float
+    at_ms: int
+    container: str
+    usage: Usage = Usage()
+    cpu_percent: float | None = None
+    throttled_ns: int | None = None
+    oom_kills: int | None = None
+    tmp_bytes: int | None = None
+    data_bytes: int | None = None
+
+
 def usage_told(answer: Mapping[str, Any]) -> Usage:
     """From what an engine answers to GET /containers/ID/stats; of one that does not run it tells nothing."""
     memory = _table(answer, "memory_stats")

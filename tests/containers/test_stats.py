@@ -46,6 +46,13 @@ async def test_a_snapshot_of_all(house: FakeHouse, autojump_clock: MockClock) ->
         "pids": 4,
         "read_bytes": 5,
         "written_bytes": 6,
+        "throttled_ns": None,
+        "oom_kills": None,
+        "tmp_bytes": None,
+        "data_bytes": None,
+        "cpu_peak_percent": None,
+        "memory_peak_bytes": None,
+        "pids_peak": None,
     }
     bob.pop("at_ms")
     assert {bob.pop("name"), bob.pop("state")} == {"bob", "stopped"}
@@ -84,6 +91,25 @@ async def test_a_slow_reader_gets_no_burst(house: FakeHouse, autojump_clock: Moc
             times.append(trio.current_time())
     assert times[2] - times[1] == pytest.approx(1.0, abs=0.01)
     assert times[3] - times[2] == pytest.approx(1.0, abs=0.01)
+
+
+async def test_the_last_ten_minutes_first(house: FakeHouse, autojump_clock: MockClock) -> None:
+    await house.up(declared(), declared("bob"))
+    await house.until("running")
+    await house.until("running", agent="bob")
+    container = house.fleet.get("ada").generation.running  # type: ignore[union-attr]
+    assert isinstance(container, FakeContainer)
+    container.uses = Usage(cpu_ns=0, memory_bytes=4096, pids=2)
+    await trio.sleep(250)
+    async with house.stream("containers.stats", name="ada", count=1, history=True) as stream:
+        chunks = [chunk async for chunk in stream]
+        assert await stream.result() == {"readings": 1}
+    assert [len(chunk) for chunk in chunks][:2] == [100, 100]
+    assert 245 <= sum(map(len, chunks[:-1])) <= 250
+    assert all(each["name"] == "ada" and each["pids"] == 2 for chunk in chunks for each in chunk)
+    past = chunks[0][0]
+    assert (past["memory_bytes"], past["cpu_percent"], past["cpu_ns"], past["state"]) == (4096, None, None, "running")
+    assert len(chunks[-1]) == 1
 
 
 @pytest.mark.parametrize("trouble", ["hangs", "fails"])

@@ -10,17 +10,22 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Self
 
 import trio
 
 from armorclaw.clock import Clock
+from armorclaw.containers.local.group import Group, Groups, NoGroups, Parent
 from armorclaw.containers.local.log_file import FileLog, LogFile
 from armorclaw.containers.local.spawn import Child, Gate
 from armorclaw.containers.printed import LogReader, LogWanted
 from armorclaw.containers.runtime import Peer, Running
-from armorclaw.containers.spec import ContainerSpec, Exit, Found
+from armorclaw.containers.spec import ContainerSpec, Exit, Found, News
 from armorclaw.containers.usage import Usage, usage_below
 from armorclaw.errors import ArmorclawError
+from armorclaw.log import get_logger
+
+log = get_logger(__name__)
 
 PROGRAMS = "/usr/local/bin:/usr/bin:/bin"
 """PATH of an agent whose spec has none, and where helper programs are looked for besides the bridge's own PATH."""
@@ -35,17 +40,39 @@ class LocalRuntime:
     What agents print goes to `log_dir`/NAME.log.
     """
 
+    kind: str
     survives = False
 
     def __init__(self, log_dir: Path, clock: Clock | None = None) -> None:
         self._log_dir = log_dir
         self._clock = clock
         self._logs: dict[str, LogFile] = {}  # by agent, over its generations
+        self._groups: Groups | NoGroups | None = None
 
     def _log_of(self, agent: str) -> LogFile:
         if agent not in self._logs:
             self._logs[agent] = LogFile(self._log_dir / f"{agent}.log", clock=self._clock)
         return self._logs[agent]
+
+    def _groups_here(self) -> Groups | NoGroups:
+        """The control groups for agents of this runtime, or why it has to do without; found out once."""
+        if self._groups is None:
+            try:
+                self._groups = Groups(self.kind, Parent.find())
+            except NoGroups as why:
+                self._groups = why
+                log.warning("agents are limited per process, not as a whole", runtime=self.kind, why=str(why))
+        return self._groups
+
+    @asynccontextmanager
+    async def _group(self, spec: ContainerSpec) -> AsyncIterator[Group | None]:
+        """One generation's control group, if there can be one; leaving ends all that is in it."""
+        groups = self._groups_here()
+        if isinstance(groups, NoGroups):
+            yield None
+            return
+        async with groups.group(spec.instance, new_id(self.kind, spec.name), spec.limits) as group:
+            yield group
 
     @asynccontextmanager
     async def logs(self, agent: str, container: str | None, wanted: LogWanted) -> AsyncIterator[LogReader]:
@@ -66,12 +93,23 @@ class LocalRuntime:
     async def discard(self, found: Found) -> None:
         return None
 
+    async def ping(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    @asynccontextmanager
+    async def news(self, instance: str) -> AsyncIterator[AsyncIterator[News]]:
+        """No engine, no news: reading it lasts until cancelled."""
+        yield _Silence()
+
 
 class LocalContainer(ABC):
     """What a sandbox and a plain process have in common: a child that waits behind a gate until it is started."""
 
-    def __init__(self, kind: str, spec: ContainerSpec, uid: int, child: Child, gate: Gate) -> None:
-        self.id = new_id(kind, spec.name)
+    def __init__(
+        self, kind: str, spec: ContainerSpec, uid: int, child: Child, gate: Gate, group: Group | None
+    ) -> None:
+        self.id = new_id(kind, spec.name) if group is None else group.name
+        self._group = group
         self._spec = spec
         self._uid = uid
         self._child = child
@@ -93,14 +131,23 @@ class LocalContainer(ABC):
 
     async def wait(self) -> Exit:
         status = await self._child.wait()
-        return Exit.of(status) if status >= 0 else Exit.killed(-status)
+        kills = None if self._group is None else self._group.oom_kills()
+        oom = None if kills is None else kills > 0
+        return Exit.of(status, oom=oom) if status >= 0 else Exit.killed(-status, oom=oom)
 
     async def usage(self) -> Usage:
-        """Summed over the processes that run in it; None once it has ended."""
-        if self._child.returncode is not None:
+        """Of its control group, else summed over the processes that run in it; None once it has ended."""
+        if self._child.returncode is not None or self._group is not None:
             await trio.lowlevel.checkpoint()
-            return Usage()
+            return Usage() if self._group is None or self._child.returncode is not None else self._group.usage()
         return await trio.to_thread.run_sync(usage_below, self._first_pid)
+
+    async def main_pid(self) -> int | None:
+        await trio.lowlevel.checkpoint()
+        return None if self._child.returncode is not None else self._first_pid
+
+    def release(self) -> None:  # noqa: B027 - nothing to do
+        """See `Running.release`: its output is read, and its end waited for, within its block."""
 
     @property
     @abstractmethod
@@ -114,6 +161,14 @@ class LocalContainer(ABC):
     @abstractmethod
     def _require_program(self) -> None:
         """Raise `start_failed` if the spec's program cannot be there."""
+
+
+class _Silence:
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> News:
+        await trio.sleep_forever()
 
 
 def new_id(kind: str, name: str) -> str:
@@ -162,6 +217,16 @@ def require_plain_words(spec: ContainerSpec) -> None:
     words += [part for mount in spec.mounts for part in (mount.target, str(mount.source))]
     if any("\0" in word for word in words) or any("=" in name or not name for name in spec.env):
         raise ArmorclawError("config_invalid", f"the command or environment of agent {spec.name!r} has a NUL in it")
+
+
+def confine(spec: ContainerSpec, group: Group, *pids: int) -> None:
+    """Take processes that wait behind a gate into the agent's control group. Raises `engine_refused`."""
+    try:
+        for pid in pids:
+            group.add(pid)
+    except OSError as error:
+        what = f"agent {spec.name!r} cannot be limited"
+        raise ArmorclawError("engine_refused", what, why=f"its control group: {error.strerror}") from error
 
 
 def resource_limits(limits: Mapping[str, int], *, pid: int | None = None) -> list[str]:

@@ -1,9 +1,13 @@
 """Agents as plain processes: unsafe, for development only, and never chosen unless asked for by name.
 
-What holds: an agent that crashes hurts nobody, its resource limits (number of processes only if it has a uid of its
-own, memory per process), and the end of its main process with the bridge. Nothing else: it sees the host's files,
-network and processes, and what it started may outlive it. The bridge ends the agent's process group, which a child
-leaves by setsid(2) or setpgid(2); when the bridge itself is killed, the kernel ends the main process alone.
+What holds: an agent that crashes hurts nobody, its resource limits, and the end of its main process with the bridge.
+Nothing else: it sees the host's files, network and processes.
+
+Where the bridge may make control groups (group.py) the limits are those of the whole agent, and all it ever started
+ends with it; when the bridge itself is killed, the kernel ends the main process alone, and the next bridge the rest.
+Elsewhere memory is limited per process, the number of processes only if the agent has a uid of its own, and what it
+started may outlive it: the bridge ends its process group, which a child leaves by setsid(2) or setpgid(2).
+
 Run by root, it gets the spec's uid; run by anyone else, it is that user.
 
 Nothing can be mounted here. So that one command and environment do for every runtime, each mount's target is
@@ -26,11 +30,13 @@ from armorclaw.containers.local.base import (
     ENV,
     LocalContainer,
     LocalRuntime,
+    confine,
     find_program,
     require_command,
     require_plain_words,
     resource_limits,
 )
+from armorclaw.containers.local.group import Group, NoGroups
 from armorclaw.containers.local.output import captured
 from armorclaw.containers.local.spawn import Child, Gate, spawned
 from armorclaw.containers.peers import descends_from, session
@@ -56,7 +62,13 @@ class ProcessRuntime(LocalRuntime):
                 raise ArmorclawError(
                     "runtime_missing", "plain processes do not work here", why=await output.last_line()
                 )
-        return "process: UNSAFE, sees the files, network and processes of this host; what it starts may outlive it"
+        groups = self._groups_here()
+        limited = (
+            f"limited per process only, as {groups}, and what it starts may outlive it"
+            if isinstance(groups, NoGroups)
+            else f"limited in total (control groups, version {groups.version})"
+        )
+        return f"process: UNSAFE, sees the files, network and processes of this host; {limited}"
 
     @asynccontextmanager
     async def launch(self, spec: ContainerSpec) -> AsyncIterator[Running]:
@@ -64,17 +76,21 @@ class ProcessRuntime(LocalRuntime):
         require_plain_words(spec)
         spec_words, env = on_host(spec)
         user = (spec.uid, spec.gid) if os.geteuid() == 0 else None
-        limits = {"as": spec.limits.memory, "nofile": spec.limits.files}
-        if user is not None:  # else all that this user runs would count
-            limits["nproc"] = spec.limits.pids
-        command = [*_end_with_us(), *resource_limits(limits), *Gate.WORDS, *spec_words]
-        async with captured(self._log_of(spec.name)) as output:
+        async with self._group(spec) as group, captured(self._log_of(spec.name)) as output:
+            limits = {"nofile": spec.limits.files}
+            if group is None:
+                limits["as"] = spec.limits.memory
+            if user is not None:  # else all that this user runs would count
+                limits["nproc"] = spec.limits.pids
+            command = [*_end_with_us(), *resource_limits(limits), *Gate.WORDS, *spec_words]
             with closing(Gate()) as gate:
                 async with spawned(command, env=env, user=user, gate=gate, output=output.fd) as child:
                     output.handed_over()
                     reached = False
                     with trio.move_on_after(START_DEADLINE):
                         reached = await gate.reached()
+                    if reached and group is not None:
+                        confine(spec, group, child.pid)
                     if not reached:
                         child.send_signal_to_group(signal.SIGKILL)
                         raise ArmorclawError(
@@ -82,7 +98,7 @@ class ProcessRuntime(LocalRuntime):
                             f"agent {spec.name!r} cannot be started",
                             why=await output.last_line(),
                         )
-                    yield _Plain(spec, child, gate)
+                    yield _Plain(spec, child, gate, group)
 
 
 def on_host(spec: ContainerSpec) -> tuple[list[str], dict[str, str]]:
@@ -106,8 +122,8 @@ def _end_with_us() -> list[str]:
 class _Plain(LocalContainer):
     """One process, with those it started; `id` tells this generation from others."""
 
-    def __init__(self, spec: ContainerSpec, child: Child, gate: Gate) -> None:
-        super().__init__("process", spec, spec.uid if os.geteuid() == 0 else os.geteuid(), child, gate)
+    def __init__(self, spec: ContainerSpec, child: Child, gate: Gate, group: Group | None) -> None:
+        super().__init__("process", spec, spec.uid if os.geteuid() == 0 else os.geteuid(), child, gate, group)
 
     @property
     def _first_pid(self) -> int:

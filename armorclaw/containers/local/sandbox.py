@@ -1,10 +1,14 @@
 """Agents under bubblewrap: the runtime for hosts without a container engine.
 
 What an agent has there: namespaces of its own, no network but an unconnected loopback, no capabilities, a system call
-filter, no way to gain privileges, read-only system files, its own /tmp of bounded size and nothing else to write to.
-What it shares, and `check` says: the host's kernel and the sight of its /usr; memory is limited per process
-(RLIMIT_AS) and per file in memory (RLIMIT_FSIZE), not for all of them together, and processor time not at all. To
-limit the whole would take a control group, which on most hosts is systemd's to make, not ours.
+filter, no way to gain privileges, read-only system files, its own /tmp of bounded size, and beside it
+only its /data to write to.
+What it shares, and `check` says: the host's kernel and the sight of its /usr.
+
+Where the bridge may make control groups (group.py), memory, processes and processor time are limited for the whole of
+an agent, and it is told when one of its processes was killed for want of memory. Elsewhere memory is limited per
+process (RLIMIT_AS) and per file in memory (RLIMIT_FSIZE), not for all of them together, and processor time not at
+all; `check` says which of the two it is.
 
 The first process in there is bubblewrap's own. It has the agent's uid, so an agent may write to its memory and make
 it run anything: that is why it is under the agent's limits as well, besides the filter and the namespaces.
@@ -29,11 +33,13 @@ from armorclaw.containers.local.base import (
     ENV,
     LocalContainer,
     LocalRuntime,
+    confine,
     find_program,
     require_command,
     require_plain_words,
     resource_limits,
 )
+from armorclaw.containers.local.group import Group, NoGroups
 from armorclaw.containers.local.log_file import LogFile
 from armorclaw.containers.local.output import Output, captured
 from armorclaw.containers.local.seccomp import denied_calls, filter_fd
@@ -76,9 +82,17 @@ class SandboxRuntime(LocalRuntime):
             raise ArmorclawError("runtime_missing", "bubblewrap does not work here", why=end.text)
         return (
             f"sandbox: {await _version()}, own namespaces, no network, no capabilities, "
-            f"{len(denied_calls())} system calls refused; shares the kernel, memory limited per process "
-            "and per file but not in total, processor time not limited"
+            f"{len(denied_calls())} system calls refused; shares the kernel; {self._what_is_limited()}"
         )
+
+    def _what_is_limited(self) -> str:
+        groups = self._groups_here()
+        if isinstance(groups, NoGroups):
+            return (
+                "memory limited per process and per file but NOT in total, processor time NOT limited: "
+                f"no control group, as {groups}"
+            )
+        return f"memory, processes and processor time limited in total (control groups, version {groups.version})"
 
     @asynccontextmanager
     async def launch(self, spec: ContainerSpec) -> AsyncIterator[Running]:
@@ -95,7 +109,7 @@ class SandboxRuntime(LocalRuntime):
         bwrap = find_program("bwrap", "bubblewrap")
         user = (spec.uid, spec.gid) if os.geteuid() == 0 else None
         uid, gid = user or (os.geteuid(), os.getegid())
-        async with captured(log) as output:
+        async with self._group(spec) as group, captured(log) as output:
             with closing(Gate()) as gate, ExitStack() as inherited, ExitStack() as ours:
                 info, info_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
                 ours.callback(os.close, info)
@@ -109,7 +123,7 @@ class SandboxRuntime(LocalRuntime):
                     "--args",
                     str(words_fd),
                     "--",
-                    *resource_limits(_limits(spec)),
+                    *resource_limits(_limits(spec, group)),
                     *Gate.WORDS,
                     *spec.command,
                 ]
@@ -123,7 +137,7 @@ class SandboxRuntime(LocalRuntime):
                 ) as child:
                     inherited.close()
                     output.handed_over()
-                    async with _standing(spec, user, child, output, gate, info) as running:
+                    async with _standing(spec, user, child, output, gate, info, group) as running:
                         yield running
 
 
@@ -171,22 +185,25 @@ def _sandbox_words(spec: ContainerSpec, uid: int, gid: int, fds: _Descriptors) -
     words += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
     words += ["--size", str(spec.limits.tmp), "--tmpfs", "/tmp"]  # noqa: S108  # the agent's own
     for mount in spec.mounts:
-        words += ["--ro-bind", str(mount.source), mount.target]
+        words += ["--bind" if mount.writable else "--ro-bind", str(mount.source), mount.target]
     words += ["--ro-bind", str(spec.socket_dir), SOCKET_DIR, "--remount-ro", "/", "--clearenv"]
     for name, value in {**ENV, **spec.env}.items():
         words += ["--setenv", name, value]
     return words
 
 
-def _limits(spec: ContainerSpec) -> dict[str, int]:
+def _limits(spec: ContainerSpec, group: Group | None) -> dict[str, int]:
     """For each process inside; not around bubblewrap, where those of the same uid outside would count too.
 
-    A file in memory (memfd_create) is no process's memory until it is mapped: a limit of its own keeps it as small.
-    It holds for the files in /tmp, too, which must be able to fill it.
+    Where there is a control group that is all but for open files: processes are counted twice, as it costs nothing.
+    Else a file in memory (memfd_create) is no process's memory until it is mapped: a limit of its own keeps it as
+    small. It holds for the files in /tmp, too, which must be able to fill it, and for those in /data.
     """
     limits = spec.limits
-    size = max(limits.memory, limits.tmp)
-    return {"as": limits.memory, "fsize": size, "nofile": limits.files, "nproc": limits.pids}
+    each = {"nofile": limits.files, "nproc": limits.pids}
+    if group is None:
+        each |= {"as": limits.memory, "fsize": max(limits.memory, limits.tmp)}
+    return each
 
 
 def _host_path(spec: ContainerSpec, path: Path) -> Path | None:
@@ -200,7 +217,13 @@ def _host_path(spec: ContainerSpec, path: Path) -> Path | None:
 
 @asynccontextmanager
 async def _standing(
-    spec: ContainerSpec, user: tuple[int, int] | None, child: Child, output: Output, gate: Gate, info: int
+    spec: ContainerSpec,
+    user: tuple[int, int] | None,
+    child: Child,
+    output: Output,
+    gate: Gate,
+    info: int,
+    group: Group | None,
 ) -> AsyncIterator[_Sandboxed]:
     """Wait until the sandbox stands; leaving ends all that is in it."""
     stands = False
@@ -214,9 +237,11 @@ async def _standing(
     except (OSError, msgspec.MsgspecError):
         raise await _refused(spec, child, output) from None
     uid = os.geteuid() if user is None else user[0]
-    running = _Sandboxed(spec, uid, child, gate, said, first)
+    running = _Sandboxed(spec, uid, child, gate, said, first, group)
     try:
-        if why := await _limited(said.child_pid, spec, user):
+        if group is not None:
+            confine(spec, group, said.child_pid, *children_of(said.child_pid))
+        if why := await _limited(said.child_pid, spec, user, group):
             raise await _refused(spec, child, output, f"its first process cannot be limited: {why}")
         yield running
     finally:
@@ -227,10 +252,10 @@ async def _standing(
         os.close(first)
 
 
-async def _limited(first: int, spec: ContainerSpec, user: tuple[int, int] | None) -> str:
+async def _limited(first: int, spec: ContainerSpec, user: tuple[int, int] | None, group: Group | None) -> str:
     """Put the first process under the agent's limits, too, as its uid: "", or why that did not work."""
     async with captured(None) as output:
-        command = resource_limits(_limits(spec), pid=first)
+        command = resource_limits(_limits(spec, group), pid=first)
         async with spawned(command, env={}, user=user, output=output.fd) as child:
             output.handed_over()
             return "" if await child.wait() == 0 else await output.last_line() or "prlimit failed"
@@ -263,8 +288,17 @@ class _Info(msgspec.Struct, rename="kebab"):
 class _Sandboxed(LocalContainer):
     """One sandbox. `first` is the pidfd of its first process, bubblewrap's own, that holds its namespaces."""
 
-    def __init__(self, spec: ContainerSpec, uid: int, child: Child, gate: Gate, info: _Info, first: int) -> None:
-        super().__init__("sandbox", spec, uid, child, gate)
+    def __init__(
+        self,
+        spec: ContainerSpec,
+        uid: int,
+        child: Child,
+        gate: Gate,
+        info: _Info,
+        first: int,
+        group: Group | None,
+    ) -> None:
+        super().__init__("sandbox", spec, uid, child, gate, group)
         self._info = info
         self._first = first
 

@@ -71,7 +71,14 @@ def test_a_source_is_not_replaced_again() -> None:
 async def test_check_says_that_it_is_unsafe(runtime: Runtime) -> None:
     facts = await runtime.check()
     assert "UNSAFE" in facts
-    assert "may outlive it" in facts
+    assert "limited in total (control groups, version" in facts
+
+
+@PROCESS
+@pytest.mark.usefixtures("without_groups")
+async def test_check_says_what_does_not_hold_without_groups(runtime: Runtime) -> None:
+    facts = await runtime.check()
+    assert "limited per process only, as the test says so, and what it starts may outlive it" in facts
 
 
 @PROCESS
@@ -99,6 +106,7 @@ async def test_finds_its_library_code_and_socket(
 
 
 @PROCESS
+@pytest.mark.usefixtures("without_groups")
 async def test_its_own_uid_limits_and_no_new_privileges(runtime: Runtime, make_spec: MakeSpec, door: Door) -> None:
     made = make_spec(
         """
@@ -142,6 +150,31 @@ async def test_its_group_ends_with_it(runtime: Runtime, make_spec: MakeSpec, doo
         with trio.fail_after(10):
             assert (await running.wait()).code == 0
         await child.ended()
+
+
+@PROCESS
+async def test_what_left_its_group_ends_with_it_too(runtime: Runtime, make_spec: MakeSpec, door: Door) -> None:
+    """For that there is the control group."""
+    made = make_spec(
+        """
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                os.setsid()
+                door = socket.socket(socket.AF_UNIX)
+                door.connect(os.environ["ARMORCLAW_SOCKET"])
+                time.sleep(100)
+            os._exit(0)
+        door.recv(1)
+        """
+    )
+    async with door(made) as listener:
+        async with runtime.launch(made) as running:
+            await running.start()
+            await listener.accept()
+            _, child = await listener.accept()
+            assert not child.gone()
+        assert child.gone()
 
 
 @PROCESS

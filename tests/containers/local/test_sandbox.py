@@ -67,7 +67,13 @@ async def test_check(runtime: Runtime) -> None:
     facts = await runtime.check()
     assert "bubblewrap 0." in facts
     assert f"{len(denied_calls())} system calls refused" in facts
-    assert "memory limited per process and per file but not in total" in facts
+    assert "memory, processes and processor time limited in total (control groups, version" in facts
+
+
+@pytest.mark.usefixtures("without_groups")
+async def test_check_says_what_does_not_hold_without_groups(runtime: Runtime) -> None:
+    facts = await runtime.check()
+    assert "NOT in total, processor time NOT limited: no control group, as the test says so" in facts
 
 
 async def test_no_privileges(ask: Any) -> None:
@@ -189,6 +195,7 @@ async def test_tmp_is_bounded(ask: Any) -> None:
     assert seen["size"] <= 2 * 1024 * 1024
 
 
+@pytest.mark.usefixtures("without_groups")
 async def test_limits(ask: Any) -> None:
     seen = await ask(
         """
@@ -298,12 +305,86 @@ door.sendall(json.dumps({
 """
 
 
+@pytest.mark.usefixtures("without_groups")
 async def test_the_first_process_is_limited_like_the_agents(ask: Any) -> None:
     seen = await ask('tell(first=open("/proc/1/limits").read(), own=open("/proc/self/limits").read())', limits=LIMITS)
     assert seen["first"] == seen["own"]
 
 
+async def test_the_whole_is_limited_by_a_control_group(runtime: Runtime, make_spec: MakeSpec, door: Door) -> None:
+    """Also its first process, bubblewrap's; and its address space is its own affair."""
+    spec = make_spec("door.recv(1)", limits=LIMITS)
+    async with door(spec) as listener, runtime.launch(spec) as running:
+        await running.start()
+        _, peer = await listener.accept()
+        own, first = (said_of(pid, "cgroup") for pid in (peer.pid, parent_of(peer.pid)))
+        assert own == first
+        assert f"/armorclaw-{spec.instance}/{running.id}" in own
+        assert "Max address space         unlimited" in said_of(peer.pid, "limits")
+        usage = await running.usage()
+        assert usage.memory_limit == LIMITS.memory
+    assert groups_of(spec.instance) == []
+
+
+async def test_memory_is_that_of_all_processes_together(ask: Any) -> None:
+    seen = await ask(
+        """
+        for n in range(4):
+            if os.fork() == 0:
+                held = bytearray(40 * 1024 * 1024)
+                for place in range(0, len(held), 4096): held[place] = 1
+                time.sleep(60)
+        ended = [os.wait()[1] for _ in range(2)]
+        tell(ended=ended)
+        """,
+        limits=Limits(memory=100 * 1024 * 1024),
+    )
+    assert seen["ended"] == [signal.SIGKILL] * 2
+
+
+async def test_processor_time_is_limited(ask: Any) -> None:
+    seen = await ask(
+        """
+        began = time.monotonic()
+        while time.monotonic() < began + 1: pass
+        tell(used=time.process_time())
+        """,
+        limits=Limits(memory=64 * 1024 * 1024, cpus=0.2),
+    )
+    assert seen["used"] < 0.5
+
+
+async def test_files_in_memory_count_as_memory(runtime: Runtime, make_spec: MakeSpec) -> None:
+    spec = make_spec(
+        """
+        import os
+        fd = os.memfd_create("much")
+        while True: os.write(fd, bytes(1024 * 1024))
+        """,
+        limits=Limits(memory=32 * 1024 * 1024),
+        hello=False,
+    )
+    async with runtime.launch(spec) as running:
+        await running.start()
+        with trio.fail_after(20):
+            end = await running.wait()
+    assert (end.signal, end.oom) == (signal.SIGKILL, True)
+
+
+def said_of(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text()
+
+
+def parent_of(pid: int) -> int:
+    return int(said_of(pid, "stat").rpartition(")")[2].split()[1])
+
+
+def groups_of(instance: str) -> list[Path]:
+    return list(Path("/sys/fs/cgroup").glob(f"**/armorclaw-{instance}*"))
+
+
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the machine code is for x86-64")
+@pytest.mark.usefixtures("without_groups")
 async def test_taking_over_the_first_process_gains_nothing(runtime: Runtime, make_spec: MakeSpec, door: Door) -> None:
     spec = make_spec(
         TELL
@@ -346,6 +427,7 @@ async def test_a_first_process_that_cannot_be_limited_is_no_sandbox(
     assert caught.value.why == "its first process cannot be limited: not permitted"
 
 
+@pytest.mark.usefixtures("without_groups")
 async def test_files_in_memory_are_bounded(ask: Any) -> None:
     seen = await ask(
         """
@@ -361,6 +443,7 @@ async def test_files_in_memory_are_bounded(ask: Any) -> None:
     assert seen == {"truncated": errno.EFBIG, "allowed": 0, "written": errno.EFBIG}
 
 
+@pytest.mark.usefixtures("without_groups")
 async def test_tmp_may_be_filled_though_it_is_larger_than_memory(ask: Any) -> None:
     seen = await ask(
         'tell(got=attempt(os.ftruncate, os.open("/tmp/x", os.O_RDWR | os.O_CREAT), 100 * 1024 * 1024))',
