@@ -1,118 +1,57 @@
-"""One agent over its generations: what it is to run, what runs now, and why the last one ended."""
+"""One agent over its generations: what it is to run, what is known of it, and what follows when it ends."""
 
 from __future__ import annotations
 
-import enum
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections import Counter, deque
+from collections.abc import Iterable
 from functools import partial
-from typing import Protocol
 
 import attrs
 import trio
 
 from armorclaw import config
-from armorclaw.clock import Surroundings
 from armorclaw.containers.agent_socket import AgentSocket
-from armorclaw.containers.generation import Generation, GenerationEndedError
+from armorclaw.containers.ends import KEPT, Cause, End, Reason, without_paths
+from armorclaw.containers.generation import STOP_GRACE, Generation
+from armorclaw.containers.health import Heartbeat
+from armorclaw.containers.house import House, Survivor
 from armorclaw.containers.launch import Launch
-from armorclaw.containers.runtime import Running, Runtime
-from armorclaw.containers.secrets import SecretGrant
+from armorclaw.containers.lives import Lives, stopped
+from armorclaw.containers.runtime import Runtime
 from armorclaw.containers.shapes import Standing
-from armorclaw.containers.spec import ContainerSpec, Found
-from armorclaw.errors import ArmorclawError, one_error
+from armorclaw.containers.states import AT_REST, RUNS, TRANSITIONS, Fact, State
+from armorclaw.errors import ArmorclawError
+from armorclaw.guard.alerts import Severity
 from armorclaw.log import get_logger
 from armorclaw.rpc.call import Call
 from armorclaw.rpc.peer import Peer
-from armorclaw.supervision import ChildChange, ChildState, in_words
+from armorclaw.supervision import Backoff, ChildChange, ChildState, Restart
+
+__all__ = ["AT_REST", "RUNS", "STOP_GRACE", "Agent", "House", "State", "Survivor"]
 
 log = get_logger(__name__)
-
-STOP_GRACE = 4.5
-"""Seconds a container has to end after it was asked to; then it is killed. Its handlers get 4."""
-
-ENGINE_RETRY = (0.1, 2.0)
-"""Seconds between attempts to reach a lost engine: the first, the most."""
-
-NOTE_PATIENCE = 1.0
-"""Seconds the record of an end may take while everything is being stopped."""
 
 DISCARD_PATIENCE = 10.0
 """Seconds the removal of a survivor that will not be adopted may take while its agent is being stopped."""
 
-
-class State(enum.StrEnum):
-    """What an agent is, as clients read it."""
-
-    STOPPED = "stopped"
-    STARTING = "starting"
-    RUNNING = "running"
-    READY = "ready"
-    SUSPECT = "suspect"  # it runs, but its session broke
-    UNKNOWN = "unknown"  # its engine is lost, it may run
-    RESTARTING = "restarting"  # it ended, or could not start, and will be tried again
-    STOPPING = "stopping"
-    FAILED = "failed"  # given up; `start` tries again
-
-
-RUNS = frozenset({State.RUNNING, State.READY, State.SUSPECT, State.UNKNOWN})
-AT_REST = frozenset({State.STOPPED, State.RESTARTING, State.FAILED})
-"""There is no container, and none is being made."""
-
 _TOLD = {
-    ChildState.STARTING: State.STARTING,
-    ChildState.BACKING_OFF: State.RESTARTING,
-    ChildState.STOPPING: State.STOPPING,
-    ChildState.STUCK: State.STOPPING,
-    ChildState.STOPPED: State.STOPPED,
-    ChildState.FINISHED: State.STOPPED,
-    ChildState.FAILED: State.FAILED,
+    ChildState.STARTING: Fact.BEGUN,
+    ChildState.BACKING_OFF: Fact.AGAIN,
+    ChildState.STOPPING: Fact.TOLD_TO_END,
+    ChildState.STUCK: Fact.TOLD_TO_END,
+    ChildState.STOPPED: Fact.ENDED,
+    ChildState.FINISHED: Fact.FINISHED,
+    ChildState.FAILED: Fact.GIVEN_UP,
 }
-
-
-@attrs.frozen
-class Survivor:
-    """A container that an earlier life of the bridge left, and where."""
-
-    runtime: Runtime
-    found: Found
-
-
-class House(Protocol):
-    """What one agent needs of the fleet it belongs to."""
-
-    around: Surroundings
-
-    async def runtime_for(self, declared: config.Agent) -> Runtime: ...
-    async def spec_for(self, declared: config.Agent, runtime: Runtime, socket: AgentSocket) -> ContainerSpec: ...
-    async def secrets_for(self, declared: config.Agent) -> bytearray: ...
-    async def listen(
-        self,
-        agent: Agent,
-        generation: Generation,
-        listener: trio.SocketListener,
-        *,
-        task_status: trio.TaskStatus[None],
-    ) -> None: ...
-    async def note(self, agent: Agent, kind: str, **facts: object) -> None: ...
-
-
-@attrs.frozen
-class _Made:
-    """A container that is there, perhaps not running yet."""
-
-    runtime: Runtime
-    running: Running
-    digest: str
-    grant: SecretGrant
-    adopted: bool
+_ENDS = frozenset({Fact.EXITED, Fact.OOM, Fact.HUNG})
+_LASTING = frozenset({Fact.ENDED, Fact.FINISHED, Fact.GIVEN_UP})
 
 
 class Agent:
     """A declared agent, the same object for as long as its name is known. `run` is what its supervisor restarts.
 
-    Where it stands is told by two: by its supervisor, through `told`, between generations and when it is to end; by
-    itself while a container runs.
+    Its state moves by facts alone (`learn`). They come from two: from its supervisor, through `told`, between
+    generations and when it is to end; from the generation while a container runs.
     """
 
     def __init__(self, declared: config.Agent, socket: AgentSocket, house: House) -> None:
@@ -122,9 +61,21 @@ class Agent:
         self.socket = socket
         self.wanted = True
         """Whether it is to run; false once stopped by hand."""
+        self.state = State.STOPPED
         self.generation: Generation | None = None
+        self.heartbeat: Heartbeat | None = None
         self.generations = 0
+        self.restarts = 0
+        """How often its own end was followed by another start."""
+        self.ends: deque[End] = deque(maxlen=KEPT)
+        """Why its last generations ended, the oldest first; also those of earlier bridges."""
+        self.ends_by_cause: Counter[str] = Counter()
+        """Of this bridge alone."""
         self.last_end = ""
+        self.last_work = house.around.clock.monotonic()
+        """When there was last a sign of work, on Trio's clock."""
+        self.status_text = ""
+        """What it says it is doing."""
         self.removed = False
         """Whether nobody knows it any more."""
         self.survivor: Survivor | None = None
@@ -132,20 +83,36 @@ class Agent:
         self.progress = trio.Event()
         """Set, and replaced, at each change of `state`."""
         self._house = house
-        self._state = State.STOPPED
-        self._engine_lost = False
+        self._ordered: Reason | None = None  # why the next order to end is given
+        self._lives = Lives(self, house)
 
     def __repr__(self) -> str:
         return f"<Agent {self.name} {self.state} generation {self.generations}>"
 
-    @property
-    def state(self) -> State:
-        generation = self.generation
-        if generation is None or self._state is not State.RUNNING:
-            return self._state
-        if generation.is_ready:
-            return State.READY
-        return State.SUSPECT if generation.is_suspect else State.RUNNING
+    # -- where it stands
+
+    def learn(self, fact: Fact, why: str = "") -> None:
+        """Something became known of it; its state follows, by the table. Each change is an event."""
+        state = TRANSITIONS[self.state].get(fact)
+        if state is None:
+            log.error("a fact that cannot be", agent=self.name, state=self.state.value, fact=fact.value, why=why)
+            return
+        before, self.state = self.state, state
+        if fact in _ENDS and self.launch.is_settled:
+            self.launch = Launch()  # whoever asks for a start from now on means the next one
+        self.changed()
+        if state is not before:
+            self.tell("agent.state", **{"from": before.value, "to": state.value, "why": without_paths(why)})
+
+    def tell(self, kind: str, **facts: object) -> None:
+        """Have a change of it recorded as an event, in order, without waiting."""
+        house = self._house
+        house.soon(partial(house.note, self, kind, **{"generation": self.generations, **facts}))
+
+    def changed(self) -> None:
+        """Wake those who wait for it to change."""
+        self.progress.set()
+        self.progress = trio.Event()
 
     @property
     def runs(self) -> bool:
@@ -160,10 +127,57 @@ class Agent:
             raise ArmorclawError("unavailable", f"agent {self.name} has no session", why=f"it is {self.state}")
         return generation.session
 
+    def standing(self, rooms: list[str]) -> Standing:
+        """How it stands now, granted these rooms."""
+        generation = self.generation
+        reading = None if generation is None else self._house.last_reading(self)
+        if reading is not None and generation is not None and reading.container != generation.running.id:
+            reading = None
+        return Standing(
+            name=self.name,
+            state=self.state.value,
+            runtime=self.declared.runtime,
+            image=self.declared.image,
+            container_id=generation.running.id if generation else None,
+            generation=self.generations,
+            since_ms=generation.since_ms if generation else None,
+            ready=generation.is_ready if generation else False,
+            last_end=self.last_end,
+            rooms=rooms,
+            account=self.declared.account,
+            restarts=self.restarts,
+            status=self.status_text,
+            cpu_percent=reading.cpu_percent if reading else None,
+            memory_bytes=reading.usage.memory_bytes if reading else None,
+        )
+
+    # -- for the fleet
+
+    @property
+    def restart(self) -> Restart:
+        """What its policy means to its supervisor: that an end is one that stays, it says by returning."""
+        return Restart.PERMANENT if self.declared.restart.policy == "always" else Restart.TRANSIENT
+
+    @property
+    def backoff(self) -> Backoff:
+        """When it is started again, and when given up."""
+        given = self.declared.restart
+        return Backoff(
+            maximum=given.longest_pause,
+            stable_seconds=given.stable,
+            max_in_row=given.in_row or None,
+            max_per_hour=given.per_hour or None,
+        )
+
+    def remember(self, ends: Iterable[End]) -> None:
+        """Its ends of earlier bridges."""
+        self.ends.extend(ends)
+        self.last_end = self.ends[-1].text if self.ends else ""
+
     def remove(self) -> None:
         """It is known no more."""
         self.removed = True
-        self._changed()
+        self.changed()
 
     async def choose_runtime(self) -> Runtime:
         """Where it would run. Raises `engine_unreachable`, `runtime_missing`."""
@@ -171,109 +185,121 @@ class Agent:
 
     def told(self, change: ChildChange) -> None:
         """What the supervisor makes of it. That it is ready for the supervisor says nothing new."""
-        state = _TOLD.get(change.state)
-        if state is None:
+        fact = _TOLD.get(change.state)
+        if fact is None:
             return
-        if state is State.STOPPING and self.launch.taken:
+        if fact is Fact.TOLD_TO_END and self.launch.taken and (self.launch.is_settled or not self.wanted):
             self.launch = Launch()  # whoever asks for a start from now on means the next one
-        elif state in (State.STOPPED, State.FAILED):
-            self.launch.settle(self._stopped())
+        elif fact in _LASTING:
+            self.launch.settle(stopped(self.name))
             self.launch = Launch()
-        self._moved(state)
+            self._ordered = self._lives.no_more = None
+        if fact is Fact.AGAIN:
+            if self.state in AT_REST or self.state is State.STOPPING:
+                self._lives.no_more = None  # by hand
+            else:
+                self.restarts += 1
+        self.learn(fact, change.reason if change.error is None else self.last_end)
+        if fact is Fact.GIVEN_UP:
+            log.error("agent given up", agent=self.name, why=change.reason)
+            self.tell("agent.failed", why=self.last_end)
+            self._alert("agent_failed", "error", f"agent {self.name} was given up: {self.last_end}")
 
-    def _moved(self, state: State) -> None:
-        self._state = state
-        self._changed()
+    def hands_over(self, generation: Generation) -> bool:
+        """Whether its container is to live on, for the next life of the fleet to adopt."""
+        return self._house.is_handing_over and generation.runtime.survives
 
-    def _changed(self) -> None:
-        self.progress.set()
-        self.progress = trio.Event()
+    # -- for those who watch it
+
+    def order(self, cause: Cause, why: str) -> None:
+        """The stop that is asked for next is for this reason, instead of by hand."""
+        self._ordered = Reason(cause, why)
+
+    @property
+    def ordered(self) -> Reason:
+        """Why it was told to end, if it was."""
+        if self._house.is_closing:
+            return Reason("bridge", "the bridge stopped")
+        return self._ordered or Reason("operator", "stopped")
+
+    def sleep(self, why: str) -> None:
+        """Have it end in its time, and start again when there is work for it; of one that does not run nothing."""
+        generation = self.generation
+        if generation is None or generation.stopping or generation.reason is not None:
+            return
+        self.learn(Fact.TOLD_TO_END, why)
+        generation.ordered = Reason("idle", why)
+        generation.ask_stop(STOP_GRACE)
+        generation.nursery.start_soon(_see_to_its_end, generation)
+
+    def end(self, cause: Cause, why: str, *, restart: bool) -> None:
+        """End what runs, at once. Without `restart` it has failed, until it is started by hand."""
+        if self.state in (State.STOPPED, State.FAILED):
+            return
+        if not restart:
+            self._lives.no_more = why
+        if self.generation is not None:
+            self.generation.finish(cause, why)
+        elif not restart:
+            self._lives.cut(why)
+
+    def worked(self) -> None:
+        """There was a sign of work."""
+        self.last_work = trio.current_time()
+        if self.state is State.STALLED:
+            self.learn(Fact.WORKED, "it works again")
+
+    def unsettled(self) -> tuple[int, float | None]:
+        """How many events are in its hands, and since when the oldest is."""
+        return self._house.unsettled(self)
+
+    def warn(self, text: str) -> None:
+        """Have a person told of something that may pass."""
+        self._alert("agent_stalled", "warning", f"agent {self.name} {text}")
+
+    def _alert(self, name: str, severity: Severity, text: str) -> None:
+        house = self._house
+        house.soon(partial(house.alert, name, severity, text, agent=self))
+
+    # -- running
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """One generation, from its container to its removal.
+        """See `Lives.run`."""
+        await self._lives.run(task_status=task_status)
 
-        Ready is when the agent says so, or, for one of which that is not demanded, when its container runs. An engine
-        that cannot be reached, or a key that nobody has stored yet, is no fault of the agent: it is waited for,
-        however long.
+    def ask_stop(self) -> None:
+        """For the supervisor: the polite half of stopping."""
+        self._lives.ask_stop()
 
-        Resource handling: however it ends, the container is removed, its secrets are overwritten, the socket is gone.
+    def heartbeat_of(self, generation: Generation) -> Heartbeat:
+        """What watches that generation."""
+        self.last_work = trio.current_time()
+        self.status_text = ""
+        self.heartbeat = Heartbeat(generation, self.declared.health, self, self._house.around.random)
+        return self.heartbeat
 
-        Error handling: returns when it was asked to stop; raises GenerationEndedError when it ended otherwise, and
-        what preparing raises.
-        """
-        pause, longest = ENGINE_RETRY
-        while True:
-            launch = self.launch
-            try:
-                with one_error():
-                    await self._attempt(launch, task_status)
-                return
-            except Exception as error:
-                self.last_end = _words(error)
-                launch.settle(error)
-                if launch.came_off or not isinstance(error, ArmorclawError) or error.name not in _WAITED_FOR:
-                    raise
-                if pause == ENGINE_RETRY[0]:
-                    log.warning("agent waits", agent=self.name, why=str(error), hint=error.hint)
-                self._moved(State.RESTARTING)
-            finally:
-                launch.settle(self._stopped())
-                if self.launch is launch:
-                    self.launch = Launch()
-            await trio.sleep(pause)
-            pause = min(pause * 2, longest)
-            self._moved(State.STARTING)
-
-    async def _attempt(self, launch: Launch, task_status: trio.TaskStatus[None]) -> None:
-        launch.taken = True
-        self._engine_lost = False
-        declared, socket = self.declared, self.socket
-        # it listens first: a container is made around the directory of the socket, and may connect at once
-        listener = socket.listen()
-        try:
-            async with listener, self._container(declared, socket) as made:
-                await self._live(declared, listener, made, launch, task_status)
-        finally:
-            if not self._engine_lost:  # else a container may live on that has the directory mounted
-                self._remove(socket)
-
-    @asynccontextmanager
-    async def _container(self, declared: config.Agent, socket: AgentSocket) -> AsyncIterator[_Made]:
-        """The survivor of an earlier bridge if it is still what is declared, else a new container."""
-        house = self._house
-        try:
-            runtime = await house.runtime_for(declared)
-            spec = await house.spec_for(declared, runtime, socket)
-        except BaseException as error:
-            if not _is_engine_lost(error):
-                await self.discard_survivor()
-            raise
-        async with AsyncExitStack() as stack:
-            running = await self._adopt(runtime, spec, stack)
-            payload = await house.secrets_for(declared)
-            adopted = running is not None
-            grant = SecretGrant.taken_before(payload) if adopted else SecretGrant(payload)
-            stack.callback(grant.revoke)
-            if running is None:
-                running = await stack.enter_async_context(runtime.launch(spec))
-            yield _Made(runtime, running, spec.digest(), grant, adopted)
-
-    async def _adopt(self, runtime: Runtime, spec: ContainerSpec, stack: AsyncExitStack) -> Running | None:
-        """What survived, if it is what would be launched; anything else is removed."""
-        survivor = self.survivor
-        if survivor is None:
-            return None
-        if survivor.runtime is not runtime or survivor.found.digest != spec.digest():
-            await self.discard_survivor()
-            return None
-        try:
-            running = await stack.enter_async_context(runtime.adopt(survivor.found))
-        except ArmorclawError as error:
-            if error.name != "container_not_found":
-                raise
-            running = None
-        self.survivor = None
-        return running
+    def ended(self, generation: Generation, reason: Reason, ran: float) -> None:
+        """That generation has ended; its container is being removed. `ran` is for how many seconds it was there."""
+        house, exit = self._house, reason.exit  # noqa: A001
+        end = End(
+            generation=generation.number,
+            container_id=generation.running.id,
+            at_ms=house.around.clock.now_ms(),
+            ran_ms=round(ran * 1000),
+            cause=reason.cause,
+            code=exit.code if exit else None,
+            signal=exit.signal if exit else None,
+            oom=exit.oom if exit else generation.oom_seen,
+            text=without_paths(reason.text),
+        )
+        self.ends.append(end)
+        self.ends_by_cause[end.cause] += 1
+        self.last_end = end.text
+        self._ordered = self.heartbeat = None
+        self.changed()
+        facts = attrs.asdict(end, filter=lambda field, _: field.name in ("ran_ms", "cause", "code", "signal", "oom"))
+        self.tell("agent.ended", container=end.container_id, why=end.text, text=end.text, **facts)
+        house.soon(partial(house.keep_end, self, end))
 
     async def discard_survivor(self) -> None:
         """Remove what an earlier bridge left of this agent; if that fails, the log says so."""
@@ -287,97 +313,6 @@ class Agent:
                 log.error("container not removed", container=survivor.found.id, why=str(error))
         if scope.cancelled_caught:
             log.error("container not removed", container=survivor.found.id, why=f"not in {DISCARD_PATIENCE:g} s")
-
-    async def _live(
-        self,
-        declared: config.Agent,
-        listener: trio.SocketListener,
-        made: _Made,
-        launch: Launch,
-        task_status: trio.TaskStatus[None],
-    ) -> None:
-        house, running = self._house, made.running
-        self.generations += 1
-        generation: Generation | None = None
-        why = "stopped"
-        try:
-            async with trio.open_nursery() as nursery:
-                now = house.around.clock.now_ms()
-                generation = self.generation = Generation(
-                    self.generations,
-                    made.runtime,
-                    running,
-                    made.digest,
-                    made.grant,
-                    made.adopted,
-                    now,
-                    nursery,
-                    self._changed,
-                )
-                await nursery.start(partial(house.listen, self, generation, listener))
-                if not made.adopted:
-                    await running.start()
-                launch.settle()
-                if self._state is State.STARTING:  # unless it is to end by now
-                    self._moved(State.RUNNING)
-                nursery.start_soon(self._watch_end, generation, made.runtime)
-                await house.note(self, "agent.adopted" if made.adopted else "agent.started", container=running.id)
-                if await _is_ready_in_time(generation, declared.ready_timeout):
-                    task_status.started()
-            why = generation.end or why
-        except Exception as error:
-            why = _words(error)
-            raise
-        finally:
-            made.grant.revoke()
-            self.generation = None
-            self.last_end = why
-            self._changed()
-            with trio.move_on_after(NOTE_PATIENCE, shield=True):
-                await house.note(self, "agent.ended", container=running.id, why=why)
-        if not generation.stopping:
-            raise GenerationEndedError(why)
-
-    async def _watch_end(self, generation: Generation, runtime: Runtime) -> None:
-        """The container's end is the generation's. Losing the engine is not: the agent may well live on."""
-        pause, longest = ENGINE_RETRY
-        while True:
-            try:
-                end = await generation.running.wait()
-            except ArmorclawError as error:
-                if not _is_engine_lost(error):
-                    generation.finish(str(error))
-                    return
-                self._lose_engine(error)
-            else:
-                generation.finish(end.text)
-                return
-            await trio.sleep(pause)
-            pause = min(pause * 2, longest)
-            if await _answers(runtime):  # what became of the container, the next wait tells
-                self._engine_lost = False
-                if self._state is State.UNKNOWN:
-                    self._moved(State.RUNNING)
-
-    def _lose_engine(self, error: ArmorclawError) -> None:
-        self._engine_lost = True
-        if self._state is State.RUNNING:
-            log.warning("engine lost; its containers may live on", agent=self.name, why=str(error))
-            self._moved(State.UNKNOWN)
-
-    def _remove(self, socket: AgentSocket) -> None:
-        try:
-            socket.remove()
-        except OSError as error:
-            log.error("socket not removed", agent=self.name, path=str(socket.path), why=error.strerror)
-
-    def _stopped(self) -> ArmorclawError:
-        return ArmorclawError("conflict", f"agent {self.name} was stopped while it started")
-
-    def ask_stop(self) -> None:
-        """For the supervisor: the polite half of stopping."""
-        if self.generation is not None:
-            self.generation.ask_stop(STOP_GRACE)
 
     # -- what the agent itself asks, over its socket
 
@@ -404,26 +339,14 @@ class Agent:
         # without a fingerprint it has not taken any: right as long as it still can, or has none to take
         without = fingerprint is None and (not generation.adopted or not self.declared.keys)
         if not without and not generation.grant.confirms(fingerprint):
-            generation.finish("its secrets are not those granted now")
+            generation.finish("secrets", "its secrets are not those granted now")
             raise ArmorclawError("conflict", "the secrets are not those granted now", hint="it is started again")
         generation.open_session(call.peer)
 
-    def standing(self, rooms: list[str]) -> Standing:
-        """How it stands now, granted these rooms."""
-        generation = self.generation
-        return Standing(
-            name=self.name,
-            state=self.state.value,
-            runtime=self.declared.runtime,
-            image=self.declared.image,
-            container_id=generation.running.id if generation else None,
-            generation=self.generations,
-            since_ms=generation.since_ms if generation else None,
-            ready=generation.is_ready if generation else False,
-            last_end=self.last_end,
-            rooms=rooms,
-            account=self.declared.account,
-        )
+    def tell_status(self, text: str) -> None:
+        """What it says it is doing."""
+        self.status_text = text
+        self.worked()
 
     def _living(self) -> Generation:
         if self.generation is None:
@@ -431,31 +354,6 @@ class Agent:
         return self.generation
 
 
-async def _is_ready_in_time(generation: Generation, patience: float) -> bool:
-    """Whether the agent has said it is ready; at once true for one of which that is not demanded (0)."""
-    if patience:
-        with trio.move_on_after(patience) as waiting:
-            await generation.ready.wait()
-        if waiting.cancelled_caught:
-            generation.finish(f"not ready within {patience:g} s")
-            return False
-    return True
-
-
-async def _answers(runtime: Runtime) -> bool:
-    try:
-        await runtime.check()
-    except ArmorclawError as error:
-        return not _is_engine_lost(error)
-    return True
-
-
-_WAITED_FOR = frozenset({"engine_unreachable", "key_not_found"})
-
-
-def _is_engine_lost(error: BaseException) -> bool:
-    return isinstance(error, ArmorclawError) and error.name == "engine_unreachable"
-
-
-def _words(error: Exception) -> str:
-    return str(error) if isinstance(error, (ArmorclawError, GenerationEndedError)) else in_words(error)
+async def _see_to_its_end(generation: Generation) -> None:
+    await trio.sleep(STOP_GRACE)
+    generation.finish("idle", f"did not end within {STOP_GRACE:g} s")

@@ -2,86 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from functools import partial
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import attrs
 import trio
 
 from armorclaw import config
-from armorclaw.clock import Surroundings
-from armorclaw.containers.agent import AT_REST, STOP_GRACE, Agent, State, Survivor
+from armorclaw.containers.agent import STOP_GRACE, Agent
 from armorclaw.containers.agent_socket import AgentSocket
-from armorclaw.containers.generation import Generation
+from armorclaw.containers.ends import Cause
+from armorclaw.containers.engine_watch import EngineFacts, EngineWatch
+from armorclaw.containers.household import Household
 from armorclaw.containers.inspection import inspected
 from armorclaw.containers.launch import Launch
-from armorclaw.containers.peers import only_from
-from armorclaw.containers.recipe import spec_of
+from armorclaw.containers.lifetime import Lifetimes
+from armorclaw.containers.register import Register
 from armorclaw.containers.runtime import Runtime
 from armorclaw.containers.runtimes import Runtimes
-from armorclaw.containers.secrets import secrets_payload
+from armorclaw.containers.services import Services
 from armorclaw.containers.shapes import Inspection, Standing
-from armorclaw.containers.spec import ContainerSpec, Found
+from armorclaw.containers.states import AT_REST, ENDING
+from armorclaw.containers.survivors import Survivors, discard_all
 from armorclaw.errors import ArmorclawError, one_error
-from armorclaw.guard.audit import AuditLog
-from armorclaw.guard.grants import Grants
-from armorclaw.guard.keystore import KeyStore
-from armorclaw.guard.limits import Limits
 from armorclaw.log import get_logger
-from armorclaw.rpc.registry import Registry, Role
-from armorclaw.rpc.unix import serve_unix
-from armorclaw.store import Connection, Database
-from armorclaw.supervision import Backoff, ChildChange, ChildSpec, ChildState, Supervisor
+from armorclaw.supervision import ChildChange, ChildSpec, ChildState, Supervisor
 
 log = get_logger(__name__)
 
 START_PATIENCE = 3.5
 """Seconds `start` and `stop` wait before they answer with how far things are; their clients give up after 4 to 5."""
 
-LOOK_PATIENCE = 10.0
-"""Seconds the first look for what an earlier bridge left may hold up the start of agents. An engine that takes longer
-is looked through when the first agent needs it."""
+CLEAR_PATIENCE = 10.0
+"""Seconds that the removal of containers that nobody took over may hold up the end of the bridge."""
 
 MAX_AGENTS = 256
-
-
-class Cursors(Protocol):
-    """Where an agent's place in the journal is kept, so that nothing is lost before it first subscribes."""
-
-    async def ensure(self, owner: str, name: str) -> None: ...
-
-
-class Notes(Protocol):
-    """Where the changes of agents are recorded as events."""
-
-    async def __call__(self, type: str, content: Mapping[str, object], *, agent: str | None) -> object: ...  # noqa: A002
-
-
-@attrs.frozen(kw_only=True)
-class Services:
-    """What the fleet needs of the rest of the bridge."""
-
-    instance: str
-    state_dir: Path
-    runtime_dir: Path
-    uid_base: int
-    db: Database
-    audit: AuditLog
-    keystore: KeyStore
-    grants: Grants
-    cursors: Cursors
-    note: Notes
-    registry: Registry
-    limits: Limits
-    around: Surroundings
 
 
 class Fleet:
     """The agents, by name, each a child of one dynamic supervisor.
 
-    An agent that was declared stays known, also when `run` ends and is run again by whoever supervises it.
+    An agent that was declared stays known, also when `run` ends and is run again by whoever supervises it: what runs
+    in an engine goes on meanwhile, and is adopted.
     """
 
     def __init__(self, runtimes: Runtimes, services: Services) -> None:
@@ -91,9 +54,16 @@ class Fleet:
         self._services = services
         self._agents: dict[str, Agent] = {}
         self._declaring = trio.Lock()
-        self._looking = trio.Lock()
-        self._looked: list[Runtime] = []  # whose survivors were dealt with
+        self._register = Register(services.db, services.audit, services.uid_base)
+        self._lifetimes = Lifetimes(self.agents, services.work, self._stop_for)
+        self._survivors = Survivors(runtimes, services.instance, self._agents, services.around)
+        self._survivors.on_look = self._watch
+        parts = (runtimes, self.supervisor, self._survivors, self._lifetimes, self.agents)
+        self.household = Household(services, *parts)
+        self.resources = self.household.resources
+        self._engine_facts = EngineFacts(self._agents, self.household, self._survivors)
         self._nursery: trio.Nursery | None = None  # None: not running
+        self._has_left = False  # containers that go on, for the next run to adopt
 
     # -- for the bridge and its methods
 
@@ -118,10 +88,14 @@ class Fleet:
 
     def inspect(self, agent: Agent) -> Inspection:
         """All that is known of it."""
-        children = self.supervisor.snapshot().children
-        restarts = next((child.restarts for child in children if child.name == agent.name), 0)
-        name, rooms = self.container_name(agent), self.rooms_of(agent)
-        return inspected(agent, container_name=name, rooms=rooms, restarts=restarts)
+        name, reading = self.container_name(agent), self.resources.last(agent.name)
+        rooms, peaks = self.rooms_of(agent), self.resources.peaks(agent.name)
+        return inspected(agent, container_name=name, rooms=rooms, reading=reading, peaks=peaks)
+
+    @property
+    def folders(self) -> tuple[Path, Path]:
+        """Where what is shown to agents lies on the host."""
+        return self._services.state_dir, self._services.runtime_dir
 
     def agents(self) -> list[Agent]:
         """All of them, by name."""
@@ -161,26 +135,35 @@ class Fleet:
             await self.supervisor.remove(agent.name)
         if self._agents.get(agent.name) is agent:
             del self._agents[agent.name]
+            self._lifetimes.forget(agent)
+            self._survivors.ours.pop(agent.name, None)
             self._services.grants.forget(agent.name)
             agent.remove()
 
     async def start(self, agent: Agent) -> None:
         """Start it, unless it runs, and wait until its container runs, or for START_PATIENCE.
 
-        One that was stopped or given up starts afresh, one that is stopping starts when it has stopped. Raises what
-        kept it from starting; it is tried again all the same.
+        One that was stopped or given up starts afresh, one that is stopping starts when it has stopped, one that
+        sleeps is woken. Raises what kept it from starting; it is tried again all the same.
         """
         self._check_running()
-        await self._mark(agent, stopped=False)
-        if not agent.wanted:  # recorded after us, though it may go on before us
-            raise ArmorclawError("conflict", f"agent {agent.name} was stopped while it started")
+        await self._register.mark(agent, stopped=False)
+        self._check_wanted(agent)
+        asleep = self._lifetimes.is_asleep(agent)
+        if not asleep and agent.state in AT_REST:
+            self._lifetimes.renew(agent)
         launch = agent.launch
         with one_error(), trio.move_on_after(START_PATIENCE):
             async with trio.open_nursery() as nursery:
+                if asleep:
+                    self._lifetimes.wake(agent)
+                    launch = await self._next_launch(agent, launch)
                 nursery.start_soon(_end_when_settled, launch, nursery.cancel_scope)
-                if not self._is_supervised(agent):
+                if asleep:
+                    pass
+                elif not self._is_supervised(agent):
                     await self.supervisor.add(self._child(agent), wait=False)
-                elif agent.state in AT_REST or agent.state is State.STOPPING:
+                elif agent.state in AT_REST or agent.state in ENDING:
                     await self.supervisor.restart(agent.name)  # what it waits for more than we do goes on without us
         launch.check()
 
@@ -190,9 +173,9 @@ class Fleet:
         Raises what kept it from starting; it is tried again all the same.
         """
         self._check_running()
-        await self._mark(agent, stopped=False)
-        if not agent.wanted:
-            raise ArmorclawError("conflict", f"agent {agent.name} was stopped while it started")
+        await self._register.mark(agent, stopped=False)
+        self._check_wanted(agent)
+        self._lifetimes.renew(agent)
         launch = old = agent.launch
         with one_error(), trio.move_on_after(START_PATIENCE):
             async with trio.open_nursery() as nursery:
@@ -200,68 +183,103 @@ class Fleet:
                     nursery.start_soon(self.supervisor.restart, agent.name)
                 else:
                     await self.supervisor.add(self._child(agent), wait=False)
-                while agent.launch is old and old.taken:  # that of the container that is to end
-                    await agent.progress.wait()
-                launch = agent.launch
+                launch = await self._next_launch(agent, old)
                 await launch.settled()
                 nursery.cancel_scope.cancel(reason="the restart has come to something")
-        if launch is not old or not old.taken:
-            launch.check()
+        launch.check()
 
-    async def stop(self, agent: Agent) -> bool:
+    async def _next_launch(self, agent: Agent, old: Launch) -> Launch:
+        """That of the attempt to come: not that of the container that is to end, or has."""
+        while agent.launch is old and old.taken:
+            await agent.progress.wait()
+        return agent.launch
+
+    async def stop(self, agent: Agent, *, why: str = "") -> bool:
         """Stop it, and keep it stopped over restarts. Returns whether it has stopped within START_PATIENCE.
 
         It goes on stopping when it has not.
         """
         self._check_running()
-        await self._mark(agent, stopped=True)
+        await self._register.mark(agent, stopped=True, why=why)
         if agent.wanted:  # a start was recorded after us: it holds
             return True
+        self._lifetimes.renew(agent)
         with trio.move_on_after(START_PATIENCE) as waiting:
             if self._is_supervised(agent):
                 await self.supervisor.stop(agent.name)
             await agent.discard_survivor()
         return not waiting.cancelled_caught
 
+    @contextmanager
+    def asking(self, agent: Agent) -> Iterator[None]:
+        """For the length of a call to it: it is not idle meanwhile."""
+        with self._lifetimes.asking(agent):
+            yield
+
+    async def until_awake(self, agent: Agent) -> None:
+        """Wake it if it sleeps, and wait for its session for up to 3.5 s."""
+        await self._lifetimes.until_awake(agent)
+
     async def run(
         self, declared: Mapping[str, config.Agent], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Adopt what an earlier life left, start what is declared, and keep it running until cancelled.
 
-        Run again, it starts all agents it knows that are not stopped by hand, as they were described last.
+        Run again, it starts all agents it knows that are not stopped by hand, as they were described last. An engine
+        that hangs holds up its own agents and nothing else.
 
         Resource handling: all agents are stopped at once, each with its grace; no container, socket or task is left.
+        Unless the bridge goes on: then containers of engines, and their sockets, stay for the next run.
         """
         with one_error():
             async with trio.open_nursery() as outer:
                 await outer.start(self._runtimes.run)
+                await outer.start(self.household.chronicle.run)
                 try:
-                    async with trio.open_nursery() as nursery:
-                        await nursery.start(self.supervisor.run)
-                        self._nursery = nursery
-                        await self._begin(declared)
-                        task_status.started()
+                    await self._run(declared, task_status)
                 finally:
-                    self._nursery = None
-                    self._looked.clear()
+                    self._survivors.forget()
                     self._runtimes.close()
+                    self.household.chronicle.close()
+
+    async def _run(self, declared: Mapping[str, config.Agent], task_status: trio.TaskStatus[None]) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.resources.run)
+                await nursery.start(self.supervisor.run)
+                self._nursery = nursery
+                nursery.start_soon(self._lifetimes.run)
+                await self._begin(declared)
+                nursery.start_soon(self._survivors.run)  # what nobody declared goes: all must be declared by now
+                self._has_left = False
+                task_status.started()
+        finally:
+            self._nursery = None
+            self._has_left = self.household.is_handing_over
+
+    async def clear(self) -> None:
+        """Remove the containers that an earlier `run` left to the next, which never came: for the bridge's end."""
+        if not self._has_left:
+            return
+        with trio.move_on_after(CLEAR_PATIENCE, shield=True), one_error():
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._runtimes.run)
+                try:
+                    await discard_all(self._runtimes, self._services.instance)
+                finally:
+                    self._runtimes.close()
+        for agent in self.agents():
+            agent.socket.remove()
+        self._has_left = False
 
     # -- inside
 
     async def _begin(self, declared: Mapping[str, config.Agent]) -> None:
-        stopped = await self._services.db.read(_stopped)
+        stopped = await self._register.stopped()
         for name, each in declared.items():
             if name not in self._agents:
                 agent = await self._declare(each)
                 agent.wanted = name not in stopped
-        with trio.move_on_after(LOOK_PATIENCE) as looking:
-            for runtime in await self._runtimes.every_engine():
-                try:
-                    await self._look_through(runtime)
-                except ArmorclawError as error:
-                    log.error("cannot look for earlier containers", runtime=runtime.kind, why=str(error))
-        if looking.cancelled_caught:
-            log.error("cannot look for earlier containers", why=f"an engine took over {LOOK_PATIENCE:g} s")
         for agent in list(self._agents.values()):
             if agent.wanted and not self._is_supervised(agent):
                 await self.supervisor.add(self._child(agent), wait=False)
@@ -272,10 +290,11 @@ class Fleet:
             known = self._agents.get(declared.name)
             if known is None and len(self._agents) >= MAX_AGENTS:
                 raise ArmorclawError("queue_full", f"there are {MAX_AGENTS} agents already")
-            socket = AgentSocket(services.runtime_dir, declared.name, await self._uid_of(declared))
-            await services.cursors.ensure(declared.name, "main")
+            socket = AgentSocket(services.runtime_dir, declared.name, await self._register.uid_of(declared))
+            await services.work.ensure(declared.name, "main")
             if known is None:
-                agent = self._agents[declared.name] = Agent(declared, socket, self)
+                agent = self._agents[declared.name] = Agent(declared, socket, self.household)
+                agent.remember(await self.household.ends.of(declared.name))
             else:
                 agent = known
                 self._check_at_rest(agent)
@@ -283,30 +302,12 @@ class Fleet:
             services.grants.set(declared.name, declared.account, declared.rooms)
             return agent
 
-    async def _look_through(self, runtime: Runtime) -> None:
-        """Give every container of this installation to its agent, or remove it: no orphan is left.
-
-        Once for each engine, before anything is launched there: what is found is from an earlier life of the bridge.
-        """
-        if not runtime.survives:
-            return
-        async with self._looking:
-            if any(runtime is one for one in self._looked):
-                return
-            for found in await runtime.survivors(self._services.instance):
-                agent = self._agents.get(found.name)
-                free = agent is not None and agent.wanted and agent.survivor is None and agent.generation is None
-                if agent is not None and free and found.running:
-                    agent.survivor = Survivor(runtime, found)
-                else:
-                    await _discard(runtime, found)
-            self._looked.append(runtime)
-
     def _child(self, agent: Agent) -> ChildSpec:
         return ChildSpec(
             agent.name,
             agent.run,
-            backoff=Backoff(),
+            restart=agent.restart,
+            backoff=agent.backoff,
             # The agent bounds it, step by step: engines and sandboxes have deadlines of their own, and then there is
             # its ready_timeout. The wait for an engine that is away has none.
             start_timeout=float("inf"),
@@ -319,13 +320,20 @@ class Fleet:
         if agent is None:
             return
         agent.told(change)
-        if change.state is ChildState.FAILED:
-            log.error("agent given up", agent=agent.name, why=change.reason)
-            if self._nursery is not None:
-                self._nursery.start_soon(partial(self.note, agent, "agent.failed", why=agent.last_end))
-        elif change.state is ChildState.BACKING_OFF and change.error is not None:
+        if change.state is ChildState.BACKING_OFF and change.error is not None:
             hint = {"hint": change.error.hint} if isinstance(change.error, ArmorclawError) else {}
             log.warning("agent will be started again", agent=agent.name, why=change.reason, **hint)
+
+    async def _stop_for(self, agent: Agent, cause: Cause, why: str) -> None:
+        """Stop it for good for something of its own, such as its lifetime."""
+        agent.order(cause, why)
+        agent.tell("agent.expired", cause=cause, why=why)
+        await self.stop(agent, why=why)
+
+    def _watch(self, runtime: Runtime) -> None:
+        """Of an engine that was looked through, follow what happens there."""
+        if self._nursery is not None:
+            self._nursery.start_soon(EngineWatch(runtime, self._services.instance, self._engine_facts).run)
 
     def _is_supervised(self, agent: Agent) -> bool:
         return any(child.name == agent.name for child in self.supervisor.snapshot().children)
@@ -333,6 +341,10 @@ class Fleet:
     def _check_running(self) -> None:
         if self._nursery is None:
             raise ArmorclawError("unavailable", "the containers are restarting")
+
+    def _check_wanted(self, agent: Agent) -> None:
+        if not agent.wanted:  # recorded after us, though it may go on before us
+            raise ArmorclawError("conflict", f"agent {agent.name} was stopped while it started")
 
     def _check_at_rest(self, agent: Agent) -> None:
         if agent.state not in AT_REST:
@@ -346,87 +358,7 @@ class Fleet:
                 if key not in known:
                     raise ArmorclawError("key_not_found", f"there is no key {key[:80]!r}")
 
-    async def _mark(self, agent: Agent, *, stopped: bool) -> None:
-        def work(db: Connection) -> None:
-            db.execute("UPDATE agents SET stopped = ? WHERE name = ?", (int(stopped), agent.name))
-            self._services.audit.append(db, "agent_stopped" if stopped else "agent_wanted", agent=agent.name)
-
-        def then(_: None) -> None:
-            agent.wanted = not stopped
-
-        await self._services.db.write(work, durable=True, then=then)
-
-    async def _uid_of(self, declared: config.Agent) -> int:
-        """Its own uid, kept with its name, so that agents cannot touch each other's processes or files."""
-
-        def work(db: Connection) -> int:
-            row = db.execute("SELECT number FROM agents WHERE name = ?", (declared.name,)).fetchone()
-            if row is None:
-                (number,) = db.execute("SELECT coalesce(max(number) + 1, 0) FROM agents").fetchone()
-                db.execute("INSERT INTO agents (name, number) VALUES (?, ?)", (declared.name, number))
-                return int(number)
-            return int(row[0])
-
-        number = await self._services.db.write(work)
-        return declared.uid if declared.uid is not None else self._services.uid_base + number
-
-    # -- what an agent needs of its house
-
-    async def runtime_for(self, declared: config.Agent) -> Runtime:
-        runtime = await self._runtimes.choose(declared)
-        await self._look_through(runtime)
-        return runtime
-
-    async def spec_for(self, declared: config.Agent, runtime: Runtime, socket: AgentSocket) -> ContainerSpec:
-        services = self._services
-        return await spec_of(declared, runtime, socket, instance=services.instance, state_dir=services.state_dir)
-
-    async def secrets_for(self, declared: config.Agent) -> bytearray:
-        keystore = self._services.keystore
-        return secrets_payload([await keystore.get(key, by=f"agent {declared.name}") for key in declared.keys])
-
-    async def listen(
-        self,
-        agent: Agent,
-        generation: Generation,
-        listener: trio.SocketListener,
-        *,
-        task_status: trio.TaskStatus[None],
-    ) -> None:
-        """Serve the agent's socket for one generation: only processes inside its container are let in."""
-        await serve_unix(
-            listener,
-            self._services.registry,
-            role=Role.AGENT,
-            agent=agent.name,
-            allow=only_from(generation.running),
-            around=self.around,
-            admission=self._services.limits.listener(Role.AGENT, agent=agent.name),
-            path=agent.socket.path,
-            task_status=task_status,
-        )
-
-    async def note(self, agent: Agent, kind: str, **facts: object) -> None:
-        """Record a change as an event. A store that fails is no reason to end an agent: the log says it."""
-        log.info(kind, agent=agent.name, **facts)
-        try:
-            await self._services.note(kind, {**facts, "generation": agent.generations}, agent=agent.name)
-        except ArmorclawError as error:
-            log.error("change of an agent not recorded", agent=agent.name, kind=kind, why=str(error))
-
 
 async def _end_when_settled(launch: Launch, scope: trio.CancelScope) -> None:
     await launch.settled()
     scope.cancel(reason="the start has come to something")
-
-
-async def _discard(runtime: Runtime, found: Found) -> None:
-    log.info("removing a container that is nobody's", container=found.id[:12], agent=found.name)
-    try:
-        await runtime.discard(found)
-    except ArmorclawError as error:
-        log.error("container not removed", container=found.id[:12], why=str(error))
-
-
-def _stopped(db: Connection) -> set[str]:
-    return {name for (name,) in db.execute("SELECT name FROM agents WHERE stopped")}

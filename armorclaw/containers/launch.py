@@ -21,6 +21,11 @@ class Launch:
         self._error: Exception | None = None
 
     @property
+    def is_settled(self) -> bool:
+        """Whether it has come off or failed."""
+        return self._settled.is_set()
+
+    @property
     def came_off(self) -> bool:
         """Whether the container was made to run."""
         return self._settled.is_set() and self._error is None

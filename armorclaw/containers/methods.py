@@ -16,6 +16,7 @@ from armorclaw.config import is_name
 from armorclaw.containers.agent import Agent
 from armorclaw.containers.calls import relay
 from armorclaw.containers.fleet import Fleet
+from armorclaw.containers.isolation import isolation_of
 from armorclaw.containers.logs import tell
 from armorclaw.containers.printed import LogWanted
 from armorclaw.containers.shapes import (
@@ -23,6 +24,7 @@ from armorclaw.containers.shapes import (
     AgentCall,
     AgentStats,
     Inspection,
+    IsolationFact,
     LogChunk,
     Logs,
     LogsEnd,
@@ -95,6 +97,14 @@ def register(registry: Registry, fleet: Fleet, attached: Mapping[str, Attached] 
         """All that is known of one agent, but no secret."""
         return fleet.inspect(fleet.get(params.name))
 
+    @registry.method("containers.isolation", params=Which, result=list[IsolationFact], roles=operator)
+    async def containers_isolation(call: Call, params: Which) -> list[IsolationFact]:
+        """What really confines a running agent: asked of the kernel and its engine, not of what it was told to be.
+
+        Raises unavailable when no container of it runs.
+        """
+        return await isolation_of(fleet.get(params.name), fleet.folders)
+
     @registry.method("containers.restart", params=Which, result=Started, roles=operator)
     async def containers_restart(call: Call, params: Which) -> Started:
         """Stop an agent if it runs, and start it with a clear record, also one that was stopped or given up.
@@ -119,30 +129,38 @@ def register(registry: Registry, fleet: Fleet, attached: Mapping[str, Attached] 
         """What agents use: each chunk is one reading of the agent named, until it is removed, or of all."""
         one = None if params.name is None else fleet.get(params.name)
         agents = fleet.agents if one is None else lambda: None if one.removed else [one]
-        return await Readings(agents, fleet.around.clock).tell(params.interval_ms / 1000, params.count, call.send)
+        readings = Readings(agents, fleet.around.clock, fleet.resources)
+        if params.history:
+            await readings.tell_history(call.send)
+        return await readings.tell(params.interval_ms / 1000, params.count, call.send)
 
     @registry.method("agent.call", params=AgentCall, result=Any, chunk=Any, roles=operator)
     async def agent_call(call: Call, params: AgentCall) -> Any:
         """Call a method that an agent offers; its pieces, its progress and its answer are the agent's own words.
 
-        Ends with unavailable when the agent has no session or goes meanwhile, method_not_found if it offers no such,
-        remote_failed if its handler fails.
+        One that sleeps is woken for it. Ends with unavailable when the agent has no session or goes meanwhile,
+        method_not_found if it offers no such, remote_failed if its handler fails.
         """
         here = attached.get(params.agent)
         if here is not None:
             return await here.answer(call, params.method, {} if params.params is None else params.params)
-        return await relay(fleet.get(params.agent), call, params)
+        agent = fleet.get(params.agent)
+        with fleet.asking(agent):
+            await fleet.until_awake(agent)
+            return await relay(agent, call, params)
 
     taken = (
         "The agent's keys, once per start: {size, fds} with a file descriptor, or {secrets}, the same as text. "
         "docs/agent.md has the form."
     )
 
-    @registry.method("secrets.take", params=TakeSecrets, result=dict, roles=agents, doc=taken)
+    @registry.method("secrets.take", params=TakeSecrets, result=dict, roles=agents, doc=taken, quota="nothing")
     def secrets_take(call: Call, params: TakeSecrets) -> dict[str, object]:
         return _own(fleet, call).take_secrets(call, params.via)
 
-    @registry.method("agent.ready", params=Ready, result=Welcome, roles=agents, doc="This connection is the session.")
+    doc = "This connection is the session."
+
+    @registry.method("agent.ready", params=Ready, result=Welcome, roles=agents, doc=doc, quota="nothing")
     def agent_ready(call: Call, params: Ready) -> Welcome:
         if params.protocol != PROTOCOL:
             raise _invalid(

@@ -9,9 +9,11 @@ import trio
 
 from armorclaw import config
 from armorclaw.containers.agent_socket import AgentSocket
+from armorclaw.containers.data import DATA, check_room, make_data_folder
 from armorclaw.containers.runtime import Runtime
 from armorclaw.containers.snapshot import snapshot_code, snapshot_library
-from armorclaw.containers.spec import ContainerSpec, Limits, Mount
+from armorclaw.containers.spec import SOCKET_DIR, ContainerSpec, Limits, Mount
+from armorclaw.containers.virtualenv import find_virtualenv
 from armorclaw.errors import ArmorclawError
 
 LIBRARY = "/opt/armorclaw"
@@ -19,6 +21,9 @@ LIBRARY = "/opt/armorclaw"
 
 CODE = "/agent"
 """Where an agent's own code appears inside."""
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs are looked for inside, whatever an image says."""
 
 
 def configs_folder(state_dir: Path, agent: str) -> Path:
@@ -57,15 +62,19 @@ async def spec_of(
 ) -> ContainerSpec:
     """What is to run, down to the id of the image and the hash of the code: its digest changes when any does.
 
-    Raises `image_missing`, `engine_unreachable`, `storage_failed`, and what copying the code raises.
+    Raises `image_missing`, `engine_unreachable`, `storage_failed`, `quota_exceeded` (its data folder is over the hard
+    limit), and what copying the code or looking at its virtual environment raises.
     """
     library = await trio.to_thread.run_sync(snapshot_library, state_dir)
     configs = await trio.to_thread.run_sync(make_configs_folder, state_dir, declared.name, socket.uid)
     shared = configs_folder(state_dir, config.SHARED_CONFIGS)
+    data = await trio.to_thread.run_sync(make_data_folder, state_dir, declared.name, socket.uid)
+    await trio.to_thread.run_sync(check_room, declared, state_dir)
     mounts = [
         Mount(library, LIBRARY),
         Mount(configs, config.CONFIGS_INSIDE),  # what is attached while it runs appears at once
         Mount(shared, f"{config.CONFIGS_INSIDE}/{config.SHARED_INSIDE}"),
+        Mount(data, DATA, writable=True),
     ]
     command = declared.command
     if declared.code is not None:
@@ -73,13 +82,18 @@ async def spec_of(
         mounts.append(Mount(code, CODE))
         is_file = await trio.Path(declared.code).is_file()
         command = command or ("python3", f"{CODE}/{declared.code.name if is_file else 'main.py'}")
+    env = environment(declared, socket.inside)
+    if declared.python is not None:
+        found = await trio.to_thread.run_sync(find_virtualenv, declared.python, socket.uid, state_dir)
+        mounts += found.mounts
+        env |= found.variables(env["PATH"])
     limits = declared.limits
     return ContainerSpec(
         instance=instance,
         name=declared.name,
         image=None if declared.image is None else await runtime.check_image(declared.image),
         command=command,
-        env=environment(declared, socket.inside),
+        env=env,
         uid=socket.uid,
         gid=socket.uid,
         socket_dir=socket.directory,
@@ -92,7 +106,7 @@ def environment(declared: config.Agent, socket: str) -> dict[str, str]:
     """The variables an agent finds, as docs/agent.md lists them. None of them is a secret."""
     room = next((room for room in declared.rooms if room.startswith("!")), None)
     return {
-        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": PATH,
         "HOME": "/tmp",  # noqa: S108 - its own
         "LANG": "C.UTF-8",
         "PYTHONPATH": LIBRARY,
@@ -103,5 +117,7 @@ def environment(declared: config.Agent, socket: str) -> dict[str, str]:
         "ARMORCLAW_SOCKET": socket,
         "ARMORCLAW_BRIDGE_SOCKET": socket,
         "ARMORCLAW_CONFIG_DIR": config.CONFIGS_INSIDE,
+        "ARMORCLAW_DATA_DIR": DATA,
         **({"ARMORCLAW_MATRIX_ROOM": room} if room else {}),
+        **({"ARMORCLAW_EGRESS_SOCKET": f"{SOCKET_DIR}/{config.EGRESS}.sock"} if declared.egress else {}),
     }

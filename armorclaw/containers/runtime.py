@@ -12,11 +12,12 @@ The caller opens its nursery inside the block, so that whatever waits on `runnin
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from armorclaw.containers.printed import LogReader, LogWanted
-from armorclaw.containers.spec import ContainerSpec, Exit, Found
+from armorclaw.containers.spec import ContainerSpec, Exit, Found, News
 from armorclaw.containers.usage import Usage
 
 
@@ -48,6 +49,10 @@ class Running(Protocol):
         """
         ...
 
+    async def main_pid(self) -> int | None:
+        """The main process as the host numbers it; None while there is none. Raises `engine_unreachable`."""
+        ...
+
     def owns(self, peer: Peer) -> bool:
         """Whether that process runs inside, under the agent's uid. Never blocks; in doubt False."""
         ...
@@ -58,6 +63,9 @@ class Running(Protocol):
         Harmless if it has already.
         """
         ...
+
+    def release(self) -> None:
+        """Leaving its block will not end it: it stays, for `adopt`. Nothing changes where none survives."""
 
     async def usage(self) -> Usage:
         """What it uses now; nothing of one that does not run. Raises `engine_unreachable`."""
@@ -111,4 +119,15 @@ class Runtime(Protocol):
 
     async def discard(self, found: Found) -> None:
         """Kill and remove a survivor; gone already is fine."""
+        ...
+
+    async def ping(self) -> None:
+        """Returns when the engine answers; where there is none, at once. Raises `engine_unreachable` within 5 s."""
+
+    def news(self, instance: str) -> AbstractAsyncContextManager[AsyncIterator[News]]:
+        """What happens to this installation's containers and was not done here, from the moment the block is entered.
+
+        It ends when the engine hangs up, and where there is no engine never begins to say anything. Raises
+        `engine_unreachable`, also while it is read.
+        """
         ...

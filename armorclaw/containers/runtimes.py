@@ -39,14 +39,16 @@ class Runtimes:
         Whoever runs this calls `close` however it ends itself; a cancelled `run` waits for that.
         """
         self._closed = trio.Event()
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                task_status.started()
-                await self._closed.wait()
-            finally:
-                self._nursery = None  # what is open is still used to remove containers; nothing more is opened
-        self._open.clear()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    task_status.started()
+                    await self._closed.wait()
+                finally:
+                    self._nursery = None  # what is open is still used to remove containers; nothing more is opened
+        finally:
+            self._open.clear()
 
     def close(self) -> None:
         """Let `run` end; when no agent is left."""
@@ -77,10 +79,25 @@ class Runtimes:
                 self._open[key] = await self._nursery.start(self._hold, key)
             return self._open[key]
 
+    @property
+    def engine_kinds(self) -> tuple[str, ...]:
+        """What `get` takes for each engine that there may be."""
+        return ("engine",) if self._engine_socket is not None else ("docker", "podman")
+
+    def may_be_for(self, declared: config.Agent, runtime: Runtime) -> bool:
+        """Whether this engine, which is open, is what `choose` chooses, as far as that is known by now."""
+        kind = declared.runtime
+        if kind in ("sandbox", "process", "attached") or declared.image is None:
+            return False
+        if self._engine_socket is not None:
+            return True
+        chosen = self._engines.get("engine" if kind == "auto" else kind)
+        return chosen is None or self._open.get(chosen) in (None, runtime)
+
     async def every_engine(self) -> list[Runtime]:
-        """The engines that answer now, for finding what an earlier life of the bridge left in them."""
+        """The engines that answer now."""
         found: list[Runtime] = []
-        for kind in ("engine",) if self._engine_socket is not None else ("docker", "podman"):
+        for kind in self.engine_kinds:
             try:
                 found.append(await self.get(kind))
             except ArmorclawError as error:

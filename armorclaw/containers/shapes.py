@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
+from collections.abc import Callable
 from typing import Any, Literal
 
 import attrs
 
-from armorclaw.config import RuntimeName
+from armorclaw.config import AgentHealth, AgentRestart, RuntimeName
+from armorclaw.containers.ends import End
 from armorclaw.rpc.jsonrpc import MAX_METHOD
 from armorclaw.rpc.shape import FieldError, between, omit_none
 
@@ -91,8 +96,12 @@ class Welcome:
 @attrs.frozen
 class Standing:
     """How an agent stands. `state` is one of stopped, starting, running, ready, suspect (it runs, but its session
-    broke), unknown (its engine is lost), restarting, stopping, failed. `since_ms` is when its container started,
-    `generation` counts its containers, and `last_end` says why the last one ended."""
+    broke or a ping went unanswered), stalled (it answers, but nothing of what it was given gets done), hung, exited,
+    oom (its container is being removed), unknown (its engine is lost), restarting, stopping, failed, sleeping (until
+    there is work). `since_ms` is when its container started, `generation` counts its containers, `restarts` how often
+    its own end was followed by another start, and `last_end` says why the last one ended. `status` is what it says it
+    is doing. `cpu_percent` of one processor and `memory_bytes` are those of the last reading, null where there is
+    none."""
 
     name: str
     state: str
@@ -105,6 +114,10 @@ class Standing:
     last_end: str
     rooms: list[str]
     account: str
+    restarts: int
+    status: str
+    cpu_percent: float | None
+    memory_bytes: int | None
 
 
 @attrs.frozen
@@ -126,14 +139,73 @@ class Limits:
 
 
 @attrs.frozen
+class HealthFacts:
+    """What is known of the life of a running agent, each with its age in milliseconds. Null is what is not known.
+
+    `engine` is "running", or "lost" when it cannot be asked; `session` is "open", "lost" (it may come back) or "none"
+    (it never had one, and is sent no pings). `ping_ms` is how long the last ping took that was answered,
+    `pings_missed` how many in a row were not. `unacknowledged` counts the events in its hands; `work_age_ms` is since
+    when there was no sign of work.
+    """
+
+    engine: Literal["running", "lost"]
+    engine_age_ms: int
+    session: Literal["open", "lost", "none"]
+    session_age_ms: int
+    ping_ms: float | None
+    ping_age_ms: int | None
+    pings_missed: int
+    unacknowledged: int
+    oldest_unacknowledged_ms: int | None
+    work_age_ms: int
+    reading_age_ms: int | None
+
+
+@attrs.frozen
+class Figures:
+    """What a container uses, or the most it ever used. `cpu_percent` is of one processor; null is what cannot be
+    told."""
+
+    cpu_percent: float | None = None
+    memory_bytes: int | None = None
+    pids: int | None = None
+    tmp_bytes: int | None = None
+    data_bytes: int | None = None
+
+
+@attrs.frozen
+class DataLimits:
+    """Bytes of /data: from `soft` on there is a warning, at `hard` the agent is ended."""
+
+    soft: int
+    hard: int
+
+
+@attrs.frozen
+class QuotaLimits:
+    """What an agent may do in any minute, 0 is no limit; at the share `soft` there is a warning."""
+
+    events: int
+    messages: int
+    bytes: int
+    calls: int
+    soft: float
+    on_exceeded: str
+
+
+@attrs.frozen
 class Inspection:
     """All that is known of an agent, but no secret.
 
     What it was told to be: `runtime` as declared and `runs_on` as it came out (docker, podman, sandbox, process; null
     while there is no container), `image`, `command`, `code`, `account`, `rooms`, the ids of its `keys`, the names of
-    the variables in `env`, `limits`, `ready_timeout` in seconds. What it is now: `state` as in containers.list;
-    `wanted`, false once stopped by hand; `digest`, which changes with anything that makes the container what it is;
-    `adopted`, if an earlier bridge started it; `restarts`, how often its own end was followed by another start.
+    the variables in `env`, what it may reach by `egress`, `limits`, `data`, `quota`, and with times in seconds
+    `ready_timeout`, `lifetime`, `idle_timeout` (0 is none), `patience` and `restart_policy`; `on_restart` and
+    `on_idle` as declared. What it is now: `state` as in containers.list; `wanted`, false once stopped by hand;
+    `digest`, which changes with anything that makes the container what it is; `adopted`, if an earlier bridge started
+    it; `restarts`, how often its own end was followed by another start; `health` and `usage`, null while no container
+    runs, or nothing was read; `peaks` of this container, or the last; `ends`, why its last 20 containers ended, the
+    oldest first.
     """
 
     name: str
@@ -143,6 +215,7 @@ class Inspection:
     generation: int
     restarts: int
     last_end: str
+    status: str
     container_name: str
     container_id: str | None
     since_ms: int | None
@@ -161,6 +234,35 @@ class Inspection:
     env: list[str]
     limits: Limits
     ready_timeout: float
+    patience: AgentHealth
+    restart_policy: AgentRestart
+    on_restart: str
+    lifetime: float
+    idle_timeout: float
+    on_idle: str
+    python: str | None
+    egress: list[str]
+    data: DataLimits
+    quota: QuotaLimits
+    health: HealthFacts | None
+    usage: Figures | None
+    peaks: Figures
+    ends: list[End]
+
+
+@attrs.frozen
+class IsolationFact:
+    """One thing that confines a running agent: what armorclaw claims of it, beside what was found.
+
+    `claimed` is null where nothing is. `holds` is null where nothing is claimed, or where it could not be found out:
+    `found` then says why. `source` is who was asked.
+    """
+
+    what: str
+    claimed: str | None
+    found: str
+    holds: bool | None
+    source: str
 
 
 _TAIL: int | None = 100
@@ -208,21 +310,30 @@ class LogsEnd:
 
 @attrs.frozen
 class Stats:
-    """What one agent uses, or all: a reading at once, then one each `interval_ms`, `count` in all (null: no end)."""
+    """What one agent uses, or all: a reading at once, then one each `interval_ms`, `count` in all (null: no end).
+
+    With `history` first those of the last ten minutes, one a second, many of one agent in a chunk, oldest first; they
+    do not count. Of those `state` is running, and `cpu_ns`, `memory_limit`, `throttled_ns`, `oom_kills` and peaks are
+    null.
+    """
 
     name: str | None = None
     interval_ms: int = attrs.field(default=1000, validator=between(100, 3_600_000))
     count: int | None = attrs.field(default=None, validator=attrs.validators.optional(between(1, 1_000_000)))
+    history: bool = False
 
 
 @attrs.frozen
 class AgentStats:
-    """One reading of one agent. Null is what cannot be told: all while nothing runs, limit and disks outside of
-    engines, `cpu_percent` before there are two readings of a container.
+    """One reading of one agent. Null is what cannot be told: all while nothing runs, `cpu_percent` before there are
+    two readings of a container, and what its runtime does not account for: docs/resources.md has a table.
 
     `cpu_ns` is processor time since its container started, `cpu_percent` that of one processor since the reading
-    before. `memory_bytes` leaves out what the kernel could drop (Podman's does not), `memory_limit` is that of the
-    whole container, `pids` counts processes and threads; `read_bytes` and `written_bytes` are from and to disks.
+    before. `memory_bytes` leaves out what the kernel could drop, `memory_limit` is that of the whole container,
+    `pids` counts processes and threads; `read_bytes` and `written_bytes` are from and to disks. `throttled_ns` is how
+    long its limit of processor time held it back, `oom_kills` how many of its processes were killed for want of
+    memory, both since its container started; `tmp_bytes` is what its /tmp holds, `data_bytes` its /data, measured
+    seldom. Peaks are those that the bridge saw since its container started, looking once a second.
     """
 
     name: str
@@ -235,6 +346,13 @@ class AgentStats:
     pids: int | None = None
     read_bytes: int | None = None
     written_bytes: int | None = None
+    throttled_ns: int | None = None
+    oom_kills: int | None = None
+    tmp_bytes: int | None = None
+    data_bytes: int | None = None
+    cpu_peak_percent: float | None = None
+    memory_peak_bytes: int | None = None
+    pids_peak: int | None = None
 
 
 @attrs.frozen
@@ -256,3 +374,91 @@ class AgentCall:
     agent: str
     method: str = attrs.field(validator=_is_method)
     params: Any = None
+
+
+STATUS_LIMIT = 500
+"""Characters of a status, and of the message of a progress."""
+
+MESSAGE_LIMIT = 4 * 1024
+"""Bytes of the message of an error, in UTF-8."""
+
+TRACEBACK_LIMIT = 32 * 1024
+"""Bytes of a traceback, in UTF-8."""
+
+DATA_LIMIT = 48 * 1024
+"""Bytes of the data of an event, as the compact ASCII JSON that subscribers get."""
+
+NAME_LIMIT = 64
+"""Characters of the name of an event, and of a task."""
+
+_EVENT_NAME = re.compile(rf"[a-z0-9._-]{{1,{NAME_LIMIT}}}")
+
+
+def _characters(low: int, high: int) -> Callable[[object, attrs.Attribute[str], str], None]:
+    def check(_params: object, field: attrs.Attribute[str], value: str) -> None:
+        if not low <= len(value) <= high:
+            raise FieldError(field, f"must have {low} to {high} characters")
+
+    return check
+
+
+def _utf8(low: int, high: int) -> Callable[[object, attrs.Attribute[str], str], None]:
+    def check(_params: object, field: attrs.Attribute[str], value: str) -> None:
+        if not low <= len(value.encode("utf-8", "surrogatepass")) <= high:
+            raise FieldError(field, f"must have {low} to {high} bytes")
+
+    return check
+
+
+def _event_name(_params: object, field: attrs.Attribute[str], value: str) -> None:
+    if not _EVENT_NAME.fullmatch(value):
+        raise FieldError(field, f"must have 1 to {NAME_LIMIT} characters of a-z, 0-9, '.', '_' and '-'")
+
+
+def _small_json(_params: object, field: attrs.Attribute[Any], value: Any) -> None:
+    try:
+        size = len(json.dumps(value, separators=(",", ":"), allow_nan=False))  # in ASCII, as events are written
+    except (TypeError, ValueError, RecursionError):
+        raise FieldError(field, "must be JSON") from None
+    if size > DATA_LIMIT:
+        raise FieldError(field, f"must have at most {DATA_LIMIT} bytes as JSON")
+
+
+def _finite(_params: object, field: attrs.Attribute[float], value: float) -> None:
+    if not math.isfinite(value):
+        raise FieldError(field, "must be a finite number")
+
+
+@attrs.frozen
+class AgentStatus:
+    """What an agent is at, in its own words: `text` of at most 500 characters, "" for nothing to say."""
+
+    text: str = attrs.field(validator=_characters(0, STATUS_LIMIT))
+
+
+@attrs.frozen
+class AgentError:
+    """Something went wrong in an agent: `message` of at most 4 KiB, `traceback` of at most 32 KiB."""
+
+    message: str = attrs.field(validator=_utf8(1, MESSAGE_LIMIT))
+    severity: Literal["info", "warning", "error", "critical"] = "error"
+    traceback: str = attrs.field(default="", validator=_utf8(0, TRACEBACK_LIMIT))
+
+
+@attrs.frozen
+class AgentEvent:
+    """Something happened that others may want to know: `name` of 1 to 64 characters (a-z, 0-9, `.`, `_`, `-`), and
+    any JSON as `data`, of at most 48 KiB."""
+
+    name: str = attrs.field(validator=_event_name)
+    data: Any = attrs.field(default=None, validator=_small_json)
+
+
+@attrs.frozen
+class AgentProgress:
+    """How far an agent is with a `task` of its: `done` of `total`, in any unit; null where nobody knows the end."""
+
+    done: float = attrs.field(validator=_finite)
+    total: float | None = attrs.field(default=None, validator=attrs.validators.optional(_finite))
+    message: str = attrs.field(default="", validator=_characters(0, STATUS_LIMIT))
+    task: str = attrs.field(default="", validator=_characters(0, NAME_LIMIT))

@@ -120,7 +120,25 @@ CREATE TABLE configs (
 ) WITHOUT ROWID;
 """
 
+_ENDS = """
+CREATE TABLE ends (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    agent TEXT NOT NULL,
+    generation INTEGER NOT NULL,     -- counted anew by each life of the bridge
+    container_id TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    ran_ms INTEGER NOT NULL,
+    cause TEXT NOT NULL,
+    code INTEGER,                    -- exit status, or NULL
+    signal INTEGER,                  -- that killed it, or NULL
+    oom INTEGER,                     -- 1: some process was killed for want of memory; NULL: cannot be told
+    text TEXT NOT NULL
+);
+CREATE INDEX ends_of ON ends (agent, seq);
+"""
+
 MIGRATIONS = (
     Migration(1, "the first schema", _FIRST),
     Migration(2, "attached configs", _CONFIGS),
+    Migration(3, "how agents ended", _ENDS),
 )

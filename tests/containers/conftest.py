@@ -13,7 +13,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ import pytest
 import trio
 
 from armorclaw.containers.engines.runtime import EngineRuntime
+from armorclaw.containers.local.group import Groups, NoGroups, Parent
 from armorclaw.containers.local.process import ProcessRuntime
 from armorclaw.containers.local.sandbox import SandboxRuntime
 from armorclaw.containers.runtime import Runtime
@@ -96,11 +97,24 @@ async def engine_runtime(runtime: Runtime) -> EngineRuntime:
 
 
 @pytest.fixture
+def without_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the bridge may not make control groups."""
+
+    def find() -> Parent:
+        raise NoGroups("the test says so")
+
+    monkeypatch.setattr(Parent, "find", find)
+
+
+@pytest.fixture
 def folder() -> Iterator[Path]:
     """A short path that an agent's uid may pass through: a socket's path has 107 bytes at most."""
     made = Path(tempfile.mkdtemp(prefix="ac-", dir="/tmp"))
     made.chmod(0o711)
     yield made
+    with suppress(NoGroups):
+        for kind in LOCAL:  # what killed bridges left: there will be no other of this instance
+            Groups(kind, Parent.find()).clean(made.name)
     shutil.rmtree(made)
 
 

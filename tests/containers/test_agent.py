@@ -17,6 +17,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from armorclaw.containers import agent as module
+from armorclaw.containers import attempt
 from armorclaw.containers.secrets import SecretGrant
 from armorclaw.errors import ArmorclawError
 from armorclaw.rpc.local import call_local
@@ -43,7 +44,7 @@ def payloads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytearray]]:
             made.append(payload)
             super().__init__(payload)
 
-    monkeypatch.setattr(module, "SecretGrant", Watched)
+    monkeypatch.setattr(attempt, "SecretGrant", Watched)
     yield made
     assert all(payload == bytes(len(payload)) for payload in made)
 
@@ -68,7 +69,19 @@ async def test_one_life(house: FakeHouse, autojump_clock: MockClock) -> None:
     assert ada.last_end == "exit 3"
     await trio.testing.wait_all_tasks_blocked()
     assert house.kinds() == ["agent.started", "agent.ended", "agent.started"]
-    assert house.notes[1][2] == {"container": container.id, "why": "exit 3", "generation": 1}
+    ended = house.facts("agent.ended")
+    assert ended.pop("ran_ms") == 0
+    assert ended == {
+        "container": container.id,
+        "generation": 1,
+        "why": "exit 3",
+        "text": "exit 3",
+        "cause": "exit",
+        "code": 3,
+        "signal": None,
+        "oom": None,
+    }
+    assert house.moves() == ["starting", "running", "ready", "exited", "restarting", "starting", "running"]
     with pytest.raises(ArmorclawError, match="no answer"):
         await inside.call("agent.ready")
 
@@ -236,7 +249,7 @@ async def test_an_engine_lost_and_the_container_with_it(house: FakeHouse, autoju
     house.docker.last.end(137)
     house.docker.lose(False)
     await house.until("running", generation=2)
-    assert house.fleet.get("ada").last_end == "killed by SIGKILL"
+    assert house.fleet.get("ada").last_end == "killed (137), memory limit suspected"
 
 
 @pytest.mark.mission("P0.2")
@@ -294,7 +307,7 @@ async def test_cut_in_every_phase_nothing_is_left(
     if phase == "survivors":
         await house.up()
         house.docker.hangs.add(phase)
-        house.fleet._looked.clear()
+        house.fleet._survivors.forget()
         house.nursery.start_soon(quiet_start, house)
     else:
         before = len(house.nursery.child_tasks)
@@ -346,7 +359,7 @@ async def survivor(house: FakeHouse, *keys: str, changed: bool = False) -> Any:
 
     wanted = declared(runtime="docker", image="i", keys=keys, ready_timeout=30.0)
     socket = AgentSocket(house.folder / "run", "ada", 10001)
-    spec = await house.fleet.spec_for(wanted, house.docker, socket)
+    spec = await house.fleet.household.spec_for(wanted, house.docker, socket)
     return Found("found", "ada", "0" * 64 if changed else spec.digest(), running=True)
 
 
@@ -374,7 +387,7 @@ async def test_what_nobody_foresaw_is_a_crash_like_any_other(
         await trio.lowlevel.checkpoint()
         raise ZeroDivisionError("odd")
 
-    monkeypatch.setattr(house.fleet, "secrets_for", broken)
+    monkeypatch.setattr(house.fleet.household, "secrets_for", broken)
     await house.up()
     ada = await house.fleet.describe(declared())
     with pytest.raises(ZeroDivisionError):

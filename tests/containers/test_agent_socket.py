@@ -83,6 +83,43 @@ async def test_remove_leaves_nothing(folder: Path) -> None:
     assert os.listdir(folder / "mounts") == os.listdir(folder / "containers") == []
 
 
+async def test_another_socket_beside_it(folder: Path) -> None:
+    place = AgentSocket(folder, "ada", 10001)
+    async with place.listen(), place.listen_also("egress") as listener:
+        assert about(folder / "mounts/ada/egress.sock") == about(place.path)
+        connect(folder / "mounts/ada/egress.sock")
+        with trio.fail_after(5):
+            await (await listener.accept()).aclose()
+    async with place.listen(), place.listen_also("egress"):  # as after a crash
+        connect(folder / "mounts/ada/egress.sock")
+    place.remove()
+    assert os.listdir(folder / "mounts") == os.listdir(folder / "containers") == []
+
+
+async def test_what_an_earlier_bridge_had_beside_it_is_removed_with_it(folder: Path) -> None:
+    place = AgentSocket(folder, "ada", 10001)
+    async with place.listen(), place.listen_also("egress"):
+        pass
+    AgentSocket(folder, "ada", 10001).remove()
+    assert os.listdir(folder / "mounts") == []
+
+
+async def test_another_socket_cannot_take_the_place_of_its_own(folder: Path) -> None:
+    place = AgentSocket(folder, "egress", 10001)
+    async with place.listen():
+        with pytest.raises(ArmorclawError) as caught:
+            place.listen_also("egress")
+        assert caught.value.name == "conflict"
+
+
+async def test_another_socket_with_a_longer_name(folder: Path) -> None:
+    deep = folder / ("x" * (MAX_PATH - len(f"{folder}//mounts/ada/ada.sock.new")))
+    async with AgentSocket(deep, "ada", 1).listen():
+        with pytest.raises(ArmorclawError) as caught:
+            AgentSocket(deep, "ada", 1).listen_also("egress")
+        assert caught.value.name == "path_too_long"
+
+
 def test_too_long_on_the_host(folder: Path) -> None:
     deep = folder / ("x" * (MAX_PATH - len(f"{folder}//mounts/ada/ada.sock.new")))
     AgentSocket(deep, "ada", 1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -15,9 +17,9 @@ from armorclaw.containers.agent import STOP_GRACE, State
 from armorclaw.containers.agent_socket import AgentSocket
 from armorclaw.containers.fleet import MAX_AGENTS, START_PATIENCE
 from armorclaw.containers.recipe import environment
-from armorclaw.containers.spec import Found
+from armorclaw.containers.spec import Found, News
 from armorclaw.errors import ArmorclawError
-from tests.containers.fakes import FakeHouse, declared, house_in
+from tests.containers.fakes import FakeHouse, Inside, declared, house_in
 
 pytestmark = pytest.mark.mission("P0.1")
 
@@ -320,7 +322,7 @@ async def test_a_name_that_somebody_else_has(house: FakeHouse, autojump_clock: M
 
 async def found(house: FakeHouse, name: str = "ada", *, running: bool = True, changed: bool = False) -> Found:
     socket = AgentSocket(house.folder / "run", name, 10001)
-    spec = await house.fleet.spec_for(in_docker(name), house.docker, socket)
+    spec = await house.fleet.household.spec_for(in_docker(name), house.docker, socket)
     return Found(f"left-{name}", name, "0" * 64 if changed else spec.digest(), running)
 
 
@@ -454,3 +456,179 @@ async def test_a_key_that_comes_late_is_waited_for(house: FakeHouse, autojump_cl
     await house.keystore.store(id="later", provider="openai", token="sk-1")
     await house.until("running")
     assert house.fleet.get("ada").generations == 1
+
+
+# -- a restart of the feature, not of the bridge
+
+
+async def session_of(house: FakeHouse, payload: bytes) -> Inside:
+    import hashlib
+
+    return await house.ready(fingerprint=hashlib.sha256(payload).hexdigest())
+
+
+@pytest.mark.mission("P0.3")
+@pytest.mark.parametrize("on_restart", ["adopt", "kill"])
+async def test_a_restarted_feature_adopts_what_it_left(
+    house: FakeHouse, autojump_clock: MockClock, on_restart: Literal["adopt", "kill"]
+) -> None:
+    """Whatever a new bridge would do: the container is left alone, and its secrets count as taken."""
+    house.is_closing = False
+    payload = await house.store_key("k")
+    await house.up(attrs.evolve(in_docker(), on_restart=on_restart))
+    inside = await house.ready()
+    await inside.call("secrets.take", via="inline")
+    container = house.docker.last
+    await house.down()
+    assert not container.ended
+    assert not container.removed
+    assert container.stops == []
+    assert house.kinds() == ["agent.started"]
+    assert house.sockets() != []
+    house.is_closing = True
+    await house.up()
+    inside = await session_of(house, payload)
+    assert house.docker.last is container
+    assert house.kinds() == ["agent.started", "agent.adopted"]
+    assert house.docker.discarded == []
+    with pytest.raises(ArmorclawError) as caught:
+        await inside.call("secrets.take", via="inline")
+    assert caught.value.name == "secrets_taken"
+    house.shutdown = lambda: container.end(0)
+
+
+async def test_only_engines_keep_anything(house: FakeHouse, autojump_clock: MockClock) -> None:
+    house.is_closing = False
+    await house.up(declared())
+    await house.until("running")
+    await house.down()
+    assert house.runtime.live == []
+    assert house.sockets() == []
+    await house.up()
+    await house.until("running")
+    assert house.fleet.get("ada").generations == 2
+    house.is_closing = True
+
+
+async def test_what_is_stopped_while_the_feature_is_away_goes(house: FakeHouse, autojump_clock: MockClock) -> None:
+    house.is_closing = False
+    await house.store_key("k")
+    await house.up(in_docker())
+    await house.until("running")
+    container = house.docker.last
+    await house.down()
+    house.fleet.get("ada").wanted = False
+    house.is_closing = True
+    await house.up()
+    await trio.sleep(1)
+    assert house.docker.discarded == [container.id]
+    house.fleet.get("ada").socket.remove()
+
+
+async def test_a_bridge_that_ends_before_the_feature_is_back_leaves_nothing(
+    house: FakeHouse, autojump_clock: MockClock
+) -> None:
+    house.is_closing = False
+    await house.store_key("k")
+    await house.up(in_docker())
+    await house.until("running")
+    container = house.docker.last
+    await house.down()
+    assert house.docker.discarded == []
+    await house.fleet.clear()
+    assert house.docker.discarded == [container.id]
+    await house.fleet.clear()
+    assert house.docker.discarded == [container.id]
+
+
+@pytest.mark.mission("P0.3")
+async def test_a_new_bridge_kills_what_is_to_be_killed(house: FakeHouse, autojump_clock: MockClock) -> None:
+    await house.store_key("k")
+    house.docker.left.append(await found(house))
+    await house.up(attrs.evolve(in_docker(), on_restart="kill"))
+    await house.until("running")
+    assert house.docker.discarded == ["left-ada"]
+    assert house.docker.last.id != "left-ada"
+
+
+@pytest.mark.mission("P0.3")
+@pytest.mark.parametrize("step", ["survivors", "news", "ping"])
+async def test_an_engine_that_hangs_holds_up_its_own_agents_alone(
+    house: FakeHouse, autojump_clock: MockClock, step: str
+) -> None:
+    await house.store_key("k")
+    house.docker.left.append(await found(house, "eve"))
+    house.docker.hangs.add(step)
+    began = trio.current_time()
+    await house.up(in_docker(), declared("bob"))
+    await house.until("running", agent="bob")
+    assert trio.current_time() - began < 0.1
+    if step == "survivors":
+        await trio.sleep(100)
+        assert house.fleet.get("ada").state == "starting"
+        house.docker.left.clear()
+    else:
+        await house.until("running")
+
+
+@pytest.mark.mission("P0.3")
+async def test_orphans_of_an_engine_that_comes_late_and_nobody_needs(
+    house: FakeHouse, autojump_clock: MockClock
+) -> None:
+    house.docker.left.append(await found(house, "eve"))
+    house.docker.lose()
+    await house.up(declared())
+    await house.until("running")
+    await trio.sleep(100)
+    house.docker.lose(False)
+    await trio.sleep(61)
+    assert house.docker.discarded == ["left-eve"]
+
+
+# -- what its engine tells
+
+
+async def test_what_others_do_to_a_container_is_recorded(house: FakeHouse, autojump_clock: MockClock) -> None:
+    await house.store_key("k")
+    await house.up(in_docker())
+    await house.until("running")
+    container = house.docker.last.id
+    await house.docker.tell.send(News(container, "ada", "paused"))
+    await house.docker.tell.send(News(container, "ada", "oom"))
+    await house.docker.tell.send(News("of another generation", "ada", "removed"))
+    await trio.sleep(1)
+    assert house.facts("agent.touched")["what"] == "paused"
+    assert house.kinds()[-2:] == ["agent.touched", "agent.oom"]
+    house.docker.last.end(1)
+    await house.until("running", generation=2)
+    assert house.fleet.get("ada").ends[-1].oom is True
+
+
+async def test_an_engine_that_goes_and_comes_back(house: FakeHouse, autojump_clock: MockClock) -> None:
+    """It is said once each, and what could not be removed meanwhile goes."""
+    await house.store_key("k")
+    await house.up(in_docker())
+    await house.until("running")
+    house.docker.lose()
+    await house.until("unknown")
+    await trio.sleep(60)
+    house.docker.left.append(Found("stranded", "eve", "", running=True))
+    house.docker.lose(False)
+    await house.until("running")
+    await trio.sleep(3)
+    assert [kind for kind, who, _ in house.notes if who is None] == ["engine.lost", "engine.back"]
+    assert house.docker.discarded == ["stranded"]
+    assert house.fleet.get("ada").generations == 1
+
+
+async def test_the_age_of_what_is_known_of_an_engine(house: FakeHouse, autojump_clock: MockClock) -> None:
+    await house.store_key("k")
+    await house.up(in_docker())
+    await house.until("running")
+    generation = house.fleet.get("ada").generation
+    assert generation is not None
+    await trio.sleep(100)
+    assert trio.current_time() - generation.engine_at <= 5.1
+    house.docker.hangs.add("ping")
+    await trio.sleep(100)
+    assert trio.current_time() - generation.engine_at > 90

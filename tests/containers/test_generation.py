@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import pytest
@@ -10,13 +10,19 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from armorclaw.containers.generation import ANSWER_PATIENCE, RECONNECT_PATIENCE, Generation
+from armorclaw.containers.generation import ANSWER_PATIENCE, FRESH, Generation
 from armorclaw.containers.secrets import SecretGrant
+from armorclaw.containers.spec import Exit
+from armorclaw.containers.states import Fact
+from armorclaw.containers.usage import Reading
 from armorclaw.errors import ArmorclawError
 from armorclaw.rpc.peer import Peer
 from tests.containers.fakes import FakeContainer, FakeRuntime
 
 pytestmark = [pytest.mark.mission("P0.2")]
+
+PATIENCE = 10.0
+"""Seconds a session may be away."""
 
 
 class FakePeer:
@@ -27,8 +33,18 @@ class FakePeer:
     def __init__(self, answer: ArmorclawError | None = None, *, takes: float = 0.0) -> None:
         self.closed = trio.Event()
         self.asked: list[str] = []
+        self.reads = 0
         self._answer = answer
         self._takes = takes
+        self._at_close: list[Callable[[Any], object]] = []
+
+    def at_close(self, callback: Callable[[Any], object]) -> None:
+        self._at_close.append(callback)
+
+    def close(self) -> None:
+        self.closed.set()
+        for callback in self._at_close:
+            callback(self)
 
     async def request(self, method: str, params: Any = None, *, timeout: float) -> Any:
         self.asked.append(method)
@@ -44,18 +60,35 @@ def peer(*args: Any, **kwargs: Any) -> Peer:
     return cast(Peer, FakePeer(*args, **kwargs))
 
 
+def close(session: Peer) -> None:
+    cast(FakePeer, session).close()
+
+
 class Life:
     def __init__(self, nursery: trio.Nursery) -> None:
-        self.changes = 0
+        self.facts: list[Fact] = []
+        self.reading: Reading | None = None
         runtime = FakeRuntime()
         self.container = FakeContainer(runtime, None, "x", "ada")
         self.payload = bytearray(b"secret")
         self.generation = Generation(
-            1, runtime, self.container, "d" * 64, SecretGrant(self.payload), False, 0, nursery, self._changed
+            1,
+            runtime,
+            self.container,
+            "d" * 64,
+            SecretGrant(self.payload),
+            False,
+            0,
+            nursery,
+            lambda fact, _: self.facts.append(fact),
+            PATIENCE,
+            lambda: self.reading,
         )
 
-    def _changed(self) -> None:
-        self.changes += 1
+    @property
+    def end(self) -> str | None:
+        reason = self.generation.reason
+        return None if reason is None else reason.text
 
 
 @pytest.fixture
@@ -70,18 +103,18 @@ async def test_a_session_makes_it_ready_and_its_end_makes_it_suspect(life: Life,
     states = [(generation.is_ready, generation.is_suspect)]
     generation.open_session(one)
     states.append((generation.is_ready, generation.is_suspect))
-    one.closed.set()
+    close(one)
     await trio.testing.wait_all_tasks_blocked()
     states.append((generation.is_ready, generation.is_suspect))
     assert states == [(False, False), (True, False), (False, True)]
     assert generation.session is None
-    assert life.changes == 2
-    await trio.sleep(RECONNECT_PATIENCE - 0.1)
-    assert generation.end is None
+    assert life.facts == [Fact.READY, Fact.SESSION_LOST]
+    await trio.sleep(PATIENCE - 0.1)
+    assert life.end is None
     generation.open_session(peer())
-    await trio.sleep(RECONNECT_PATIENCE * 2)
+    await trio.sleep(PATIENCE * 2)
     assert generation.is_ready
-    assert generation.end is None
+    assert life.end is None
 
 
 async def test_a_session_that_stays_away_ends_it(autojump_clock: MockClock) -> None:
@@ -89,10 +122,10 @@ async def test_a_session_that_stays_away_ends_it(autojump_clock: MockClock) -> N
         life = Life(nursery)
         one = peer()
         life.generation.open_session(one)
-        one.closed.set()
+        close(one)
         began = trio.current_time()
-    assert trio.current_time() - began == pytest.approx(RECONNECT_PATIENCE)
-    assert life.generation.end == "its session broke and did not come back within 10 s"
+    assert trio.current_time() - began == pytest.approx(PATIENCE)
+    assert life.end == "its session broke and did not come back within 10 s"
     assert life.payload == bytes(6)
 
 
@@ -102,29 +135,30 @@ async def test_the_newest_session_is_the_one(life: Life, autojump_clock: MockClo
     life.generation.open_session(new)
     life.generation.open_session(new)  # said twice
     assert life.generation.sessions == 2
-    old.closed.set()
-    await trio.sleep(RECONNECT_PATIENCE * 2)
+    close(old)
+    await trio.sleep(PATIENCE * 2)
     assert life.generation.is_ready
-    assert life.generation.end is None
+    assert life.end is None
 
 
 async def test_breaking_twice_within_the_patience_starts_it_anew(life: Life, autojump_clock: MockClock) -> None:
     for _ in range(3):
         session = peer()
         life.generation.open_session(session)
-        session.closed.set()
-        await trio.sleep(RECONNECT_PATIENCE * 0.9)
-    assert life.generation.end is None
+        close(session)
+        await trio.sleep(PATIENCE * 0.9)
+    assert life.end is None
 
 
 async def test_the_first_reason_counts(autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         life = Life(nursery)
-        life.generation.finish("one")
-        life.generation.finish("two")
+        life.generation.finish("hang", "one")
+        life.generation.finish("exit", "two")
     assert nursery.cancel_scope.cancel_called
-    assert life.generation.end == "one"
+    assert life.end == "one"
     assert life.payload == bytes(6)
+    assert life.facts == [Fact.HUNG]
 
 
 @pytest.mark.mission("K.stop")
@@ -175,9 +209,9 @@ async def test_a_session_that_ends_while_it_stops_is_as_it_should_be(life: Life,
     session = peer()
     life.generation.open_session(session)
     life.generation.ask_stop(4)
-    session.closed.set()
-    await trio.sleep(RECONNECT_PATIENCE * 2)
-    assert life.generation.end is None
+    close(session)
+    await trio.sleep(PATIENCE * 2)
+    assert life.end is None
     assert not life.generation.is_suspect
 
 
@@ -189,3 +223,104 @@ async def test_two_connections_that_take_turns_cost_no_more_than_two(life: Life)
         life.generation.open_session(second)
     await trio.testing.wait_all_tasks_blocked()
     assert len(life.generation.nursery.child_tasks) <= 2
+
+
+async def test_a_session_that_breaks_is_known_without_a_turn_of_the_loop(life: Life) -> None:
+    session = peer()
+    life.generation.open_session(session)
+    close(session)  # and nothing awaited
+    assert life.facts == [Fact.READY, Fact.SESSION_LOST]
+    assert life.generation.is_suspect
+
+
+async def test_a_connection_that_was_the_session_twice_is_watched_once(life: Life) -> None:
+    one, two = peer(), peer()
+    for each in (one, two, one):
+        life.generation.open_session(each)
+    close(one)
+    assert life.facts == [Fact.READY] * 3 + [Fact.SESSION_LOST]
+    close(two)
+    assert life.facts[-1] is Fact.SESSION_LOST
+    assert len(life.facts) == 4
+
+
+async def test_of_one_that_has_ended_nothing_becomes_known(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        life = Life(nursery)
+        session = peer()
+        life.generation.open_session(session)
+        life.generation.finish("quota", "too much")
+        close(session)
+        life.generation.tell(Fact.PING_ANSWERED)
+    assert life.facts == [Fact.READY, Fact.EXITED]
+
+
+async def test_while_its_engine_is_lost_its_session_is_waited_for(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        life = Life(nursery)
+        session = peer()
+        life.generation.open_session(session)
+        life.generation.engine_lost = True
+        close(session)
+        await trio.sleep(PATIENCE * 5)
+        assert life.end is None
+        life.generation.engine_lost = False
+    assert life.end == "its session broke and did not come back within 10 s"
+
+
+def reading(kills: int | None, *, ago: float = 0.0, container: str = "x") -> Reading:
+    return Reading(at=trio.current_time() - ago, at_ms=0, container=container, oom_kills=kills)
+
+
+@pytest.mark.parametrize(
+    ("before", "kills", "ago", "container", "oom"),
+    [
+        (0, 1, 0.0, "x", True),
+        (0, 1, 5.0, "x", True),  # it happened, whenever
+        (0, 0, 0.0, "x", False),
+        (0, 0, FRESH * 2, "x", None),  # it may have happened since
+        (2, 2, 0.0, "x", False),  # before it was adopted
+        (2, 3, 0.0, "x", True),
+        (0, None, 0.0, "x", None),
+        (0, 1, 0.0, "another", None),
+    ],
+)
+async def test_what_the_kernel_counted_is_part_of_the_end(
+    before: int, kills: int | None, ago: float, container: str, oom: bool | None, autojump_clock: MockClock
+) -> None:
+    async with trio.open_nursery() as nursery:
+        life = Life(nursery)
+        life.generation.oom_before = before
+        life.reading = reading(kills, ago=ago, container=container)
+        life.generation.exited(Exit.of(137))
+    reason = life.generation.reason
+    assert reason is not None
+    assert reason.exit is not None
+    assert (reason.exit.oom, reason.cause) == (oom, "oom" if oom else "signal")
+    assert life.facts == [Fact.OOM if oom else Fact.EXITED]
+
+
+async def test_it_is_counted_while_there_is_something_to_count(autojump_clock: MockClock) -> None:
+    """At the end of the session the cgroup is still there; at the engine's word it is not."""
+    async with trio.open_nursery() as nursery:
+        life = Life(nursery)
+        session = peer()
+        life.generation.open_session(session)
+        life.reading = reading(1)
+        close(session)
+        life.reading = None
+        life.generation.exited(Exit.of(137))
+    assert life.end == "killed by SIGKILL, out of memory"
+
+
+async def test_a_session_that_came_back_says_nothing_of_the_end(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        life = Life(nursery)
+        session = peer()
+        life.generation.open_session(session)
+        life.reading = reading(0)
+        close(session)
+        life.generation.open_session(peer())
+        life.reading = None
+        life.generation.exited(Exit.of(137))
+    assert life.end == "killed (137), memory limit suspected"

@@ -76,6 +76,10 @@ async def test_the_list_is_a_bare_array(house: FakeHouse, autojump_clock: MockCl
         "last_end": "",
         "rooms": ["!a:x", "!b:x"],
         "account": "main",
+        "restarts": 0,
+        "status": "",
+        "cpu_percent": None,
+        "memory_bytes": None,
     }
 
 
@@ -148,8 +152,23 @@ async def test_inspect(house: FakeHouse, autojump_clock: MockClock) -> None:
     assert len(seen.pop("digest")) == 64
     assert seen.pop("since_ms") > 0
     container = house.runtime.last
+    health = seen.pop("health")
+    assert (health["engine"], health["session"], health["pings_missed"]) == ("running", "open", 0)
+    assert (seen.pop("patience")["period"], seen.pop("restart_policy")["policy"]) == (10.0, "always")
+    assert seen.pop("quota").keys() == {"events", "messages", "bytes", "calls", "soft", "on_exceeded"}
+    figures = {"cpu_percent", "memory_bytes", "pids", "tmp_bytes", "data_bytes"}
+    assert (seen.pop("usage") or seen["peaks"]).keys() == seen.pop("peaks").keys() == figures
     assert seen == {
         "name": "ada",
+        "status": "",
+        "on_restart": "adopt",
+        "lifetime": 0.0,
+        "idle_timeout": 0.0,
+        "on_idle": "sleep",
+        "python": None,
+        "egress": [],
+        "data": {"soft": 256 * 2**20, "hard": 2**30},
+        "ends": [],
         "state": "ready",
         "wanted": True,
         "ready": True,
@@ -337,7 +356,7 @@ async def test_what_an_agent_may_not_say(
 
 @pytest.mark.mission("K.socket")
 async def test_each_role_has_its_own(house: FakeHouse, autojump_clock: MockClock) -> None:
-    containers = [f"containers.{name}" for name in ("inspect", "list", "logs", "restart", "stats")]
+    containers = [f"containers.{name}" for name in ("inspect", "isolation", "list", "logs", "restart", "stats")]
     assert house.registry.names(Role.OPERATOR) == ["agent.call", *containers, "start", "stop"]
     assert house.registry.names(Role.AGENT) == ["agent.ready", "secrets.take"]
     assert house.registry.names(Role.OBSERVER) == ["containers.list"]

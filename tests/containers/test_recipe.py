@@ -51,5 +51,14 @@ def test_a_file_in_its_place(tmp_path: Path) -> None:
     assert str(tmp_path) not in str(raised.value)
 
 
-def test_the_variable() -> None:
-    assert environment(declared(), "/s")["ARMORCLAW_CONFIG_DIR"] == "/config"
+def test_the_variables() -> None:
+    found = environment(declared(), "/s")
+    assert (found["ARMORCLAW_CONFIG_DIR"], found["ARMORCLAW_DATA_DIR"], found["HOME"]) == ("/config", "/data", "/tmp")
+
+
+def test_the_way_out_is_told_only_to_whom_has_one() -> None:
+    """Being part of what is run, it also has a container replaced that was made without the other."""
+    assert "ARMORCLAW_EGRESS_SOCKET" not in environment(declared(), "/s")
+    allowed = environment(declared(egress=("api.test:443",)), "/s")
+    assert allowed["ARMORCLAW_EGRESS_SOCKET"] == "/run/armorclaw/containers/egress.sock"
+    assert environment(declared(egress=("other.test:443",)), "/s") == allowed  # a change of the list replaces nothing

@@ -143,7 +143,7 @@ async def test_a_long_line_of_anything(runtime: Runtime, make_spec: MakeSpec) ->
                 await trio.sleep(0.5)
                 assert resident() - before < 8 * 1024 * 1024
                 nursery.cancel_scope.cancel(reason="seen enough")
-    assert seen > 1024 * 1024  # an engine, or we, may throw away what was not read in time
+    assert seen > 256 * 1024  # an engine, or we, may throw away what was not read in time
 
 
 async def test_what_is_left_of_one_that_has_ended(runtime: Runtime, make_spec: MakeSpec) -> None:
@@ -180,7 +180,7 @@ def resident() -> int:
 # -- what it uses
 
 
-async def test_what_it_uses(runtime: Runtime, runtime_kind: str, make_spec: MakeSpec, door: Door) -> None:
+async def test_what_it_uses(runtime: Runtime, make_spec: MakeSpec, door: Door) -> None:
     spec = make_spec(
         f"""
         import threading
@@ -207,8 +207,7 @@ async def test_what_it_uses(runtime: Runtime, runtime_kind: str, make_spec: Make
         assert 20 * 1024 * 1024 <= usage.memory_bytes <= 128 * 1024 * 1024
         assert usage.pids is not None
         assert 3 <= usage.pids <= 6  # two processes and a thread, an init or two
-        limit = 128 * 1024 * 1024 if runtime_kind in ("docker", "podman") else None
-        assert usage.memory_limit == limit
+        assert usage.memory_limit == 128 * 1024 * 1024
     with trio.fail_after(10):
         assert await running.usage() == type(usage)()  # it has gone
 

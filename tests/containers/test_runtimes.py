@@ -163,6 +163,11 @@ async def test_cancelled_it_stays_open_until_no_agent_is_left(engines: Engines) 
         runtimes.close()
         with trio.fail_after(5):
             await ended.wait()
+        assert engines.open_now == set()
+        await nursery.start(runtimes.run)
+        await runtimes.get("docker")  # another, not the one that is closed
+        assert engines.opened == ["/d.sock", "/d.sock"]
+        runtimes.close()
     assert engines.open_now == set()
 
 

@@ -69,12 +69,12 @@ def host_config(spec: ContainerSpec, kind: str, volumes: Iterable[str] = ()) -> 
         "UsernsMode": "",
         "CgroupnsMode": "private",  # Podman 4.3 leaves it out on cgroup v1
         "PublishAllPorts": False,
-        # files: its image and mounts read-only, one small place to write, nothing executable there
+        # files: its image and mounts read-only, but for its data; /tmp is small, and nothing in it can be executed
         "ReadonlyRootfs": True,
         "Tmpfs": _tmpfs(limits.tmp, kind, volumes),
         "Mounts": [
             _mount(str(spec.socket_dir), SOCKET_DIR),
-            *(_mount(str(mount.source), mount.target) for mount in spec.mounts),
+            *(_mount(str(mount.source), mount.target, mount.writable) for mount in spec.mounts),
         ],
         # limits
         "Memory": limits.memory,
@@ -90,6 +90,8 @@ def host_config(spec: ContainerSpec, kind: str, volumes: Iterable[str] = ()) -> 
     if kind == "docker":
         config["Init"] = True  # reaps orphans; Podman's needs catatonit, which is often not installed
         config["LogConfig"] = {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "2"}}
+    else:  # Podman has one file, and begins it anew when it is full; whoever follows may miss what was in it
+        config["LogConfig"] = {"Type": "k8s-file", "Config": {"max-size": "2m"}}
     return config
 
 
@@ -103,13 +105,13 @@ def _tmpfs(size: int, kind: str, volumes: Iterable[str]) -> dict[str, str]:
     return dict.fromkeys(volumes, f"{options},size={size}") | tmpfs
 
 
-def _mount(source: str, target: str) -> dict[str, Any]:
+def _mount(source: str, target: str, writable: bool = False) -> dict[str, Any]:
     # As a mount, unlike as a bind, a missing source is an error instead of a directory made by root.
     return {
         "Type": "bind",
         "Source": source,
         "Target": target,
-        "ReadOnly": True,
+        "ReadOnly": not writable,
         "BindOptions": {"Propagation": "rprivate"},
     }
 

@@ -11,6 +11,9 @@ import trio
 from armorclaw.containers.engines.runtime import EngineRuntime
 from armorclaw.errors import ArmorclawError
 
+TRY_SECONDS = 5.0
+"""An engine that takes longer to describe itself hangs, and must not hold up those who could use another."""
+
 
 @attrs.frozen
 class Candidate:
@@ -28,7 +31,7 @@ class Candidate:
 
 
 async def candidates(environ: Mapping[str, str] = os.environ) -> list[Candidate]:
-    """Every usual place, best first, each tried: milliseconds, unless an engine hangs (30 s)."""
+    """Every usual place, best first, each tried: milliseconds, unless an engine hangs (TRY_SECONDS each)."""
     found: list[Candidate] = []
     for kind, path, source in _places(environ):
         if not any(path == other.socket_path for other in found):
@@ -59,8 +62,11 @@ async def _tried(kind: str, address: str, source: str) -> Candidate:
         # An absent socket is the common case: no need to set up an HTTP client for it.
         if not await trio.Path(path).exists():
             return Candidate(kind, path, source, False, "there is no such socket", _start_hint(kind, path))
-        async with EngineRuntime.open(path) as runtime:
-            return Candidate(runtime.kind, path, source, True, await runtime.check())
+        with trio.fail_after(TRY_SECONDS):
+            async with EngineRuntime.open(path) as runtime:
+                return Candidate(runtime.kind, path, source, True, await runtime.check())
+    except trio.TooSlowError:
+        return Candidate(kind, path, source, False, f"it did not answer within {TRY_SECONDS:g} s")
     except PermissionError:
         return Candidate(kind, path, source, False, "this user may not look there")
     except ArmorclawError as error:

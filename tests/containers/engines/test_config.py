@@ -88,7 +88,7 @@ def test_podman_differs_in_these_only() -> None:
     differs = {key for key in host_docker | host_podman if host_docker.get(key) != host_podman.get(key)}
     assert differs == {"Init", "LogConfig", "Ulimits", "Tmpfs"}
     assert "Init" not in host_podman
-    assert "LogConfig" not in host_podman
+    assert host_podman["LogConfig"] == {"Type": "k8s-file", "Config": {"max-size": "2m"}}
     assert host_podman["Ulimits"] == [*host_docker["Ulimits"], {"Name": "nproc", "Soft": 4096, "Hard": 4096}]
     own = "rw,noexec,nosuid,nodev,size=1m,mode=0755,notmpcopyup"
     assert host_podman["Tmpfs"] == {**host_docker["Tmpfs"], "/run": own, "/var/tmp": own}

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
+import trio
 
 from armorclaw.containers.engines import detect
 from armorclaw.containers.engines.detect import Candidate, candidates
@@ -61,3 +63,16 @@ async def test_what_is_not_usable_says_why(folder: Path) -> None:
 async def test_podmans_hint_is_the_users_own_service(folder: Path) -> None:
     *_, podman = await candidates({"XDG_RUNTIME_DIR": str(folder)})
     assert podman.hint == "apt-get install podman && systemctl --user enable --now podman.socket"
+
+
+async def test_an_engine_that_hangs_holds_up_the_others_for_a_while_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detect, "TRY_SECONDS", 0.2)
+    path = folder / "docker.sock"
+    with socket.socket(socket.AF_UNIX) as hangs:
+        hangs.bind(str(path))
+        hangs.listen()
+        with trio.fail_after(5):
+            found, *_ = await candidates({"DOCKER_HOST": str(path)})
+    assert (found.usable, found.text) == (False, "it did not answer within 0.2 s")

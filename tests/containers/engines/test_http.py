@@ -10,8 +10,9 @@ import pytest
 import trio
 
 from armorclaw.containers.engines import http as engine_http
+from armorclaw.containers.engines.container import _ids, _outer_uids
 from armorclaw.containers.engines.http import Engine, EngineFault
-from armorclaw.containers.engines.runtime import EngineRuntime, _ids, _outer_uids
+from armorclaw.containers.engines.runtime import EngineRuntime
 from armorclaw.errors import ArmorclawError
 
 VERSION = {"Version": "27.0", "ApiVersion": "1.46", "MinAPIVersion": "1.24", "Components": [{"Name": "Engine"}]}

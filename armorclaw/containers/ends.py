@@ -1,0 +1,130 @@
+"""Why each generation of an agent ended: one record for each, of which the last few are kept."""
+
+from __future__ import annotations
+
+import re
+import signal
+from typing import Literal
+
+import attrs
+
+from armorclaw.containers.spec import Exit
+from armorclaw.store import Connection, Database
+
+KEPT = 20
+"""Ends that are kept of each agent, the oldest makes room."""
+
+TEXT = 500
+"""Characters of the text of an end."""
+
+Cause = Literal[
+    "exit",
+    "signal",
+    "oom",
+    "hang",
+    "stalled",
+    "lost session",
+    "never ready",
+    "quota",
+    "engine",
+    "operator",
+    "lifetime",
+    "idle",
+    "secrets",
+    "bridge",
+]
+"""Who or what ended it: itself (`exit`, `signal`, `oom`), the bridge for its health (`hang`, `stalled`, `lost
+session`, `never ready`), for what it used (`quota`) or was granted (`secrets`), somebody who took its container away
+(`engine`), an order (`operator`, `lifetime`, `idle`), or a slip or the end of the bridge itself (`bridge`)."""
+
+SUSPECTED = "killed (137), memory limit suspected"
+"""Who is killed by nobody we know, on a system that does not say why, was most likely out of memory."""
+
+
+@attrs.frozen
+class End:
+    """The end of one generation, `ran_ms` after its start.
+
+    `code` or `signal` of its main process, null where it was removed before it ended by itself. `oom`: whether some
+    process in it was killed for want of memory, null where neither engine nor kernel tells. `text` is one line for
+    people, and names no place of the host.
+    """
+
+    generation: int
+    container_id: str
+    at_ms: int
+    ran_ms: int
+    cause: Cause
+    code: int | None
+    signal: int | None
+    oom: bool | None = attrs.field(converter=attrs.converters.optional(bool))  # the store has numbers
+    text: str
+
+
+@attrs.frozen
+class Reason:
+    """Why a generation ends, before it has: `exit` is that of its main process, if that came first."""
+
+    cause: Cause
+    text: str
+    exit: Exit | None = None
+
+    @classmethod
+    def of_exit(cls, exit: Exit, oom_seen: bool | None) -> Reason:  # noqa: A002
+        """Its main process ended by itself. `oom_seen` is what the kernel counted, null where it cannot be asked."""
+        oom = True if exit.oom or oom_seen else exit.oom if exit.oom is not None else oom_seen
+        if exit.signal is None:
+            text = exit.text if exit.oom or not oom else f"{exit.text}, out of memory seen"
+            return cls("oom" if oom and exit.code else "exit", text, attrs.evolve(exit, oom=oom))
+        text = exit.text
+        if oom and not exit.oom:
+            text = f"{exit.text}, out of memory"
+        elif oom is None and exit.signal == signal.SIGKILL:
+            text = SUSPECTED
+        return cls("oom" if oom else "signal", text, attrs.evolve(exit, oom=oom))
+
+
+_PATH = re.compile(r"(?<![\w./])/(?:[^\s/:,;'\"()]+/)*([^\s/:,;'\"()]+)")
+
+
+def without_paths(text: str) -> str:
+    """One line in which a path of the host is its last part alone: for those who need not know where things are."""
+    first = text.partition("\n")[0]
+    return _PATH.sub(r"…/\1", first)[:TEXT]
+
+
+class EndLog:
+    """The ends that the store keeps."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def keep(self, agent: str, end: End) -> None:
+        """Add one; beyond KEPT the oldest goes. Raises what the store raises."""
+
+        def work(db: Connection) -> None:
+            db.execute(
+                "INSERT INTO ends (agent, generation, container_id, at_ms, ran_ms, cause, code, signal, oom, text)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (agent, *attrs.astuple(end)),
+            )
+            db.execute(
+                "DELETE FROM ends WHERE agent = ? AND seq <="
+                " (SELECT seq FROM ends WHERE agent = ? ORDER BY seq DESC LIMIT 1 OFFSET ?)",
+                (agent, agent, KEPT),
+            )
+
+        await self._db.write(work)
+
+    async def of(self, agent: str) -> list[End]:
+        """The last ends of an agent, the oldest first. Raises what the store raises."""
+
+        def work(db: Connection) -> list[End]:
+            rows = db.execute(
+                "SELECT generation, container_id, at_ms, ran_ms, cause, code, signal, oom, text"
+                " FROM ends WHERE agent = ? ORDER BY seq DESC LIMIT ?",
+                (agent, KEPT),
+            ).fetchall()
+            return [End(*row) for row in reversed(rows)]
+
+        return await self._db.read(work)
