@@ -3,9 +3,13 @@
 bridge (rest for one: started top to bottom, stopped bottom to top)
 ├─ store       the database and its writer thread
 ├─ features    (one for one)
+│  ├─ lag          watches the event loop
 │  ├─ retention    deletes what is old
 │  ├─ grants       before the first sync; then done
 │  ├─ matrix       one session per account
+│  ├─ alerts       tells the admin room, if there is one
+│  ├─ quotas       records who used them up
+│  ├─ reports      records what agents say of their progress
 │  └─ containers   one generation per agent
 └─ listeners   (one for one)
    ├─ socket       bridge.sock, for operators
@@ -28,15 +32,19 @@ from armorclaw._version import __version__
 from armorclaw.attached import AttachedAgent
 from armorclaw.calls.methods import register as register_calls
 from armorclaw.clock import Surroundings
-from armorclaw.config import Config, check_rooms, configs_root, is_name
+from armorclaw.config import AgentQuota, Config, check_rooms, configs_root, is_name
 from armorclaw.configs.library import Configs
 from armorclaw.configs.methods import register as register_configs
-from armorclaw.containers.fleet import Fleet, Services
+from armorclaw.containers.fleet import Fleet
 from armorclaw.containers.methods import register as register_containers
+from armorclaw.containers.reports import Reports
 from armorclaw.containers.runtimes import Runtimes
 from armorclaw.containers.secrets import secrets_payload
+from armorclaw.containers.services import Services
+from armorclaw.delivery.admin_room import AdminRoom
 from armorclaw.delivery.methods import register as register_delivery
 from armorclaw.delivery.outbox import Outbox
+from armorclaw.egress.door import EgressDoor
 from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
@@ -44,21 +52,25 @@ from armorclaw.events.methods import hears
 from armorclaw.events.methods import register as register_events
 from armorclaw.events.retention import Retention
 from armorclaw.events.subscriptions import MAIN, Subscriptions
+from armorclaw.events.work import AgentWork
 from armorclaw.guard.alerts import Alerts
 from armorclaw.guard.audit import AuditLog
 from armorclaw.guard.grants import Grants
 from armorclaw.guard.keystore import KeyStore
 from armorclaw.guard.limits import Limits, budgets
 from armorclaw.guard.methods import register as register_guard
+from armorclaw.guard.quotas import Quotas
+from armorclaw.lag import LoopLag
 from armorclaw.listeners import Listeners
 from armorclaw.log import get_logger
 from armorclaw.matrix.accounts import Accounts
 from armorclaw.matrix.methods import MatrixMethods
+from armorclaw.metrics import Metrics, of_agents, of_bridge, of_egress, of_guard, of_loop
 from armorclaw.rpc.caller import OnProgress
 from armorclaw.rpc.discover import register as register_discover
 from armorclaw.rpc.local import LocalStream, call_local, stream_local
 from armorclaw.rpc.registry import Registry, Role
-from armorclaw.shapes import BridgeStatus, Health
+from armorclaw.shapes import BridgeStatus, Health, MetricsText
 from armorclaw.store import Connection, Database
 from armorclaw.store.keyfile import load_or_create_key
 from armorclaw.structure import FaultError
@@ -92,10 +104,14 @@ class Bridge:
         self.alerts = Alerts(self._record_alert, self.audit)
         self.keystore = KeyStore(self.database, self.audit, around)
         self.subscriptions = Subscriptions(self.database, self.journal, around)
+        self.subscriptions.on_work = self._agent_worked
         self.outbox = Outbox(self.database, self.audit, around)
         self.configs = Configs(configs_root(where.state_dir), self.database, self.audit)
         self.registry = Registry()
-        self.limits = Limits(around.clock, budgets(config.limits))
+        self.quotas = Quotas(
+            self._quota_of, note=self._note, alerts=self.alerts, stop=self._stop_for_quota, clock=around.clock
+        )
+        self.limits = Limits(around.clock, budgets(config.limits), self.quotas)
         self.accounts = Accounts(
             config.accounts,
             db=self.database,
@@ -104,8 +120,11 @@ class Bridge:
             grants=self.grants,
             alerts=self.alerts,
             around=around,
+            own_rooms={config.alerts.account: [config.alerts.room]} if config.alerts.room else {},
         )
+        self.admin_room = AdminRoom(config.alerts, self.subscriptions, self.outbox, self.accounts, around)
         self.runtimes = Runtimes(where.engine_socket, where.state_dir / "logs", around.clock)
+        self.egress = EgressDoor(self.database, self.audit, self._note, around, worked=self._agent_worked)
         self.fleet = Fleet(
             self.runtimes,
             Services(
@@ -115,14 +134,36 @@ class Bridge:
                 uid_base=where.uid_base,
                 db=self.database,
                 audit=self.audit,
+                alerts=self.alerts,
                 keystore=self.keystore,
                 grants=self.grants,
-                cursors=self.subscriptions,
+                work=AgentWork(self.subscriptions, self.grants),
                 note=self._note,
                 registry=self.registry,
                 limits=self.limits,
                 around=around,
+                is_closing=lambda: self._root.is_closing,
+                doors=(self.egress,),
             ),
+        )
+        self.lag = LoopLag(where.lag_alarm_ms / 1000, self._tell_lag)
+        self.metrics = Metrics(
+            [
+                of_bridge(lambda: around.clock.monotonic() - self._started_at),
+                of_agents(self.fleet.agents, self.fleet.resources.last),
+                of_guard(self.limits, self.alerts),
+                of_egress(self.egress.counts),
+                of_loop(self.lag),
+            ]
+        )
+        self.reports = Reports(
+            find=self.fleet.find,
+            journal=self.journal,
+            audit=self.audit,
+            alerts=self.alerts,
+            quotas=self.quotas,
+            severity=config.alerts.severity,
+            clock=around.clock,
         )
         self._root = Supervisor("bridge", strategy=Strategy.REST_FOR_ONE, around=around, on_change=log_crash)
         self._attached: dict[str, AttachedAgent] = {}  # those that run
@@ -142,9 +183,13 @@ class Bridge:
         listeners = Supervisor("listeners", around=self.around, on_change=log_crash)
         contained = {name: each for name, each in self.config.agents.items() if each.runtime != "attached"}
         feature_children = [
+            ChildSpec("lag", self.lag.run),
             ChildSpec("retention", Retention(self.database, self.around).run),
             ChildSpec("grants", self._grant_declared, restart=Restart.TRANSIENT),
             _branch("matrix", self.accounts.run),
+            *([ChildSpec("alerts", self.admin_room.run)] if self.config.alerts.room else []),
+            ChildSpec("quotas", self.quotas.run),
+            ChildSpec("reports", self.reports.run),
             _branch("containers", partial(self.fleet.run, contained)),
         ]
         sockets = Listeners(self.config, self.registry, self.limits, self.around).children()
@@ -159,6 +204,8 @@ class Bridge:
             raise root_of(error) from error
         except RestartLimitExceeded as error:
             raise ArmorclawError("gave_up", f"the bridge gave up on {error.child}", why=str(error)) from error
+        finally:
+            await self.fleet.clear()
 
     async def _grant_declared(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Before the first sync: what it brings for rooms that nobody is granted is not kept."""
@@ -236,6 +283,16 @@ class Bridge:
                 if not is_declared:
                     self.grants.forget(name)
 
+        async def call(method: str, params: dict[str, Any]) -> Any:
+            self.quotas.check(name, self.registry.get(method))
+            return await call_local(self.registry, method, params, role=Role.AGENT, agent=name)
+
+        def stream(
+            method: str, params: dict[str, Any], *, on_progress: OnProgress | None = None
+        ) -> AbstractAsyncContextManager[LocalStream]:
+            self.quotas.check(name, self.registry.get(method))
+            return stream_local(self.registry, method, params, role=Role.AGENT, agent=name, on_progress=on_progress)
+
         async def take_secrets() -> bytes:
             keys = declared.keys if declared is not None else ()
             return bytes(secrets_payload([await self.keystore.get(key, by=f"agent {name}") for key in keys]))
@@ -247,8 +304,8 @@ class Bridge:
             allowed=partial(hears, self.grants, name),
             granted=granted,
             take_secrets=take_secrets,
-            call=partial(call_local, self.registry, role=Role.AGENT, agent=name),
-            stream=partial(stream_local, self.registry, role=Role.AGENT, agent=name),
+            call=call,
+            stream=stream,
         )
         return agent
 
@@ -317,6 +374,11 @@ class Bridge:
         def _health(call: Any, params: Any) -> Health:
             return self.health(of=call.agent)
 
+        @self.registry.method("metrics", result=MetricsText, roles=everyone - {Role.AGENT})
+        async def _metrics(call: Any, params: Any) -> MetricsText:
+            """All figures for monitoring, as Prometheus reads them. docs/operations.md has what each means."""
+            return await self.metrics.text()
+
         register_guard(self.registry, self.keystore)
         register_configs(self.registry, self.configs)
         register_delivery(self.registry, self.outbox)
@@ -325,6 +387,7 @@ class Bridge:
         register_events(self.registry, self.subscriptions, self.grants)
         MatrixMethods(self.accounts, self.outbox, self.subscriptions, self.grants).register(self.registry)
         register_containers(self.registry, self.fleet, self._attached)
+        self.reports.register(self.registry)
 
     async def _record_alert(
         self,
@@ -336,6 +399,27 @@ class Bridge:
     ) -> None:
         event = Event.make(type, content, at_ms=self.around.clock.now_ms(), agent=agent)
         await self.journal.record([event], also=also, durable=True)
+
+    async def _tell_lag(self, facts: Mapping[str, object]) -> None:
+        """An event without an audit record: it is about nobody, and there may be many."""
+        event = Event.make("bridge.lag", facts, at_ms=self.around.clock.now_ms())
+        await self.journal.record([event])
+
+    def _quota_of(self, agent: str) -> AgentQuota:
+        known = self.fleet.find(agent)
+        declared = known.declared if known is not None else self.config.agents.get(agent)
+        return AgentQuota() if declared is None else declared.quota
+
+    def _agent_worked(self, agent: str) -> None:
+        if known := self.fleet.find(agent):
+            known.worked()
+
+    def _stop_for_quota(self, agent: str, why: str) -> None:
+        known, attached = self.fleet.find(agent), self._attached.get(agent)
+        if known is not None:
+            known.end("quota", why, restart=False)
+        elif attached is not None:
+            attached.stop()
 
     async def _note(self, type: str, content: Mapping[str, object], *, agent: str | None) -> None:  # noqa: A002
         event = Event.make(type, content, at_ms=self.around.clock.now_ms(), agent=agent)

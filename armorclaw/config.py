@@ -18,6 +18,7 @@ import attrs
 import platformdirs
 
 from armorclaw.errors import ArmorclawError
+from armorclaw.hosts import HostPattern
 from armorclaw.layers import default_runtime_dir, read_toml
 from armorclaw.structure import Fault, FaultError, Frequency, Secret, Size, converter, structure, within
 
@@ -33,6 +34,9 @@ SHARED_INSIDE = "shared"
 
 SHARED_CONFIGS = "_shared"
 """What holds those on the host, beside the folders of agents; no agent can have that name."""
+
+EGRESS = "egress"
+"""The name of the socket beside an agent's own by which it reaches the hosts it may."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -59,6 +63,11 @@ def _check_name(text: str, what: str) -> None:
 def _positive(instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
     if not value > 0:
         raise FaultError(f"{value!r} is not above zero", f"give a positive {attribute.name}, or leave the key out")
+
+
+def _no_less_than_zero(instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise FaultError(f"{value!r} is below zero, or has no end", "give seconds or a number, or 0 for none")
 
 
 def _homeserver(instance: object, attribute: attrs.Attribute[Any], value: str) -> None:
@@ -107,6 +116,11 @@ def _names(instance: object, attribute: attrs.Attribute[Any], value: Sequence[st
             )
 
 
+def _egress(instance: object, attribute: attrs.Attribute[Any], value: Sequence[str]) -> None:
+    for text in value:
+        HostPattern.parse(text)
+
+
 def _group(instance: object, attribute: attrs.Attribute[Any], value: str) -> None:
     if not value:
         return
@@ -133,6 +147,7 @@ class BridgeSection:
 
     `state_dir` holds the database and its key and must be the bridge's own; `runtime_dir` holds sockets. `socket` is
     by default `<runtime_dir>/bridge.sock`. `uid_base` is the uid of the first agent, where the bridge may choose one.
+    `lag_alarm_ms`: a step of the bridge that holds up all others for so many milliseconds is told; 0: none is.
     """
 
     state_dir: Path = attrs.field(factory=_default_state_dir)
@@ -143,6 +158,7 @@ class BridgeSection:
     )
     engine_socket: Path | None = None
     uid_base: int = attrs.field(default=10001, validator=_positive)
+    lag_alarm_ms: float = attrs.field(default=20.0, validator=_no_less_than_zero)
 
     @property
     def database(self) -> Path:
@@ -185,6 +201,23 @@ class LimitsSection:
 
     agent_calls: Frequency = attrs.field(default=Frequency(500), validator=_positive)
     operator_calls: Frequency = attrs.field(default=Frequency(2_000), validator=_positive)
+
+
+def _alert_room(instance: object, attribute: attrs.Attribute[Any], value: str) -> None:
+    if value:
+        check_rooms([value])
+
+
+@attrs.frozen
+class AlertsSection:
+    """Where people are told what needs them: a room of an account, from a severity on. No room: nowhere.
+
+    The bridge itself joins the room; no agent hears it or may write to it by that.
+    """
+
+    room: str = attrs.field(default="", validator=_alert_room)
+    account: str = "main"
+    severity: Literal["info", "warning", "error"] = "error"
 
 
 @attrs.frozen
@@ -242,13 +275,115 @@ class AgentLimits:
     tmp: Size = attrs.field(default=Size(64 * MIB), validator=_positive)
 
 
+def _at_least_one(instance: object, attribute: attrs.Attribute[Any], value: int) -> None:
+    if value < 1:
+        raise FaultError(f"{value!r} is below 1", f"give at least 1 for {attribute.name}")
+
+
+def _seconds(given: Mapping[str, Any], key: str, default: float) -> float:
+    """What is given, or 0 for what is no number and has a fault of its own."""
+    value = given.get(key, default)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+
+
+@attrs.frozen
+class AgentHealth:
+    """How an agent's life is watched, in seconds.
+
+    Each `period` it is asked over its session whether its loop runs; `failures` in a row that took longer than
+    `timeout` are a hang. `reconnect` is how long its session may be away. One that has had events in its hands for
+    `stalled_after` without a sign of work is stalled, and over `stalled_limit` started again (0: never for that).
+    """
+
+    period: float = attrs.field(default=10.0, validator=_positive)
+    timeout: float = attrs.field(default=1.0, validator=_positive)
+    failures: int = attrs.field(default=3, validator=_at_least_one)
+    reconnect: float = attrs.field(default=10.0, validator=_positive)
+    stalled_after: float = attrs.field(default=120.0, validator=_positive)
+    stalled_limit: float = attrs.field(default=600.0, validator=_no_less_than_zero)
+
+    def __attrs_post_init__(self) -> None:
+        self.check_together(attrs.asdict(self))
+
+    @staticmethod
+    def check_together(given: Mapping[str, Any]) -> None:
+        """What no single value can tell."""
+        period, timeout = _seconds(given, "period", 10.0), _seconds(given, "timeout", 1.0)
+        if 0 < period < timeout:
+            raise FaultError(f"timeout {timeout:g} is longer than period {period:g}", "give a longer period")
+        after, limit = _seconds(given, "stalled_after", 120.0), _seconds(given, "stalled_limit", 600.0)
+        if 0 < limit < after:
+            raise FaultError(f"stalled_limit {limit:g} is below stalled_after {after:g}", "give more, or 0 for none")
+
+
+RestartPolicy = Literal["always", "on-failure", "never"]
+
+
+@attrs.frozen
+class AgentRestart:
+    """What follows the end of an agent that nobody asked for.
+
+    The first start after it is at once, each further one after a pause that grows, at most `longest_pause` seconds,
+    until one has lived for `stable` seconds. After `in_row` that did not, or `per_hour` ends of any kind within an
+    hour, it is given up; 0 is no such limit. With "on-failure" exit status 0 is an end that stays.
+    """
+
+    policy: RestartPolicy = "always"
+    in_row: int = attrs.field(default=6, validator=_no_less_than_zero)
+    per_hour: int = attrs.field(default=20, validator=_no_less_than_zero)
+    stable: float = attrs.field(default=600.0, validator=_positive)
+    longest_pause: float = attrs.field(default=60.0, validator=_positive)
+
+
+def _share(instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    if not 0 < value <= 1:
+        raise FaultError(f"{value!r} is no share", "give more than 0 and at most 1: 0.8 warns at 80 %")
+
+
+@attrs.frozen
+class AgentQuota:
+    """What an agent may do in any minute, over all its connections and restarts; 0 is no limit.
+
+    `events` are those it publishes (agent.event, .status, .error and what is recorded of its progress), `messages`
+    those it sends into rooms, `bytes` what is read from it, `calls` all its calls. At the share `soft` of one there
+    is a warning. Beyond it is refused; with "stop" an agent that goes on regardless is ended, and stays so.
+    """
+
+    events: int = attrs.field(default=1_200, validator=_no_less_than_zero)
+    messages: int = attrs.field(default=1_200, validator=_no_less_than_zero)
+    bytes: Size = attrs.field(default=Size(1024 * MIB), validator=_no_less_than_zero)
+    calls: int = attrs.field(default=60_000, validator=_no_less_than_zero)
+    soft: float = attrs.field(default=0.8, validator=_share)
+    on_exceeded: Literal["refuse", "stop"] = "refuse"
+
+
+@attrs.frozen
+class AgentData:
+    """How much an agent may keep at /data: over `soft` there is a warning, over `hard` it is ended, and stays so.
+
+    A file or folder counts with the room it takes on the disk and 4 KiB.
+    """
+
+    soft: Size = attrs.field(default=Size(256 * MIB), validator=_positive)
+    hard: Size = attrs.field(default=Size(1024 * MIB), validator=_positive)
+
+    def __attrs_post_init__(self) -> None:
+        if self.soft > self.hard:
+            raise FaultError(f"soft {self.soft} is above hard {self.hard}", "give a larger hard limit")
+
+
 @attrs.frozen
 class Agent:
     """One agent: what to run, where, and what it is granted.
 
     `code` is a file or folder of the host, copied and mounted read-only at /agent; with it the default command is
-    `python3 /agent/main.py` (or the one file). `rooms` are the only rooms it hears and may write to; `keys` the only
-    secrets it is given. `ready_timeout` is how many seconds it has to say it is ready; 0 never demands it.
+    `python3 /agent/main.py` (or the one file). `python` is a virtual environment of the host that an agent without an
+    image runs in, read-only. `rooms` are the only rooms it hears and may write to; `keys` the only
+    secrets it is given; `egress` the only hosts it may connect to, with a port each (`armorclaw.hosts`).
+    `ready_timeout` is how many seconds it has to say it is ready; 0 never demands it.
+    `on_restart` is what a starting bridge does with a container of it that an earlier bridge left. `lifetime` is how
+    many seconds after its start it is stopped, for good; `idle_timeout` after how many without work it is put to
+    sleep, until there is some, or stopped for good, as `on_idle` says. 0 is no such limit.
     Runtime "attached" is for one that lives in the program that embeds the bridge (`Bridge.attach`): declared, it
     misses nothing while that program is down.
     """
@@ -257,11 +392,21 @@ class Agent:
     runtime: RuntimeName = "auto"
     command: tuple[str, ...] = ()
     code: Path | None = None
+    python: Path | None = None
     rooms: tuple[str, ...] = attrs.field(default=(), validator=_rooms)
     keys: tuple[str, ...] = attrs.field(default=(), validator=_names)
+    egress: tuple[str, ...] = attrs.field(default=(), validator=_egress)
     account: str = "main"
     env: Mapping[str, str] = attrs.field(factory=dict, validator=_env)
     limits: AgentLimits = attrs.field(factory=AgentLimits)
+    quota: AgentQuota = attrs.field(factory=AgentQuota)
+    health: AgentHealth = attrs.field(factory=AgentHealth)
+    restart: AgentRestart = attrs.field(factory=AgentRestart)
+    data: AgentData = attrs.field(factory=AgentData)
+    on_restart: Literal["adopt", "kill"] = "adopt"
+    lifetime: float = attrs.field(default=0.0, validator=_no_less_than_zero)
+    idle_timeout: float = attrs.field(default=0.0, validator=_no_less_than_zero)
+    on_idle: Literal["sleep", "stop"] = "sleep"
     uid: int | None = None
     ready_timeout: float = 30.0
     name: str = ""
@@ -277,10 +422,19 @@ class Agent:
         if runtime == "attached":
             if has_work:
                 raise FaultError("an attached agent runs in a program of its own", "remove image, command and code")
+            if given.get("lifetime") or given.get("idle_timeout"):
+                raise FaultError("an attached agent is not the bridge's to end", "remove lifetime and idle_timeout")
+            if given.get("egress"):
+                raise FaultError("an attached agent has the network of its program", "remove egress")
         elif not has_work:
             raise FaultError("there is nothing to run", "give an image, a command or code")
         if runtime in ("docker", "podman") and image is None:
             raise FaultError(f'runtime "{runtime}" needs an image', 'add image = "…", or use runtime = "sandbox"')
+        if given.get("python") is not None and (image is not None or runtime in ("docker", "podman", "attached")):
+            raise FaultError(
+                "python is a virtual environment of this host, for runtime sandbox or process",
+                "remove it; into an image libraries come by armorclaw image build -r requirements.txt",
+            )
         if runtime in ("sandbox", "process") and image is not None:
             raise FaultError(f'runtime "{runtime}" has no images', 'remove image, or use runtime = "docker"')
 
@@ -292,6 +446,7 @@ class Config:
     bridge: BridgeSection = attrs.field(factory=BridgeSection)
     server: ServerSection = attrs.field(factory=ServerSection)
     limits: LimitsSection = attrs.field(factory=LimitsSection)
+    alerts: AlertsSection = attrs.field(factory=AlertsSection)
     accounts: Mapping[str, Account] = attrs.field(factory=dict)
     agents: Mapping[str, Agent] = attrs.field(factory=dict)
 
@@ -350,6 +505,16 @@ def _faults_between(data: Mapping[str, Any]) -> list[Fault]:
             except FaultError as fault:
                 faults.append(Fault(within(section, name), fault.why, fault.fix))
     accounts = entries["accounts"]
+    alerts = data.get("alerts")
+    if isinstance(alerts, Mapping) and alerts.get("room"):
+        wanted = alerts.get("account", "main")
+        if isinstance(wanted, str) and wanted not in accounts:
+            fix = f"add [accounts.{wanted}], or name one of: {', '.join(accounts) or 'none yet'}"
+            faults.append(Fault("alerts.account", f"there is no account {wanted!r}", fix))
+    own = entries["agents"].get(EGRESS)
+    if isinstance(own, Mapping) and own.get("egress"):
+        why = "the socket of an agent of that name would be where agents find their way out"
+        faults.append(Fault(within("agents", EGRESS), why, "give it another name, or remove egress"))
     for name, agent in entries["agents"].items():
         if not isinstance(agent, Mapping) or not ("account" in agent or agent.get("rooms")):
             continue

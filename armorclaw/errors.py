@@ -61,6 +61,7 @@ _ROWS = (
     ErrorKind("engine_refused", -32022, 1, False, ""),
     ErrorKind("runtime_missing", -32023, 1, False, "install bubblewrap, Docker or Podman"),
     ErrorKind("start_failed", -32024, 1, True, ""),
+    ErrorKind("quota_exceeded", -32025, 1, False, ""),
     ErrorKind("queue_full", -32030, 75, True, "try again in a moment"),
     ErrorKind("remote_failed", -32031, 1, False, ""),
     # at start, before there is a socket

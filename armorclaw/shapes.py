@@ -30,3 +30,11 @@ class Health:
 
     status: Literal["healthy", "degraded"]
     reasons: list[str]
+
+
+@attrs.frozen
+class MetricsText:
+    """All figures at one moment, in the text format of Prometheus; `content_type` names its version."""
+
+    content_type: str
+    text: str

@@ -118,7 +118,13 @@ def structure(values_of: cattrs.Converter, cls: type[T], data: Any, place: str, 
             together(data)
         except FaultError as fault:
             faults.append(Fault(place, fault.why, fault.fix))
-    return cls(**values) if len(faults) == before else None
+    if len(faults) != before:
+        return None
+    try:
+        return cls(**values)
+    except FaultError as fault:  # of values that do not fit together, defaults among them
+        faults.append(Fault(place, fault.why, fault.fix))
+        return None
 
 
 def _entries(

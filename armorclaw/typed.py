@@ -23,6 +23,7 @@ from armorclaw.containers.shapes import (
     AgentCall,
     AgentStats,
     Inspection,
+    IsolationFact,
     LogChunk,
     Logs,
     LogsEnd,
@@ -58,7 +59,7 @@ from armorclaw.matrix.shapes import (
     SendParams,
 )
 from armorclaw.rpc.caller import NOTHING, Caller, OnProgress, Stream, ask, given, open_stream
-from armorclaw.shapes import BridgeStatus, Health
+from armorclaw.shapes import BridgeStatus, Health, MetricsText
 
 
 class Methods:
@@ -74,9 +75,9 @@ class Methods:
     def agent_call(
         self, *, agent: str, method: str, params: Any = None, on_progress: OnProgress | None = None
     ) -> AbstractAsyncContextManager[Stream[Any, Never, Any]]:
-        """Call a method that an agent offers; its pieces, its progress and its answer are the agent's own words. Ends
-        with unavailable when the agent has no session or goes meanwhile, method_not_found if it offers no such,
-        remote_failed if its handler fails.
+        """Call a method that an agent offers; its pieces, its progress and its answer are the agent's own words. One
+        that sleeps is woken for it. Ends with unavailable when the agent has no session or goes meanwhile,
+        method_not_found if it offers no such, remote_failed if its handler fails.
 
         What to ask an agent: a method that it offers, and its params, null as {}.
         """
@@ -138,6 +139,14 @@ class Methods:
         """
         return await ask(self._caller, "containers.inspect", Inspection, given(Which, {"name": name}))
 
+    async def containers_isolation(self, *, name: str) -> list[IsolationFact]:
+        """What really confines a running agent: asked of the kernel and its engine, not of what it was told to be.
+        Raises unavailable when no container of it runs.
+
+        `name` of an agent, or the id or name of its container.
+        """
+        return await ask(self._caller, "containers.isolation", list[IsolationFact], given(Which, {"name": name}))
+
     async def containers_list(self) -> list[Standing]:
         """All agents."""
         return await ask(self._caller, "containers.list", list[Standing], {})
@@ -184,16 +193,20 @@ class Methods:
         name: str | None = None,
         interval_ms: int = 1000,
         count: int | None = None,
+        history: bool = False,
         on_progress: OnProgress | None = None,
     ) -> AbstractAsyncContextManager[Stream[list[AgentStats], Never, StatsEnd]]:
         """What agents use: each chunk is one reading of the agent named, until it is removed, or of all.
 
         What one agent uses, or all: a reading at once, then one each `interval_ms`, `count` in all (null: no end).
+        With `history` first those of the last ten minutes, one a second, many of one agent in a chunk, oldest first;
+        they do not count. Of those `state` is running, and `cpu_ns`, `memory_limit`, `throttled_ns`, `oom_kills` and
+        peaks are null.
         """
         return open_stream(
             self._caller,
             "containers.stats",
-            given(Stats, {"name": name, "interval_ms": interval_ms, "count": count}),
+            given(Stats, {"name": name, "interval_ms": interval_ms, "count": count, "history": history}),
             on_progress,
             chunk=list[AgentStats],
             result=StatsEnd,
@@ -379,6 +392,10 @@ class Methods:
     async def matrix_status(self) -> MatrixStatus:
         """Whether the Matrix account works: an agent's own, else the main one and a list of all."""
         return await ask(self._caller, "matrix.status", MatrixStatus, {})
+
+    async def metrics(self) -> MetricsText:
+        """All figures for monitoring, as Prometheus reads them. docs/operations.md has what each means."""
+        return await ask(self._caller, "metrics", MetricsText, {})
 
     async def rotate_key(self, *, id: str, token: str, expires_at: int | None = None) -> KeyShown:
         """Give a key another token. Agents that run keep the one they have; the next start takes the new one.

@@ -101,6 +101,20 @@ def test_every_fault_is_named_at_once() -> None:
         ({"command": ["x"], "limits": {"memory": -5}}, "above zero"),
         ({"command": ["x"], "rooms": ["!a:b/../../login"]}, "room"),
         ({"command": ["x"], "ready_timeout": "soon"}, "number"),
+        ({"command": ["x"], "health": {"period": 0}}, "above zero"),
+        ({"command": ["x"], "health": {"period": "often"}}, "number"),
+        ({"command": ["x"], "health": {"failures": 0}}, "below 1"),
+        ({"command": ["x"], "health": {"period": 1, "timeout": 2}}, "longer than period"),
+        ({"command": ["x"], "health": {"stalled_after": 700}}, "below stalled_after"),
+        ({"command": ["x"], "health": {"stalled_limit": -1}}, "below zero"),
+        ({"command": ["x"], "restart": {"policy": "sometimes"}}, "always, on-failure, never"),
+        ({"command": ["x"], "restart": {"in_row": -1}}, "below zero"),
+        ({"command": ["x"], "restart": {"stable": 0}}, "above zero"),
+        ({"command": ["x"], "quota": {"messages": -1}}, "below zero"),
+        ({"command": ["x"], "data": {"soft": 0}}, "above zero"),
+        ({"command": ["x"], "data": {"soft": "2g"}}, "above hard"),
+        ({"command": ["x"], "quota": {"soft": 80}}, "at most 1"),
+        ({"command": ["x"], "quota": {"on_exceeded": "kill"}}, "refuse, stop"),
     ],
 )
 def test_faults_of_an_agent(agent: dict[str, Any], word: str) -> None:
@@ -136,6 +150,10 @@ def test_a_homeserver_is_a_plain_url(url: str) -> None:
         ({"limits": {"agent_calls": "0/s"}}, "limits.agent_calls", "above zero"),
         ({"limits": {"operator_calls": True}}, "limits.operator_calls", "frequency"),
         ({"limits": {"agent_call": "5/s"}}, "limits.agent_call", "no such key"),
+        ({"alerts": {"room": "ops"}, "accounts": {"main": ACCOUNT}}, "alerts.room", "neither a room id nor an alias"),
+        ({"alerts": {"severity": "fatal"}}, "alerts.severity", "choose from: info, warning, error"),
+        ({"alerts": {"room": "!a:b"}}, "alerts.account", "there is no account 'main'"),
+        ({"alerts": {"room": "!a:b", "account": []}}, "alerts.account", "not text"),
     ],
 )
 def test_faults_of_groups_and_limits(section: dict[str, Any], place: str, word: str) -> None:
@@ -148,6 +166,34 @@ def test_groups_and_limits() -> None:
     config = Config.parse({"server": {"group": "root"}, "limits": {"agent_calls": "30/m", "operator_calls": 5000}})
     assert (config.server.group, config.server.observer_group) == ("root", "")
     assert attrs.astuple(config.limits) == (0.5, 5000)
+
+
+def test_alerts_and_quotas() -> None:
+    quota = {"messages": 30, "bytes": "64m", "calls": 0, "on_exceeded": "stop"}
+    config = Config.parse(
+        {
+            "alerts": {"room": "#ops:here.org", "severity": "warning"},
+            "accounts": {"main": ACCOUNT},
+            "agents": {"a": {**AGENT, "quota": quota}, "b": AGENT},
+        }
+    )
+    assert attrs.astuple(config.alerts) == ("#ops:here.org", "main", "warning")
+    a, b = config.agents["a"].quota, config.agents["b"].quota
+    assert (a.messages, a.bytes, a.calls, a.events, a.on_exceeded) == (30, 64 * 1024**2, 0, b.events, "stop")
+    assert b.on_exceeded == "refuse"
+    assert Config.parse({"alerts": {"severity": "info"}}).alerts.room == ""
+
+
+def test_egress() -> None:
+    written = ["api.here.org:443", "*.here.org:443", "10.0.0.0/8:443", "[::1]:80"]
+    assert Config.parse({"agents": {"a": {**AGENT, "egress": written}}}).agents["a"].egress == tuple(written)
+    (fault,) = faults({"agents": {"a": {**AGENT, "egress": ["api.here.org:443", "api.here.org"]}}})
+    assert fault == "agents.a.egress: 'api.here.org' has no port → write \"api.here.org:443\" for https"
+    (fault,) = faults({"agents": {"egress": {**AGENT, "egress": written}}})
+    assert "give it another name" in fault
+    (fault,) = faults({"agents": {"a": {"runtime": "attached", "egress": written}}})
+    assert "the network of its program" in fault
+    assert Config.parse({"agents": {"egress": AGENT}}).agents["egress"].egress == ()
 
 
 @pytest.mark.parametrize("text", ["not toml =", "a = 1\na = 2", "\ufeff[bridge"])

@@ -28,7 +28,7 @@ from armorclaw.rpc.shape import wire_name
 from tests.rpc.conftest import Raw, call
 
 # Operators may do everything but what is said by an agent itself. A method for anybody else must be named here too.
-OF_AGENTS_ALONE = {"agent.ready", "secrets.take"}
+OF_AGENTS_ALONE = {"agent.error", "agent.event", "agent.progress", "agent.ready", "agent.status", "secrets.take"}
 ALLOWED = {
     Role.OBSERVER: {
         "containers.inspect",
@@ -36,6 +36,7 @@ ALLOWED = {
         "containers.stats",
         "health",
         "matrix.status",
+        "metrics",
         "rpc.discover",
         "status",
         "webrtc.list",

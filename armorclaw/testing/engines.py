@@ -60,6 +60,7 @@ class PrivateEngine:
     kind: Kind
     folder: Path
     daemon: subprocess.Popen[bytes]
+    live_restore: bool = False
 
     @property
     def socket_path(self) -> str:
@@ -71,22 +72,25 @@ class PrivateEngine:
         self.daemon.wait()
 
     def restart(self) -> None:
-        """Start the daemon again over the same state, after `kill`."""
+        """Start the daemon again over the same state, after `kill`.
+
+        Docker then ends the containers that lived on, unless told to keep them (`live_restore`); Podman never does.
+        """
         for name in ("docker.pid", "exec/containerd/containerd.pid"):  # a dockerd refuses to start over these
             (self.folder / name).unlink(missing_ok=True)
         if self.kind == "docker":
             _end_processes(self.folder, ("containerd",), exactly=True)
-        self.daemon = _start(self.kind, self.folder)
+        self.daemon = _start(self.kind, self.folder, self.live_restore)
         _await_ready(self)
 
 
 @contextlib.contextmanager
-def private_engine(kind: Kind) -> Iterator[PrivateEngine]:
+def private_engine(kind: Kind, *, live_restore: bool = False) -> Iterator[PrivateEngine]:
     """Start one, and on leaving end it with all its containers. Raises EngineFailed."""
     with _slot(kind) as folder:
         _clear(folder)
         folder.mkdir(mode=0o700)
-        engine = PrivateEngine(kind, folder, _start(kind, folder))
+        engine = PrivateEngine(kind, folder, _start(kind, folder, live_restore), live_restore)
         try:
             _await_ready(engine)
             yield engine
@@ -107,7 +111,7 @@ class EngineWithImage:
 
 
 @contextlib.contextmanager
-def engine_with_image(kind: Kind) -> Iterator[EngineWithImage]:
+def engine_with_image(kind: Kind, *, live_restore: bool = False) -> Iterator[EngineWithImage]:
     """The same with an image of this host's own Python in it (about 2 s)."""
     import trio
 
@@ -118,7 +122,7 @@ def engine_with_image(kind: Kind) -> Iterator[EngineWithImage]:
         async with Engine.open(socket_path) as client:
             return await python_image(client, tag=IMAGE)
 
-    with private_engine(kind) as engine:
+    with private_engine(kind, live_restore=live_restore) as engine:
         # In a thread of its own, as the caller may be inside a Trio run already.
         with ThreadPoolExecutor(1) as pool:
             image = pool.submit(trio.run, make_image, engine.socket_path).result()
@@ -142,8 +146,8 @@ def _slot(kind: Kind) -> Iterator[Path]:
     raise EngineFailed(f"all {SLOTS} slots for {kind} under {_ROOT} are in use")
 
 
-def _start(kind: Kind, folder: Path) -> subprocess.Popen[bytes]:
-    command = _dockerd(folder) if kind == "docker" else _podman(folder)
+def _start(kind: Kind, folder: Path, live_restore: bool) -> subprocess.Popen[bytes]:
+    command = _dockerd(folder, live_restore) if kind == "docker" else _podman(folder)
     if setpriv := shutil.which("setpriv"):
         command = [setpriv, "--pdeathsig", "TERM", *command]  # should this very process be killed
     environ = {"PATH": _path(), "HOME": str(folder), "CONTAINERS_CONF": str(folder / "containers.conf")}
@@ -159,8 +163,8 @@ def _start(kind: Kind, folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _dockerd(folder: Path) -> list[str]:
-    (folder / "daemon.json").write_text("{}")  # not the host's own
+def _dockerd(folder: Path, live_restore: bool) -> list[str]:
+    (folder / "daemon.json").write_text(json.dumps({"live-restore": live_restore}))  # not the host's own
     return [
         "dockerd",
         f"--config-file={folder}/daemon.json",
