@@ -1,0 +1,160 @@
+"""What a bridge is told: frozen values, read from TOML or built in Python.
+
+A wrong file is refused whole: every fault is named at once, each with its place, the reason and the fix. Unknown keys
+are faults, because a misspelt limit is no limit. Secrets are given by reference (a file), never by value in the file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from armorclaw.config.account import Account
+from armorclaw.config.agent import (
+    EGRESS,
+    MIB,
+    Agent,
+    AgentData,
+    AgentHealth,
+    AgentLimits,
+    AgentQuota,
+    AgentRestart,
+    RestartPolicy,
+    RuntimeName,
+)
+from armorclaw.config.checks import check_name, check_rooms, is_name
+from armorclaw.config.sections import AlertsSection, BridgeSection, LimitsSection, ServerSection
+from armorclaw.errors import ArmorclawError
+from armorclaw.layers import read_toml
+from armorclaw.structure import Fault, FaultError, converter, structure, within
+
+__all__ = [
+    "CONFIGS_INSIDE",
+    "EGRESS",
+    "MIB",
+    "SHARED_CONFIGS",
+    "SHARED_INSIDE",
+    "Account",
+    "Agent",
+    "AgentData",
+    "AgentHealth",
+    "AgentLimits",
+    "AgentQuota",
+    "AgentRestart",
+    "AlertsSection",
+    "BridgeSection",
+    "Config",
+    "LimitsSection",
+    "RestartPolicy",
+    "RuntimeName",
+    "ServerSection",
+    "check_rooms",
+    "configs_root",
+    "is_name",
+]
+
+CONFIGS_INSIDE = "/config"
+"""Where an agent finds the files attached for it."""
+
+
+SHARED_INSIDE = "shared"
+"""The folder there with those that are for all agents."""
+
+
+SHARED_CONFIGS = "_shared"
+"""What holds those on the host, beside the folders of agents; no agent can have that name."""
+
+
+def configs_root(state_dir: Path) -> Path:
+    """Where files attached for agents are kept: a folder for each agent, and SHARED_CONFIGS."""
+    return state_dir.absolute() / "configs"
+
+
+@attrs.frozen
+class Config:
+    """Everything a bridge is told."""
+
+    bridge: BridgeSection = attrs.field(factory=BridgeSection)
+    server: ServerSection = attrs.field(factory=ServerSection)
+    limits: LimitsSection = attrs.field(factory=LimitsSection)
+    alerts: AlertsSection = attrs.field(factory=AlertsSection)
+    accounts: Mapping[str, Account] = attrs.field(factory=dict)
+    agents: Mapping[str, Agent] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        # each entry carries its own name, so that it can travel alone
+        object.__setattr__(self, "accounts", _named(self.accounts))
+        object.__setattr__(self, "agents", _named(self.agents))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Config:
+        """Read a TOML file; relative paths in it are relative to its folder.
+
+        Raises config_invalid with one line per fault.
+        """
+        data = read_toml(path)
+        file = Path(path)
+        return cls.parse(data, source=str(file), folder=file.resolve().parent)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], *, source: str = "configuration", folder: Path | None = None) -> Config:
+        """Structure what TOML gave. Raises config_invalid naming every fault: place, reason, fix."""
+        config, faults = cls.examine(data, folder=folder)
+        if faults or config is None:
+            lines = [str(fault) for fault in faults]
+            raise ArmorclawError(
+                "config_invalid",
+                f"{source}: {len(lines)} fault{'s' if len(lines) > 1 else ''}",
+                why="\n".join(lines),
+                hint=f"mend {source} and try again",
+                faults=lines,
+            )
+        return config
+
+    @classmethod
+    def examine(cls, data: Mapping[str, Any], *, folder: Path | None = None) -> tuple[Config | None, list[Fault]]:
+        """Structure what TOML gave, or say everything that is wrong with it."""
+        faults: list[Fault] = []
+        config = structure(converter(folder or Path.cwd()), cls, data, "", faults)
+        faults += _faults_between(data)
+        return config, faults
+
+
+def _named(entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: attrs.evolve(entry, name=name) for name, entry in entries.items()}
+
+
+def _faults_between(data: Mapping[str, Any]) -> list[Fault]:
+    """What no single value can know: names of entries, and references from one to another."""
+    faults = []
+    tables = {section: data.get(section) for section in ("accounts", "agents")}
+    entries = {section: table if isinstance(table, Mapping) else {} for section, table in tables.items()}
+    for section, table in entries.items():
+        for name in table:
+            try:
+                check_name(name, section[:-1])
+            except FaultError as fault:
+                faults.append(Fault(within(section, name), fault.why, fault.fix))
+    accounts = entries["accounts"]
+    alerts = data.get("alerts")
+    if isinstance(alerts, Mapping) and alerts.get("room"):
+        wanted = alerts.get("account", "main")
+        if isinstance(wanted, str) and wanted not in accounts:
+            fix = f"add [accounts.{wanted}], or name one of: {', '.join(accounts) or 'none yet'}"
+            faults.append(Fault("alerts.account", f"there is no account {wanted!r}", fix))
+    own = entries["agents"].get(EGRESS)
+    if isinstance(own, Mapping) and own.get("egress"):
+        why = "the socket of an agent of that name would be where agents find their way out"
+        faults.append(Fault(within("agents", EGRESS), why, "give it another name, or remove egress"))
+    for name, agent in entries["agents"].items():
+        if not isinstance(agent, Mapping) or not ("account" in agent or agent.get("rooms")):
+            continue
+        wanted = agent.get("account", "main")
+        if wanted not in accounts:
+            fix = f"add [accounts.{wanted}], or name one of: {', '.join(accounts) or 'none yet'}"
+            faults.append(Fault(within("agents", name) + ".account", f"there is no account {wanted!r}", fix))
+    return faults
