@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import signal
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 
 from armorclaw.containers.spec import Exit
-from armorclaw.store import Connection, Database
+
+if TYPE_CHECKING:  # clients know an end by its shape, and load no store for it
+    from armorclaw.store import Connection, Database
 
 KEPT = 20
 """Ends that are kept of each agent, the oldest makes room."""

@@ -18,7 +18,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from armorclaw.testing.person import Person
 
 
-def missing(reason: str) -> None:
+def missing(reason: str) -> NoReturn:
     """What this machine lacks, with the command that installs it: a skip, or a failure where all is required."""
     if os.environ.get("ARMORCLAW_REQUIRE_ALL") == "1":
         pytest.fail(reason, pytrace=False)

@@ -19,6 +19,7 @@ import trio
 from armorclaw.containers.engines.runtime import EngineRuntime
 from armorclaw.containers.image import python_image
 from armorclaw.containers.spec import ContainerSpec, Limits
+from armorclaw.testing.plugin import missing
 from tests.containers.conftest import UID, Door, MakeSpec
 
 WAITS = "door.recv(1)"
@@ -27,16 +28,13 @@ WAITS = "door.recv(1)"
 def ordinary_user() -> pwd.struct_passwd:
     """One that may have users of its own, as rootless containers need."""
     if os.geteuid() != 0 or shutil.which("podman") is None or shutil.which("newuidmap") is None:
-        pytest.skip("needs root, podman and newuidmap (apt-get install podman uidmap)")
+        missing("it needs root, podman and newuidmap; apt-get install podman uidmap")
     lines = Path("/etc/subuid").read_text().splitlines() if Path("/etc/subuid").exists() else []
-    for name in (line.partition(":")[0] for line in lines):
-        try:
-            user = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        if user.pw_uid:
-            return user
-    pytest.skip("there is no ordinary user with uids of its own: useradd --create-home NAME")
+    known = {user.pw_name: user for user in pwd.getpwall() if user.pw_uid}
+    found = next((known[name] for name in (line.partition(":")[0] for line in lines) if name in known), None)
+    if found is None:
+        missing("there is no ordinary user with uids of its own; useradd --create-home NAME")
+    return found
 
 
 @attrs.frozen
@@ -73,7 +71,7 @@ def rootless() -> Iterator[Rootless]:
         deadline = time.monotonic() + 20
         while not Path(made.socket_path).exists():
             if service.poll() is not None or time.monotonic() > deadline:
-                pytest.skip(f"it does not run here: {(folder / 'log').read_text()[-300:]}")
+                missing(f"rootless Podman does not run here: {(folder / 'log').read_text()[-300:]}")
             time.sleep(0.05)
         yield made
     finally:
