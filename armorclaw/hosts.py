@@ -59,6 +59,8 @@ class HostPattern:
         if "/" in place:
             try:
                 network = ip_network(place)
+                if "%" in place:
+                    raise ValueError("an address with a zone is one of this link")
             except ValueError as error:
                 raise FaultError(f"{text!r} is not a network: {error}", 'write "10.0.0.0/8:443"') from None
             _check_brackets(text, network.version, is_bracketed)
@@ -95,6 +97,8 @@ class HostPattern:
 def _split(text: str) -> tuple[str, int, bool]:
     match = _SPLIT.fullmatch(text)
     if match is None:
+        if text == "*":
+            raise FaultError("'*' is no allow list", 'name the hosts that are needed, such as "*.example.org:443"')
         if re.fullmatch(r"[^:/\[\]]+", text):
             raise FaultError(f"{text!r} has no port", f'write "{text}:443" for https')
         raise FaultError(f"{text!r} is not a host with a port", _EXAMPLE)

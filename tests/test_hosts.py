@@ -46,6 +46,8 @@ def test_one_form(written: str, shown: str) -> None:
         ("api.example.org:+443", "host:port"),
         ("user@api.example.org:443", "host:port"),
         ("*:443", "*.example.org:443"),
+        ("*", "*.example.org:443"),
+        ("[fe80::%eth0/64]:443", "10.0.0.0/8:443"),
         ("*.*.example.org:443", "host:port"),
         ("api.*.org:443", "*.example.org:443"),
         ("*example.org:443", "*.example.org:443"),

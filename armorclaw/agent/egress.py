@@ -21,8 +21,9 @@ from typing import Optional
 
 VARIABLE = "ARMORCLAW_EGRESS_SOCKET"
 
-MAX_CONNECTIONS = 128
-"""Open at once; more wait to be accepted until one ends. Each takes two descriptors, and 128 KiB when it is slow."""
+MAX_CONNECTIONS = 64
+"""Open at once, as many as the bridge takes; more wait to be accepted until one ends. Each takes two descriptors, and
+128 KiB when it is slow."""
 
 _CHUNK = 65_536  # bytes read at once; nothing is read of one side while the other has not taken the last of them
 _BACKLOG = 128

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +23,11 @@ ANSWER_BYTES = 64 * 1024
 _INSTANCE = "image-build"
 _NOBODY = 65534
 _OLDEST_GLIBC = 5  # manylinux_2_5 is manylinux1, the first there was
+_NEWEST_LIBC = 999  # of its second number: each one up to it becomes a word of pip's command
+_VERSION = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}")
+_FULL_VERSION = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){2}[A-Za-z0-9.+-]{0,32}")
+_WORD = re.compile(r"[A-Za-z0-9_]{1,32}")
+_PLACE = re.compile(r"/[^\s\0]{1,255}")
 
 # Whatever image it is, it may print more at its start: the answer is the line that begins so.
 _MARK = "armorclaw-interpreter "
@@ -115,7 +121,7 @@ async def interpreter_of(runtime: EngineRuntime, image: str) -> Interpreter:
         found = msgspec.json.decode(lines[-1].removeprefix(_MARK), type=Interpreter)
     except (IndexError, msgspec.MsgspecError):
         raise _unusable(image, why or "it does not say which Python it has") from None
-    _check(found, image)
+    check_interpreter(found, image)
     return found
 
 
@@ -143,15 +149,24 @@ async def _answer(runtime: EngineRuntime, spec: ContainerSpec, image: str) -> tu
     return texts["stdout"].decode(errors="replace"), why
 
 
-def _check(found: Interpreter, image: str) -> None:
+def check_interpreter(found: Interpreter, image: str) -> None:
+    """Raises `config_invalid`. An image may say anything of itself, and pip's command is made of it."""
+    said, (libc, *libc_version) = found.markers, found.libc
+    is_sound = (
+        _VERSION.fullmatch(said.get("python_version", ""))
+        and _FULL_VERSION.fullmatch(said.get("python_full_version", ""))
+        and _WORD.fullmatch(said.get("platform_machine", ""))
+        and all(0 <= each <= _NEWEST_LIBC for each in libc_version)
+    )
+    if not is_sound:
+        raise _unusable(image, "what it says of its Python makes no sense")
     version = tuple(int(part) for part in found.version.split("."))
     if version < OLDEST:
         raise _unusable(image, f"it has Python {found.version}, agents need {OLDEST[0]}.{OLDEST[1]}")
-    if found.markers["implementation_name"] != "cpython" or not found.libc[0]:
-        raise _unusable(
-            image, f"its Python is {found.markers['platform_python_implementation']}, not CPython on Linux"
-        )
-    if not all(Path(place).is_absolute() for place in (found.executable, found.folder, found.scripts)):
+    if said.get("implementation_name") != "cpython" or not libc:
+        raise _unusable(image, f"its Python is {said.get('platform_python_implementation')}, not CPython on Linux")
+    places = (found.executable, found.folder, found.scripts)
+    if not all(_PLACE.fullmatch(place) and ".." not in place.split("/") for place in places):
         raise _unusable(image, "its Python does not know where it is installed")
 
 

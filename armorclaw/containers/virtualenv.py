@@ -98,7 +98,9 @@ def _prefix(path: Path, folder: Path) -> Path:
     prefix = folder.parent
     if any(_is_within(folder, Path(shared)) for shared in _SHARED):
         return Path("/usr")
-    if len(prefix.parts) < 3 or any(prefix == Path(user.pw_dir) for user in pwd.getpwall()):
+    # ~/.local holds programs, and what other programs keep for this user, keyrings among it
+    homes = [Path(user.pw_dir) for user in pwd.getpwall()]
+    if len(prefix.parts) < 3 or any(prefix in (home, home / ".local", home / ".local/share") for home in homes):
         raise _fault(
             path,
             f"its Python is installed in {prefix}, which would be shown to the agent as a whole",

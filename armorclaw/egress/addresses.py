@@ -9,7 +9,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address, ip_network
+from typing import cast
 
+import attrs
 import trio
 
 from armorclaw.hosts import Address, HostPattern, Network
@@ -52,8 +54,9 @@ _SPECIAL: tuple[Network, ...] = tuple(
     )
 )
 
-Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
-"""All addresses of a name. Raises OSError when there are none."""
+Resolve = Callable[[str, int, trio.CapacityLimiter], Awaitable[Sequence[Address]]]
+"""All addresses of a name. The limiter is the agent's: a lookup has one of its places until it ends, and that may be
+long after nobody waits for it any more. Raises OSError when there are none."""
 
 
 def is_special(address: Address) -> bool:
@@ -83,9 +86,31 @@ class Resolver:
     def __init__(self) -> None:
         self._threads = trio.CapacityLimiter(LOOKUPS)
 
-    async def __call__(self, host: str, port: int) -> list[Address]:
-        found = await trio.to_thread.run_sync(_look_up, host, port, abandon_on_cancel=True, limiter=self._threads)
+    async def __call__(self, host: str, port: int, places: trio.CapacityLimiter) -> list[Address]:
+        limiter = cast(trio.CapacityLimiter, _Both(places, self._threads))  # Trio asks for these two methods only
+        found = await trio.to_thread.run_sync(_look_up, host, port, abandon_on_cancel=True, limiter=limiter)
         return list(dict.fromkeys(ip_address(each[4][0]) for each in found))[:MAX_ADDRESSES]
+
+
+@attrs.frozen
+class _Both:
+    """A place of the agent's and one of all, until the thread ends: else an agent that gives up one lookup after the
+    other would soon have all of them."""
+
+    agents: trio.CapacityLimiter
+    threads: trio.CapacityLimiter
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
+        await self.agents.acquire_on_behalf_of(borrower)
+        try:
+            await self.threads.acquire_on_behalf_of(borrower)
+        except BaseException:
+            self.agents.release_on_behalf_of(borrower)
+            raise
+
+    def release_on_behalf_of(self, borrower: object) -> None:
+        self.threads.release_on_behalf_of(borrower)
+        self.agents.release_on_behalf_of(borrower)
 
 
 def _look_up(host: str, port: int) -> list[tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]]:

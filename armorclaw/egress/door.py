@@ -9,7 +9,7 @@ import trio
 from armorclaw import config
 from armorclaw.clock import Surroundings
 from armorclaw.egress.addresses import Resolve, Resolver
-from armorclaw.egress.ledger import Ledger, Notes, Refusals
+from armorclaw.egress.ledger import RECORD_PATIENCE, Ledger, Notes, Refusals
 from armorclaw.egress.proxy import MAX_TUNNELS, Proxy
 from armorclaw.guard.audit import AuditLog
 from armorclaw.guard.limits import Bucket
@@ -27,7 +27,10 @@ CONNECTIONS = 64
 ACCEPTS = Rate(20, 200)
 """New connections of one agent, each of which may be recorded twice; more wait to be accepted."""
 
-_LIMITS = WebLimits(idle=30.0, head=10.0, write=10.0, body_size=0, connections=CONNECTIONS)
+# those who end are still recorded, while the agent has begun the next
+_LIMITS = WebLimits(
+    idle=30.0, head=10.0, write=10.0, body_size=0, connections=CONNECTIONS, room=RECORD_PATIENCE + 0.5
+)
 
 
 class EgressDoor:

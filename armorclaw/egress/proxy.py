@@ -128,8 +128,7 @@ class Proxy:
         """The addresses of the target that may be connected to, at least one."""
         if isinstance(target.host, str):
             try:
-                async with self._lookups:
-                    found = await self._resolve(target.host, target.port)
+                found = await self._resolve(target.host, target.port, self._lookups)
             except (OSError, UnicodeError) as error:
                 raise RefusedError(502, "unresolved", f"{target.host} has no address") from error
         else:

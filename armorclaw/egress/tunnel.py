@@ -42,6 +42,7 @@ class Tunnel:
         self._on_bytes = on_bytes
         self._patience = trio.CancelScope()
         self._ended = 0  # directions, of two
+        self._is_broken = False
 
     async def run(self, early: bytes = b"") -> None:
         """Until it has ended; `early` is what the agent has sent already."""
@@ -64,18 +65,30 @@ class Tunnel:
         try:
             data = data or await source.receive_some(CHUNK)
             while data:
-                await sink.send_all(data)
+                if not await self._sent(sink, data):
+                    break
                 count(len(data))
                 data = await source.receive_some(CHUNK)
-            await sink.send_eof()
+            else:
+                await sink.send_eof()
         except trio.BrokenResourceError:  # one of them is gone: the other is to notice
-            self.passed.why = "broken off"
+            self._is_broken = True
             both.cancel(reason="one side of the tunnel is gone")
-            return
         self._ended += 1
-        if self._ended == 2:
+        if self._is_broken:
+            self.passed.why = "broken off"
+        elif self._ended == 2:
             self.passed.why = "closed"
         self._extend()
+
+    async def _sent(self, sink: trio.abc.HalfCloseableStream, data: bytes | bytearray) -> bool:
+        """False if it takes no more; what it said before, such as why, may still be on its way the other way."""
+        try:
+            await sink.send_all(data)
+        except trio.BrokenResourceError:
+            self._is_broken = True
+            return False
+        return True
 
     def _count_up(self, size: int) -> None:
         self.passed.up += size

@@ -32,7 +32,8 @@ class WebLimits:
 
     `idle` is how long a connection may send nothing between two requests, `head` and `body` how long those may take
     as a whole, `write` how long each piece of an answer may wait for a client that does not read. A body over
-    `body_size` bytes is refused, unless who reads it allows more. What is over `connections` is told so and closed.
+    `body_size` bytes is refused, unless who reads it allows more. What is over `connections` is told so and closed,
+    if none has ended within `room` seconds.
     """
 
     idle: float = 60.0
@@ -41,6 +42,7 @@ class WebLimits:
     write: float = 30.0
     body_size: int = 1024 * 1024
     connections: int = 64
+    room: float = 0.0
 
 
 class GoneError(Exception):

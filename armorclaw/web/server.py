@@ -44,14 +44,29 @@ async def serve_http(
     """
     limits = limits or WebLimits()
     quiet = Quiet()
-    connections = turned_away = 0
+    room = trio.Semaphore(limits.connections)
+    turned_away = 0
 
     async def serve_one(stream: trio.SocketStream) -> None:
-        nonlocal connections
         try:
             await serve_stream(stream, handler, name=name, limits=limits, accepts=accepts, quiet=quiet)
         finally:
-            connections -= 1
+            room.release()
+
+    async def has_room(stream: trio.SocketStream) -> bool:
+        try:
+            room.acquire_nowait()
+            return True
+        except trio.WouldBlock:
+            pass
+        try:
+            with trio.move_on_after(limits.room):
+                await room.acquire()
+                return True
+        except trio.Cancelled:
+            stream.socket.close()
+            raise
+        return False
 
     async def turn_away(stream: trio.SocketStream, why: HttpError) -> None:
         nonlocal turned_away
@@ -79,11 +94,10 @@ async def serve_http(
                     if not allow(peer):
                         quiet(log.warning, "caller refused", name=name, uid=peer.uid, pid=peer.pid)
                         why = HttpError(403, "this socket is not for your process")
-            if why is None and connections >= limits.connections:
+            if why is None and not await has_room(stream):
                 quiet(log.warning, "too many connections", name=name)
                 why = HttpError(503, f"there are {limits.connections} connections already")
             if why is None:
-                connections += 1
                 nursery.start_soon(serve_one, stream, name=f"{name} connection")
             elif turned_away < TURN_AWAYS:
                 turned_away += 1

@@ -134,14 +134,15 @@ def test_what_is_the_bridges(folder: Path) -> None:
     assert fault(folder / "link" / "venv", folder / "state").why == "the bridge's own state is there"
 
 
-def test_a_python_in_a_home_would_show_all_of_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    venv = make(folder / "venv", elsewhere(folder / "home"))
+@pytest.mark.parametrize("place", ["home", "home/.local"])
+def test_a_python_in_a_home_would_show_all_of_it(place: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    venv = make(folder / "venv", elsewhere(folder / place))
 
     class User:
         pw_dir = str(folder / "home")
 
     monkeypatch.setattr("pwd.getpwall", lambda: [User])
-    assert f"installed in {folder}/home, which would be shown" in fault(venv).why
+    assert f"installed in {folder}/{place}, which would be shown" in fault(venv).why
 
 
 @pytest.mark.skipif(not os.access("/", os.W_OK), reason="makes a folder in /")

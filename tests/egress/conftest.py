@@ -42,7 +42,7 @@ class Names:
         self.asked: list[str] = []
         self.hangs = False
 
-    async def __call__(self, host: str, port: int) -> list[Address]:
+    async def __call__(self, host: str, port: int, places: trio.CapacityLimiter) -> list[Address]:
         await trio.lowlevel.checkpoint()
         self.asked.append(host)
         if self.hangs:

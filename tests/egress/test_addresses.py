@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from armorclaw.egress import addresses
-from armorclaw.egress.addresses import Resolver, is_allowed, is_special
+from armorclaw.egress.addresses import LOOKUPS, Resolver, is_allowed, is_special
 from armorclaw.hosts import HostPattern
 
 SPECIAL = """
@@ -62,12 +62,13 @@ def test_named(pattern: str, address: str, allowed: bool) -> None:
 
 
 async def test_the_systems_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ip_address("127.0.0.1") in await Resolver()("localhost", 443)
+    places = trio.CapacityLimiter(1)
+    assert ip_address("127.0.0.1") in await Resolver()("localhost", 443, places)
     with pytest.raises(OSError):
-        await Resolver()("no-such-host.invalid", 443)
+        await Resolver()("no-such-host.invalid", 443, places)
     many = [(2, 1, 6, "", (f"8.8.8.{number % 12}", 443)) for number in range(100)]
     monkeypatch.setattr(addresses, "_look_up", lambda host, port: many)
-    assert await Resolver()("many.example", 443) == [ip_address(f"8.8.8.{number}") for number in range(8)]
+    assert await Resolver()("many.example", 443, places) == [ip_address(f"8.8.8.{number}") for number in range(8)]
 
 
 async def test_a_lookup_can_be_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +77,42 @@ async def test_a_lookup_can_be_given_up(monkeypatch: pytest.MonkeyPatch) -> None
     release = threading.Event()
     monkeypatch.setattr(addresses, "_look_up", lambda host, port: release.wait(10))
     with trio.move_on_after(0.01) as scope:
-        await Resolver()("slow.example", 443)
+        await Resolver()("slow.example", 443, trio.CapacityLimiter(1))
     assert scope.cancelled_caught
     release.set()
+
+
+async def test_given_up_lookups_of_one_agent_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their threads go on: so they count as the agent's until they end."""
+    import threading
+
+    release = threading.Event()
+
+    def look_up(host: str, port: int) -> list[object]:
+        if host.startswith("slow"):
+            release.wait(10)
+        return [(2, 1, 6, "", ("8.8.8.8", port))]
+
+    monkeypatch.setattr(addresses, "_look_up", look_up)
+    resolver, hasty, other = Resolver(), trio.CapacityLimiter(2), trio.CapacityLimiter(2)
+    try:
+        for number in range(LOOKUPS + 1):
+            with trio.move_on_after(0.01):
+                await resolver(f"slow{number}.example", 443, hasty)
+        assert hasty.borrowed_tokens == 2
+        with trio.fail_after(5):
+            assert await resolver("other.example", 443, other) == [ip_address("8.8.8.8")]
+    finally:
+        release.set()
+    with trio.fail_after(5):
+        assert await resolver("again.example", 443, hasty) == [ip_address("8.8.8.8")]
+
+
+async def test_who_waits_for_a_thread_can_give_up() -> None:
+    resolver, places = Resolver(), trio.CapacityLimiter(1)
+    resolver._threads.total_tokens = 1
+    async with resolver._threads:
+        with trio.move_on_after(0.01) as scope:
+            await resolver("localhost", 443, places)
+        assert scope.cancelled_caught
+    assert places.borrowed_tokens == 0

@@ -93,6 +93,29 @@ async def test_one_side_is_gone(who: str, autojump_clock: object) -> None:
         assert ends.tunnel.passed.why == "broken off"
 
 
+async def test_who_takes_no_more_is_still_heard(autojump_clock: object) -> None:
+    """A host that refuses a long request closes its ear before it has said why."""
+    async with running() as ends:
+        await ends.host.receive_stream.aclose()
+        await ends.agent.send_all(b"much")
+        await trio.testing.wait_all_tasks_blocked()
+        await ends.host.send_all(b"too large")
+        await ends.host.send_eof()
+        assert await read(ends.agent, 9) == b"too large"
+        assert await ends.agent.receive_some() == b""
+        await ends.done.wait()
+        assert (ends.tunnel.passed.why, ends.tunnel.passed.up, ends.tunnel.passed.down) == ("broken off", 0, 9)
+
+
+async def test_who_takes_no_more_and_says_nothing(autojump_clock: object) -> None:
+    async with running() as ends:
+        await ends.host.receive_stream.aclose()
+        began = trio.current_time()
+        await ends.agent.send_all(b"much")
+        await ends.done.wait()
+        assert trio.current_time() - began == HALF_OPEN
+
+
 async def test_silence(autojump_clock: object) -> None:
     async with running() as ends:
         await trio.sleep(IDLE - 1)

@@ -76,6 +76,35 @@ async def test_one_too_many_is_told_so(path: Path) -> None:
                 pass
 
 
+async def test_who_comes_while_another_ends_waits_for_its_place(path: Path) -> None:
+    async with serving(path, limits=WebLimits(connections=1, room=30.0)):
+        first = await trio.open_unix_socket(path)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        async with await trio.open_unix_socket(path) as second:
+            await second.send_all(GET)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            await first.aclose()
+            with trio.fail_after(5):
+                assert (await second.receive_some()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_nobody_waits_for_a_place_for_long(path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    async with serving(path, limits=WebLimits(connections=1, room=3.0)):
+        async with await trio.open_unix_socket(path):
+            began = trio.current_time()
+            assert (await ask(path)).startswith(b"HTTP/1.1 503 ")
+            assert 3.0 <= trio.current_time() - began < 4.0
+
+
+async def test_its_end_is_the_end_of_who_waits_for_a_place(path: Path) -> None:
+    async with serving(path, limits=WebLimits(connections=0, room=30.0)) as nursery:
+        async with await trio.open_unix_socket(path) as stream:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True), trio.fail_after(5):
+                assert await stream.receive_some() == b""
+
+
 async def test_many_too_many_are_closed(path: Path) -> None:
     async with serving(path, limits=WebLimits(connections=0)):
         clients = [await trio.open_unix_socket(path) for _ in range(TURN_AWAYS + 2)]
