@@ -435,7 +435,7 @@ def _branch(name: str, run: Callable[..., Awaitable[object]]) -> ChildSpec:
     return ChildSpec(name, run, start_timeout=math.inf, grace=math.inf)
 
 
-_SICK = ("failed", "restarting", "suspect", "unknown")
+_SICK = ("exited", "failed", "hung", "oom", "restarting", "stalled", "suspect", "unknown")
 
 
 @asynccontextmanager

@@ -32,6 +32,10 @@ log = get_logger(__name__)
 ENGINE_RETRY = (0.1, 2.0)
 """Seconds between attempts to reach a lost engine: the first, the most."""
 
+SETTLING = 1.0
+"""Seconds for which an agent that starts up keeps its turn, unless it is ready before: starting up takes more of the
+machine than making its container, and others are not to suffer from many that do."""
+
 
 @attrs.frozen
 class _Made:
@@ -56,6 +60,7 @@ class Attempt:
         self._socket = agent.socket
         self._engine_lost = False  # a container may live on that nobody can remove
         self._handed_over = False
+        self._runs_since = 0.0
 
     async def run(self) -> Reason:
         """From the socket to the removal of the container; why it ended, or was ended.
@@ -121,14 +126,14 @@ class Attempt:
             async with trio.open_nursery() as nursery:
                 generation = self._new_generation(made, nursery)
                 await nursery.start(partial(house.listen, agent, generation, listener))
-                if not made.adopted:
+                if made.adopted:
+                    self._begin(generation)
+                else:
                     async with house.launching(made.runtime):
                         await running.start()
-                self._launch.settle()
-                generation.tell(Fact.RUNS)
-                nursery.start_soon(self._watch_end, generation)
-                nursery.start_soon(agent.heartbeat_of(generation).run)
-                agent.tell("agent.adopted" if made.adopted else "agent.started", container=running.id)
+                        self._begin(generation)
+                        with trio.move_on_after(min(SETTLING, self._declared.ready_timeout)):
+                            await generation.ready.wait()
                 if await self._is_ready_in_time(generation):
                     self._ready()
         except Exception as error:
@@ -138,6 +143,16 @@ class Attempt:
             made.grant.revoke()
             reason = self._end(generation, crash, trio.current_time() - began)
         return reason
+
+    def _begin(self, generation: Generation) -> None:
+        """Its container runs."""
+        self._runs_since = trio.current_time()
+        agent, nursery = self._agent, generation.nursery
+        self._launch.settle()
+        generation.tell(Fact.RUNS)
+        nursery.start_soon(self._watch_end, generation)
+        nursery.start_soon(agent.heartbeat_of(generation).run)
+        agent.tell("agent.adopted" if generation.adopted else "agent.started", container=generation.running.id)
 
     def _new_generation(self, made: _Made, nursery: trio.Nursery) -> Generation:
         agent, house = self._agent, self._house
@@ -193,7 +208,7 @@ class Attempt:
             return True
         if generation.adopted:
             await generation.await_session()
-        elif not await in_time(generation.ready, patience):
+        elif not await in_time(generation.ready, max(0.0, self._runs_since + patience - trio.current_time())):
             generation.finish("never ready", f"not ready within {patience:g} s")
         return generation.reason is None
 

@@ -63,7 +63,7 @@ class Fleet:
         self.resources = self.household.resources
         self._engine_facts = EngineFacts(self._agents, self.household, self._survivors)
         self._nursery: trio.Nursery | None = None  # None: not running
-        self._has_left = False  # containers that go on, for the next run to adopt
+        self._has_left = False  # ever, containers that go on: the next run may not come as far as to adopt them
 
     # -- for the bridge and its methods
 
@@ -251,11 +251,10 @@ class Fleet:
                 nursery.start_soon(self._lifetimes.run)
                 await self._begin(declared)
                 nursery.start_soon(self._survivors.run)  # what nobody declared goes: all must be declared by now
-                self._has_left = False
                 task_status.started()
         finally:
             self._nursery = None
-            self._has_left = self.household.is_handing_over
+            self._has_left = self._has_left or self.household.is_handing_over
 
     async def clear(self) -> None:
         """Remove the containers that an earlier `run` left to the next, which never came: for the bridge's end."""

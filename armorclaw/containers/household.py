@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -34,8 +35,9 @@ from armorclaw.supervision import Supervisor
 
 log = get_logger(__name__)
 
-LAUNCHES = 4
-"""Containers of one kind that are made at once: many that died together must not take the whole machine to return."""
+LAUNCHES = max(2, len(os.sched_getaffinity(0)))
+"""Agents of one runtime that are being made or start up at once: as many as there are processors. Engines do hardly
+more side by side, and many agents that end together leave the others their share of the machine."""
 
 
 class Household:

@@ -13,6 +13,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from armorclaw.config import AgentHealth, AgentRestart
+from armorclaw.containers.attempt import SETTLING
 from armorclaw.containers.ends import KEPT, SUSPECTED
 from armorclaw.containers.household import LAUNCHES
 from armorclaw.containers.spec import Found
@@ -542,3 +543,26 @@ async def test_one_that_crashes_when_woken_is_started_again_as_ever(
         house.runtime.last.end(1)
     await house.until("failed")
     assert ada.generations == 7
+
+
+async def test_one_that_starts_up_keeps_its_turn_for_a_while(house: FakeHouse, autojump_clock: MockClock) -> None:
+    names = [f"a{number}" for number in range(LAUNCHES + 1)]
+    began = trio.current_time()
+    await house.up(*(declared(name, ready_timeout=30.0) for name in names))
+    await trio.testing.wait_all_tasks_blocked()
+    assert sorted(row.state for row in house.fleet.standings()) == ["running"] * LAUNCHES + ["starting"]
+    await house.ready(next(row.name for row in house.fleet.standings() if row.state == "running"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert not any(row.state == "starting" for row in house.fleet.standings())
+    assert trio.current_time() - began < SETTLING
+
+
+async def test_one_that_never_gets_ready_holds_up_the_others_for_a_moment(
+    house: FakeHouse, autojump_clock: MockClock
+) -> None:
+    names = [f"a{number}" for number in range(LAUNCHES + 1)]
+    began = trio.current_time()
+    await house.up(*(declared(name, ready_timeout=30.0) for name in names))
+    for name in names:
+        await house.until("running", agent=name)
+    assert trio.current_time() - began == pytest.approx(SETTLING, abs=0.01)
