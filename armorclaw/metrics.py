@@ -16,8 +16,8 @@ import trio
 from armorclaw._version import __version__
 from armorclaw.containers.agent import Agent
 from armorclaw.containers.inspection import health_of
+from armorclaw.containers.resources.usage import Reading
 from armorclaw.containers.shapes import HealthFacts
-from armorclaw.containers.usage import Reading
 from armorclaw.guard.alerts import Alerts
 from armorclaw.guard.limits import Limits
 from armorclaw.lag import BUCKETS, LoopLag

@@ -10,7 +10,7 @@ from armorclaw.config import RuntimeName
 from armorclaw.containers.engines.detect import Candidate, candidates
 from armorclaw.containers.engines.http import EngineFault
 from armorclaw.containers.engines.runtime import EngineRuntime
-from armorclaw.containers.image import python_image
+from armorclaw.containers.images.image import python_image
 from armorclaw.containers.local.sandbox import SandboxRuntime
 from armorclaw.errors import ArmorclawError
 

@@ -10,7 +10,7 @@ import trio
 
 from armorclaw.cli import show
 from armorclaw.containers.engines.runtime import EngineRuntime
-from armorclaw.containers.image_build import TAG, BuiltImage, build_image
+from armorclaw.containers.images.build import TAG, BuiltImage, build_image
 from armorclaw.containers.runtimes import Runtimes
 from armorclaw.errors import one_error
 

@@ -9,11 +9,11 @@ import trio
 
 from armorclaw.containers.ends import Cause, Reason
 from armorclaw.containers.health import in_time
+from armorclaw.containers.resources.usage import Reading
 from armorclaw.containers.runtime import Running, Runtime
 from armorclaw.containers.secrets import SecretGrant
 from armorclaw.containers.spec import Exit
 from armorclaw.containers.states import Fact
-from armorclaw.containers.usage import Reading
 from armorclaw.errors import ArmorclawError
 from armorclaw.log import get_logger
 from armorclaw.rpc.peer import Peer

@@ -20,7 +20,7 @@ from armorclaw.guard.alerts import Severity
 if TYPE_CHECKING:
     from armorclaw.containers.agent import Agent
     from armorclaw.containers.generation import Generation
-    from armorclaw.containers.usage import Reading
+    from armorclaw.containers.resources.usage import Reading
 
 
 @attrs.frozen

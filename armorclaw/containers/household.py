@@ -18,14 +18,14 @@ from armorclaw.containers.generation import Generation
 from armorclaw.containers.lifetime import Lifetimes
 from armorclaw.containers.peers import only_from
 from armorclaw.containers.recipe import spec_of
-from armorclaw.containers.resources import Resources
+from armorclaw.containers.resources.usage import Reading
+from armorclaw.containers.resources.watch import Resources
 from armorclaw.containers.runtime import Runtime
 from armorclaw.containers.runtimes import Runtimes
 from armorclaw.containers.secrets import secrets_payload
 from armorclaw.containers.services import Door, Services
 from armorclaw.containers.spec import ContainerSpec
 from armorclaw.containers.survivors import Survivors
-from armorclaw.containers.usage import Reading
 from armorclaw.errors import ArmorclawError
 from armorclaw.guard.alerts import Severity
 from armorclaw.log import get_logger

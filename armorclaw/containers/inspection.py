@@ -6,9 +6,9 @@ import attrs
 import trio
 
 from armorclaw.containers.agent import Agent
-from armorclaw.containers.history import Peaks
+from armorclaw.containers.resources.history import Peaks
+from armorclaw.containers.resources.usage import Reading
 from armorclaw.containers.shapes import DataLimits, Figures, HealthFacts, Inspection, Limits, QuotaLimits
-from armorclaw.containers.usage import Reading
 
 
 def inspected(

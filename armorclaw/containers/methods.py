@@ -16,9 +16,10 @@ from armorclaw.config import is_name
 from armorclaw.containers.agent import Agent
 from armorclaw.containers.calls import relay
 from armorclaw.containers.fleet import Fleet
-from armorclaw.containers.isolation import isolation_of
+from armorclaw.containers.isolation.examine import isolation_of
 from armorclaw.containers.logs import tell
 from armorclaw.containers.printed import LogWanted
+from armorclaw.containers.resources.stats import Readings
 from armorclaw.containers.shapes import (
     PROTOCOL,
     AgentCall,
@@ -40,7 +41,6 @@ from armorclaw.containers.shapes import (
     Welcome,
     Which,
 )
-from armorclaw.containers.stats import Readings
 from armorclaw.errors import ArmorclawError
 from armorclaw.rpc.call import Call
 from armorclaw.rpc.registry import Registry, Role

@@ -9,7 +9,7 @@ import trio
 
 from armorclaw import config
 from armorclaw.containers.agent_socket import AgentSocket
-from armorclaw.containers.data import DATA, check_room, make_data_folder
+from armorclaw.containers.resources.data import DATA, check_room, make_data_folder
 from armorclaw.containers.runtime import Runtime
 from armorclaw.containers.snapshot import snapshot_code, snapshot_library
 from armorclaw.containers.spec import SOCKET_DIR, ContainerSpec, Limits, Mount

@@ -17,8 +17,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from armorclaw.containers.printed import LogReader, LogWanted
+from armorclaw.containers.resources.usage import Usage
 from armorclaw.containers.spec import ContainerSpec, Exit, Found, News
-from armorclaw.containers.usage import Usage
 
 
 class Peer(Protocol):

@@ -116,7 +116,7 @@ def engine_with_image(kind: Kind, *, live_restore: bool = False) -> Iterator[Eng
     import trio
 
     from armorclaw.containers.engines.http import Engine
-    from armorclaw.containers.image import python_image
+    from armorclaw.containers.images.image import python_image
 
     async def make_image(socket_path: str) -> str:
         async with Engine.open(socket_path) as client:

@@ -27,8 +27,9 @@ _SECRETS_TAKEN = {"code": ERRORS["secrets_taken"].code, "message": "taken"}
 
 @attrs.frozen
 class Death:
-    """Seconds from the kill to the engine's verdict, and to the `agent.ready` of the next one."""
+    """Seconds from the kill to the end of the session, to the engine's verdict, to the `agent.ready` of the next."""
 
+    gone: float
     verdict: float
     ready: float
 
@@ -42,7 +43,7 @@ class BareContainer:
         self._config = container_config(self._spec, engine.version.kind)
         self._ready = trio.Event()
         self._kill = trio.Event()
-        self._killed_at = self._verdict_at = self._ready_at = 0.0
+        self._killed_at = self._gone_at = self._verdict_at = self._ready_at = 0.0
 
     @classmethod
     @asynccontextmanager
@@ -69,7 +70,8 @@ class BareContainer:
         self._kill.set()
         with trio.fail_after(30):
             await self._ready.wait()
-        return Death(self._verdict_at - self._killed_at, self._ready_at - self._killed_at)
+        times = self._gone_at, self._verdict_at, self._ready_at
+        return Death(*(each - self._killed_at for each in times))
 
     async def _keep(self) -> None:
         engine = self._engine
@@ -98,6 +100,7 @@ class BareContainer:
                     await stream.send_all(json.dumps(self._answer(json.loads(line))).encode() + b"\n")
         except trio.BrokenResourceError:
             pass  # it was killed
+        self._gone_at = time.monotonic()
 
     def _answer(self, request: dict[str, object]) -> dict[str, object]:
         reply = {"jsonrpc": "2.0", "id": request["id"]}

@@ -156,9 +156,12 @@ async def deaths(engine: EngineWithImage, rounds: int) -> list[Figure]:
     suspect, verdict = [each.suspect * 1000 for each in ours], [each.verdict * 1000 for each in ours]
     return [
         Figure("deaths in Docker", len(ours)),
+        Figure("end of its session by hand, p50", percentile([each.gone * 1000 for each in bare], 0.5), "ms"),
+        Figure("end of its session by hand, p99", percentile([each.gone * 1000 for each in bare], 0.99), "ms"),
         Figure("suspect by the end of its session, p50", percentile(suspect, 0.5), "ms"),
         Figure("suspect by the end of its session, p99", percentile(suspect, 0.99), "ms", 20.0),
         Figure("verdict by hand, p50", percentile([each.verdict * 1000 for each in bare], 0.5), "ms"),
+        Figure("verdict by hand, p99", percentile([each.verdict * 1000 for each in bare], 0.99), "ms"),
         Figure("verdict, p50", percentile(verdict, 0.5), "ms"),
         Figure("verdict, p99", percentile(verdict, 0.99), "ms", 250.0),
         Figure("death to next ready by hand, p50", percentile([each.ready * 1000 for each in bare], 0.5), "ms"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from armorclaw.testing.engines import EngineWithImage
-from tests.containers.wheelhouse import Wheelhouse
+from tests.containers.images.wheelhouse import Wheelhouse
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -23,6 +23,7 @@ from armorclaw.containers.agent import Agent
 from armorclaw.containers.fleet import Fleet
 from armorclaw.containers.methods import register
 from armorclaw.containers.printed import LogPiece, LogWanted
+from armorclaw.containers.resources.usage import Usage
 from armorclaw.containers.runtime import Peer as Credentials
 from armorclaw.containers.runtime import Running, Runtime
 from armorclaw.containers.runtimes import Runtimes
@@ -30,7 +31,6 @@ from armorclaw.containers.secrets import secrets_payload
 from armorclaw.containers.services import Services
 from armorclaw.containers.spec import ContainerSpec, Exit, Found, News
 from armorclaw.containers.states import TRANSITIONS, Fact
-from armorclaw.containers.usage import Usage
 from armorclaw.errors import ArmorclawError
 from armorclaw.guard.alerts import Alerts
 from armorclaw.guard.audit import AuditLog

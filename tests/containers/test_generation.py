@@ -11,10 +11,10 @@ import trio.testing
 from trio.testing import MockClock
 
 from armorclaw.containers.generation import ANSWER_PATIENCE, FRESH, Generation
+from armorclaw.containers.resources.usage import Reading
 from armorclaw.containers.secrets import SecretGrant
 from armorclaw.containers.spec import Exit
 from armorclaw.containers.states import Fact
-from armorclaw.containers.usage import Reading
 from armorclaw.errors import ArmorclawError
 from armorclaw.rpc.peer import Peer
 from tests.containers.fakes import FakeContainer, FakeRuntime

@@ -14,9 +14,9 @@ import trio
 
 from armorclaw import config
 from armorclaw.clock import Surroundings
-from armorclaw.containers.cgroup import Cgroup
-from armorclaw.containers.data import DATA, make_data_folder, measure
-from armorclaw.containers.resources import Resources
+from armorclaw.containers.resources.cgroup import Cgroup
+from armorclaw.containers.resources.data import DATA, make_data_folder, measure
+from armorclaw.containers.resources.watch import Resources
 from armorclaw.containers.runtime import Running, Runtime
 from armorclaw.containers.spec import Limits, Mount
 from armorclaw.structure import Size

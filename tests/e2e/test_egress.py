@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from armorclaw.containers.engines.http import Engine
-from armorclaw.containers.image import HostFiles, chunks
+from armorclaw.containers.images.image import HostFiles, chunks
 from armorclaw.rpc.blocking import call
 from armorclaw.testing.engines import EngineWithImage
 from armorclaw.testing.handles import AgentHandle, BridgeProcess, to_toml, wait_until

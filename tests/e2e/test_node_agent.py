@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from armorclaw.containers.engines.http import Engine
-from armorclaw.containers.image import program_image
+from armorclaw.containers.images.image import program_image
 from armorclaw.rpc.blocking import Connection
 from armorclaw.testing.handles import AgentHandle, wait_until
 from tests.house import House

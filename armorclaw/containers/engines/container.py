@@ -14,9 +14,9 @@ import trio
 from armorclaw.containers.engines.events import Marks
 from armorclaw.containers.engines.http import Engine, EngineFault, faults, refused
 from armorclaw.containers.peers import pid_namespace
+from armorclaw.containers.resources.usage import Usage, usage_told
 from armorclaw.containers.runtime import Peer
 from armorclaw.containers.spec import Exit
-from armorclaw.containers.usage import Usage, usage_told
 from armorclaw.errors import ArmorclawError
 
 _ID_IN_CGROUP = re.compile(r"(?:^|[/-])([0-9a-f]{64})(?=[./]|$)")

@@ -19,9 +19,9 @@ from armorclaw.containers.local.group import Group, Groups, NoGroups, Parent
 from armorclaw.containers.local.log_file import FileLog, LogFile
 from armorclaw.containers.local.spawn import Child, Gate
 from armorclaw.containers.printed import LogReader, LogWanted
+from armorclaw.containers.resources.usage import Usage, usage_below
 from armorclaw.containers.runtime import Peer, Running
 from armorclaw.containers.spec import ContainerSpec, Exit, Found, News
-from armorclaw.containers.usage import Usage, usage_below
 from armorclaw.errors import ArmorclawError
 from armorclaw.log import get_logger
 

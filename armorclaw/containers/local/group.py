@@ -26,9 +26,9 @@ from typing import Self
 
 import trio
 
-from armorclaw.containers.cgroup import V2, Cgroup, Hierarchies, memberships
+from armorclaw.containers.resources.cgroup import V2, Cgroup, Hierarchies, memberships
+from armorclaw.containers.resources.usage import Usage
 from armorclaw.containers.spec import Limits
-from armorclaw.containers.usage import Usage
 from armorclaw.errors import ArmorclawError
 from armorclaw.log import get_logger
 

@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from armorclaw.containers.engines.runtime import EngineRuntime
-from armorclaw.containers.image import python_image
+from armorclaw.containers.images.image import python_image
 from armorclaw.containers.spec import ContainerSpec, Limits
 from armorclaw.testing.plugin import missing
 from tests.containers.conftest import UID, Door, MakeSpec

@@ -15,7 +15,7 @@ import trio
 from armorclaw.containers.engines.config import container_name
 from armorclaw.containers.engines.http import Engine
 from armorclaw.containers.engines.runtime import EngineRuntime
-from armorclaw.containers.image import HostFiles
+from armorclaw.containers.images.image import HostFiles
 from armorclaw.containers.printed import LogWanted
 from armorclaw.containers.spec import SOCKET_DIR, ContainerSpec, Found, Limits, Mount
 from armorclaw.errors import ArmorclawError

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import trio
 
-from armorclaw.containers.cgroup import V2
 from armorclaw.containers.local.group import Groups, NoGroups, Parent
+from armorclaw.containers.resources.cgroup import V2
 from armorclaw.containers.spec import Limits
 from armorclaw.errors import ArmorclawError
 from armorclaw.testing.plugin import missing

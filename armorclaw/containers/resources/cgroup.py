@@ -18,7 +18,7 @@ from typing import Self
 
 import attrs
 
-from armorclaw.containers.usage import Usage
+from armorclaw.containers.resources.usage import Usage
 
 V2 = "v2"
 """Stands for the one hierarchy of version 2 where version 1 has the name of a controller."""

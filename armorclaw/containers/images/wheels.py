@@ -21,7 +21,7 @@ from typing import IO
 import attrs
 import trio
 
-from armorclaw.containers.interpreter import Interpreter
+from armorclaw.containers.images.interpreter import Interpreter
 from armorclaw.errors import ArmorclawError
 
 FETCH_SECONDS = 900.0

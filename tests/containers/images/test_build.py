@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from armorclaw.containers.engines.runtime import EngineRuntime, pull_hint
-from armorclaw.containers.image import python_image, split_tag
-from armorclaw.containers.image_build import LABEL_DIGEST, LABEL_PACKAGES, BuiltImage, build_image
-from armorclaw.containers.interpreter import interpreter_of
+from armorclaw.containers.images.build import LABEL_DIGEST, LABEL_PACKAGES, BuiltImage, build_image
+from armorclaw.containers.images.image import python_image, split_tag
+from armorclaw.containers.images.interpreter import interpreter_of
 from armorclaw.errors import ArmorclawError
 
 from .wheelhouse import Wheelhouse
@@ -106,7 +106,7 @@ async def test_a_base_that_is_not_there(engine_runtime: EngineRuntime, house: Wh
 
 
 async def test_a_base_without_python(engine_runtime: EngineRuntime, house: Wheelhouse) -> None:
-    from armorclaw.containers.image import program_image
+    from armorclaw.containers.images.image import program_image
 
     await program_image(engine_runtime.engine, tag="no-python:1", program=Path("/usr/bin/socat"))
     error = await refusal(engine_runtime, house, "greeting", base="no-python:1")

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import trio
 
-from armorclaw.containers import wheels
-from armorclaw.containers.interpreter import Interpreter
-from armorclaw.containers.wheels import Libraries, fetch_libraries
+from armorclaw.containers.images import wheels
+from armorclaw.containers.images.interpreter import Interpreter
+from armorclaw.containers.images.wheels import Libraries, fetch_libraries
 from armorclaw.errors import ArmorclawError
 
 from .wheelhouse import Wheelhouse

@@ -9,12 +9,12 @@ import trio
 
 from armorclaw.clock import Clock
 from armorclaw.containers.agent import Agent
-from armorclaw.containers.history import Peaks
-from armorclaw.containers.resources import Resources
+from armorclaw.containers.resources.history import Peaks
+from armorclaw.containers.resources.usage import Reading, Usage
+from armorclaw.containers.resources.watch import Resources
 from armorclaw.containers.runtime import Running
 from armorclaw.containers.shapes import AgentStats, StatsEnd
 from armorclaw.containers.states import State
-from armorclaw.containers.usage import Reading, Usage
 from armorclaw.errors import ArmorclawError
 
 READ_PATIENCE = 3.0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armorclaw.containers.thresholds import EASED_FOR, Crossing, Threshold
+from armorclaw.containers.resources.thresholds import EASED_FOR, Crossing, Threshold
 
 pytestmark = pytest.mark.mission("P0.4")
 

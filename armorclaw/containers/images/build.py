@@ -19,9 +19,9 @@ import trio
 
 from armorclaw.containers.engines.http import EngineFault
 from armorclaw.containers.engines.runtime import EngineRuntime
-from armorclaw.containers.image import chunks, python_image, split_tag
-from armorclaw.containers.interpreter import Interpreter, interpreter_of
-from armorclaw.containers.wheels import Libraries, fetch_libraries
+from armorclaw.containers.images.image import chunks, python_image, split_tag
+from armorclaw.containers.images.interpreter import Interpreter, interpreter_of
+from armorclaw.containers.images.wheels import Libraries, fetch_libraries
 from armorclaw.errors import ArmorclawError
 
 TAG = "armorclaw-agent:latest"

@@ -15,12 +15,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import trio
 
-from armorclaw.containers import kernel
 from armorclaw.containers.agent import Agent
 from armorclaw.containers.engines.config import OOM_SCORE_ADJ
-from armorclaw.containers.mounted import files
+from armorclaw.containers.isolation import kernel
+from armorclaw.containers.isolation.mounted import files
+from armorclaw.containers.isolation.verdicts import ENGINES, Subject, Verdict, mib, row
 from armorclaw.containers.shapes import IsolationFact
-from armorclaw.containers.verdicts import ENGINES, Subject, Verdict, mib, row
 from armorclaw.errors import ArmorclawError
 
 PATIENCE = 3.0

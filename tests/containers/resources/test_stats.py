@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from armorclaw.containers.usage import Usage
+from armorclaw.containers.resources.usage import Usage
 from armorclaw.errors import ArmorclawError
 from tests.containers.fakes import FakeContainer, FakeHouse, declared, house_in
 

@@ -13,11 +13,11 @@ import trio
 from trio.testing import MockClock
 
 from armorclaw import config
-from armorclaw.containers import resources as module
-from armorclaw.containers.data import data_folder
-from armorclaw.containers.history import SECONDS
-from armorclaw.containers.resources import KEPT_OPEN, Resources
-from armorclaw.containers.usage import Reading, Usage
+from armorclaw.containers.resources import watch as module
+from armorclaw.containers.resources.data import data_folder
+from armorclaw.containers.resources.history import SECONDS
+from armorclaw.containers.resources.usage import Reading, Usage
+from armorclaw.containers.resources.watch import KEPT_OPEN, Resources
 from armorclaw.errors import ArmorclawError
 from armorclaw.structure import Size
 from tests.containers.fakes import FakeContainer, FakeHouse, declared, house_in

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import attrs
 
-from armorclaw.containers.usage import Reading, Usage
+from armorclaw.containers.resources.usage import Reading, Usage
 
 SECONDS = 600
 """How far back it goes; at one reading each second also how many there are."""

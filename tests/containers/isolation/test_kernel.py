@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from armorclaw.containers import kernel
-from armorclaw.containers.kernel import Groups, Mount
+from armorclaw.containers.isolation import kernel
+from armorclaw.containers.isolation.kernel import Groups, Mount
 
 MINE = "/system.slice/armorclaw.service"
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armorclaw.containers.usage import Usage, usage_below, usage_told
+from armorclaw.containers.resources.usage import Usage, usage_below, usage_told
 
 DOCKER: dict[str, Any] = {
     "pids_stats": {"current": 2, "limit": 128},

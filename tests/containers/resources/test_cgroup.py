@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armorclaw.containers.cgroup import V2, Cgroup, Hierarchies, folders_of, memberships
 from armorclaw.containers.local.group import NoGroups, Parent
-from armorclaw.containers.usage import Usage
+from armorclaw.containers.resources.cgroup import V2, Cgroup, Hierarchies, folders_of, memberships
+from armorclaw.containers.resources.usage import Usage
 from armorclaw.testing.plugin import missing
 
 pytestmark = pytest.mark.mission("P0.4")

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 
 import attrs
 
-from armorclaw.containers.cgroup import V2, Hierarchies, memberships
+from armorclaw.containers.resources.cgroup import V2, Hierarchies, memberships
 
 NAMESPACES = ("user", "pid", "net", "ipc", "uts", "mnt", "cgroup")
 

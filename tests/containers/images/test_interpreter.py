@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from armorclaw.containers.interpreter import Interpreter, check_interpreter
+from armorclaw.containers.images.interpreter import Interpreter, check_interpreter
 from armorclaw.errors import ArmorclawError
 
 from .test_wheels import interpreter

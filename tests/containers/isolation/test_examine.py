@@ -13,14 +13,15 @@ import pytest
 import trio
 
 from armorclaw.config import MIB
-from armorclaw.containers import isolation, kernel, mounted
 from armorclaw.containers.engines.config import container_config
 from armorclaw.containers.engines.runtime import EngineRuntime
-from armorclaw.containers.isolation import Inspected, examine
+from armorclaw.containers.isolation import examine as isolation
+from armorclaw.containers.isolation import kernel, mounted
+from armorclaw.containers.isolation.examine import Inspected, examine
+from armorclaw.containers.isolation.verdicts import Subject
 from armorclaw.containers.runtime import Running, Runtime
 from armorclaw.containers.shapes import IsolationFact
 from armorclaw.containers.spec import Limits, Mount
-from armorclaw.containers.verdicts import Subject
 from armorclaw.errors import ArmorclawError
 from armorclaw.testing.engines import EngineWithImage
 from tests.containers.fakes import FakeHouse, declared, house_in

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from armorclaw.containers.engines.runtime import EngineRuntime
-from armorclaw.containers.image import HostFiles, _place, python_image
+from armorclaw.containers.images.image import HostFiles, _place, python_image
 from armorclaw.errors import ArmorclawError
 from armorclaw.testing.engines import IMAGE
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from armorclaw.containers import kernel
-from armorclaw.containers.kernel import Mount
+from armorclaw.containers.isolation import kernel
+from armorclaw.containers.isolation.kernel import Mount
+from armorclaw.containers.isolation.verdicts import Subject, Verdict, mib, row
 from armorclaw.containers.shapes import IsolationFact
-from armorclaw.containers.verdicts import Subject, Verdict, mib, row
 
 MAX_MOUNTS = 64
 """Of the host, that get a row each; more are counted in one."""

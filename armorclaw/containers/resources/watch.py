@@ -21,12 +21,12 @@ import trio
 
 from armorclaw.clock import Surroundings
 from armorclaw.containers.agent import Agent
-from armorclaw.containers.cgroup import Cgroup
-from armorclaw.containers.data import DataSize, data_folder, measure
-from armorclaw.containers.history import SECONDS, History, Peaks
+from armorclaw.containers.resources.cgroup import Cgroup
+from armorclaw.containers.resources.data import DataSize, data_folder, measure
+from armorclaw.containers.resources.history import SECONDS, History, Peaks
+from armorclaw.containers.resources.thresholds import Crossing, Threshold
+from armorclaw.containers.resources.usage import Reading, Usage
 from armorclaw.containers.runtime import Running
-from armorclaw.containers.thresholds import Crossing, Threshold
-from armorclaw.containers.usage import Reading, Usage
 from armorclaw.errors import ArmorclawError
 from armorclaw.guard.alerts import Severity
 from armorclaw.log import get_logger

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from armorclaw import config
-from armorclaw.containers.data import (
+from armorclaw.containers.resources.data import (
     ENTRY_BYTES,
     MAX_DEPTH,
     DataSize,

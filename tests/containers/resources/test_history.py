@@ -7,8 +7,8 @@ import tracemalloc
 
 import pytest
 
-from armorclaw.containers.history import SECONDS, History, Peaks
-from armorclaw.containers.usage import Reading, Usage
+from armorclaw.containers.resources.history import SECONDS, History, Peaks
+from armorclaw.containers.resources.usage import Reading, Usage
 
 pytestmark = pytest.mark.mission("P0.4")
 

@@ -1,0 +1,1 @@
+"""Images made here, without a network."""

@@ -1,0 +1,1 @@
+"""What really confines an agent, asked from the kernel and the engine."""

@@ -1,0 +1,1 @@
+"""What agents use: read, kept for ten minutes, told of near a limit."""
