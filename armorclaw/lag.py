@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import os
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing, suppress
 from time import perf_counter, thread_time
@@ -39,9 +39,6 @@ QUIET = 1.0
 NAMING = 10.0
 """Seconds after an alarm in which steps are timed one by one, so that the next alarm can name the task."""
 
-RECENT = 16
-"""Standstills that are remembered for those who must not take one for the silence of others."""
-
 _LOOK = 1.0  # seconds a note of how long we waited for a processor may be old
 
 Tell = Callable[[Mapping[str, object]], Awaitable[object]]
@@ -51,7 +48,6 @@ Tell = Callable[[Mapping[str, object]], Awaitable[object]]
 class Standstill:
     """One turn, or one wait, that took too long; `task` is whose step took the most of it, if that was looked at."""
 
-    ended: float  # Trio's time
     seconds: float
     cause: str
     task: str | None
@@ -66,18 +62,10 @@ class LoopLag:
         self.alarms: Counter[str] = Counter()
         """How many there were, by cause."""
         self._tell = tell
-        self._recent: deque[Standstill] = deque(maxlen=RECENT)
         self._untold: list[Standstill] = []  # the longest, and
         self._count = 0  # of how many
         self._alarmed = trio.Event()
         self._token: trio.lowlevel.TrioToken | None = None
-
-    def away_since(self, at: float) -> float:
-        """Seconds of the longest standstill that ended after `at`, in Trio's time; 0.0 if there was none.
-
-        Whoever waits for an answer with a deadline asks this before the silence counts.
-        """
-        return max((each.seconds for each in self._recent if each.ended >= at), default=0.0)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch until cancelled.
@@ -101,9 +89,8 @@ class LoopLag:
 
     def _late(self, seconds: float, cause: str, task: str | None) -> None:
         """Called in the loop, between two turns: what can wait is done in a turn of its own."""
-        found = Standstill(trio.current_time(), seconds, cause, task)
+        found = Standstill(seconds, cause, task)
         self.alarms[cause] += 1
-        self._recent.append(found)
         self._count += 1
         if not self._untold or seconds >= self._untold[0].seconds:
             self._untold = [found]

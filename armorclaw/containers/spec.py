@@ -112,10 +112,14 @@ class Exit:
     text: str
 
     @classmethod
-    def of(cls, status: int, *, oom: bool | None = None) -> Exit:
-        """From a shell's status: 129 to 192 is taken for death by signal, as no engine tells the two apart."""
-        if 128 < status <= 128 + signal.NSIG - 1:
-            return cls.killed(status - 128, oom=oom)
+    def of(cls, status: int, *, oom: bool | None = None, exact: bool = False) -> Exit:
+        """From a shell's status: unless it is `exact`, 129 to 192 is taken for death by signal, and says so.
+
+        Neither an engine nor bubblewrap tells the two apart.
+        """
+        if not exact and 128 < status <= 128 + signal.NSIG - 1:
+            end = cls.killed(status - 128, oom=oom)
+            return end if oom else attrs.evolve(end, text=f"{end.text} (or exit {status})")
         meaning = _SHELL_MEANS.get(status, "")
         return cls(status, None, oom, f"exit {status}{meaning}" + (", out of memory seen" if oom else ""))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import signal
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -215,7 +214,7 @@ async def watched(
     """The events of resources of that container, until they are what `until` wants."""
 
     class Generation:
-        pass
+        adopted = False
 
     class Watched:
         name = "ada"
@@ -230,19 +229,18 @@ async def watched(
     seen: list[dict[str, Any]] = []
     done = trio.Event()
 
-    async def note(agent: Any, kind: str, **facts: Any) -> None:
-        await trio.lowlevel.checkpoint()
+    def note(agent: Any, kind: str, **facts: Any) -> None:
         seen.append(facts)
         if until({str(each["what"]) for each in seen}):
             done.set()
 
-    async def alert(*_: Any, **__: Any) -> None:
-        await trio.lowlevel.checkpoint()
+    def alert(*_: Any, **__: Any) -> None:
+        return
 
     agent: Any = Watched()
-    resources = Resources(lambda: [agent], Surroundings(), note, alert, state)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
+            resources = Resources(lambda: [agent], Surroundings(), note, alert, state)
             await nursery.start(resources.run)
             await done.wait()
             nursery.cancel_scope.cancel(reason="seen")
@@ -283,10 +281,8 @@ async def test_data_outlives_its_generations(in_data: Any, runtime_kind: str, fo
 
 async def test_what_it_leaves_there_is_not_followed(in_data: Any, folder: Path) -> None:
     await in_data('os.symlink("/usr", f"{data}/all"); os.mkfifo(f"{data}/pipe"); said = 1')
-    began = time.monotonic()
     size = measure(folder / "data" / "ada", 1 << 30)
     assert (size.complete, size.bytes < 100_000) == (True, True)
-    assert time.monotonic() - began < 1
 
 
 async def test_only_its_own_folder_can_be_written_to(in_data: Any, runtime_kind: str) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from time import perf_counter
+from time import thread_time
 from typing import Any
 
 import pytest
@@ -61,9 +61,9 @@ def test_a_star_means_what_it_means_in_a_regular_expression(pattern: str, text: 
 def test_no_pattern_is_slow() -> None:
     event = Event.make("a" * 255, {}, at_ms=1)
     worst = EventFilter(types=("*" + "a*" * (STARS_LIMIT - 2) + "b*",) * PATTERNS_LIMIT)
-    started = perf_counter()
+    started = thread_time()
     assert not worst.matches(event)
-    assert perf_counter() - started < 0.05  # a backtracking matcher would need hours
+    assert thread_time() - started < 5  # some 5 ms; a backtracking matcher would need hours
 
 
 @given(st.lists(st.text(max_size=10), max_size=4), st.lists(st.text(max_size=10), max_size=4))

@@ -133,7 +133,9 @@ class LocalContainer(ABC):
         status = await self._child.wait()
         kills = None if self._group is None else self._group.oom_kills()
         oom = None if kills is None else kills > 0
-        return Exit.of(status, oom=oom) if status >= 0 else Exit.killed(-status, oom=oom)
+        if status < 0:
+            return Exit.killed(-status, oom=oom)
+        return Exit.of(status, oom=oom, exact=self._tells_signals)
 
     async def usage(self) -> Usage:
         """Of its control group, else summed over the processes that run in it; None once it has ended."""
@@ -148,6 +150,9 @@ class LocalContainer(ABC):
 
     def release(self) -> None:  # noqa: B027 - nothing to do
         """See `Running.release`: its output is read, and its end waited for, within its block."""
+
+    _tells_signals = False
+    """Whether the child's status is the agent's own, in which an exit is not taken for a signal."""
 
     @property
     @abstractmethod

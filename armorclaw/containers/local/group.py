@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -66,6 +65,8 @@ class Parent:
             own = memberships((proc / "cgroup").read_text())
         except OSError as error:
             raise NoGroups(f"/proc does not tell of control groups: {error.strerror}") from error
+        except ValueError as error:
+            raise NoGroups("/proc tells of control groups in a form that is not known") from error
         folders = {}
         for name, path in own.items():
             folder = hierarchies.folder(name, path)
@@ -139,6 +140,7 @@ class Groups:
         self._parent = parent
         self._live: set[str] = set()
         self._cleaned: set[str] = set()
+        self._cleaning = trio.Lock()
 
     @property
     def version(self) -> int:
@@ -152,9 +154,10 @@ class Groups:
         `name` is the id of one generation. Raises `engine_refused`. The first time for an instance also what a bridge
         that was killed left of it is ended and removed: there is only one bridge of an instance.
         """
-        if instance not in self._cleaned:
-            self._cleaned.add(instance)
-            self.clean(instance)
+        async with self._cleaning:
+            if instance not in self._cleaned:
+                await self.clean(instance)
+                self._cleaned.add(instance)
         self._live.add(name)
         folders = {each: folder / f"armorclaw-{instance}" / name for each, folder in self._parent.folders.items()}
         try:
@@ -182,7 +185,7 @@ class Groups:
         for path, value in _settings(folders, limits):
             path.write_text(value)
 
-    def clean(self, instance: str) -> None:
+    async def clean(self, instance: str) -> None:
         """End and remove what a bridge of that instance left that was killed."""
         for folder in self._parent.folders.values():
             top = folder / f"armorclaw-{instance}"
@@ -197,7 +200,7 @@ class Groups:
                         if _remove(each):
                             break
                         _kill_all(each)
-                        time.sleep(0.002)  # rarely, and at start
+                        await trio.sleep(0.002)
             _remove(top)
 
 

@@ -122,6 +122,8 @@ def _end_with_us() -> list[str]:
 class _Plain(LocalContainer):
     """One process, with those it started; `id` tells this generation from others."""
 
+    _tells_signals = True  # whatever was put in front of its command has become it
+
     def __init__(self, spec: ContainerSpec, child: Child, gate: Gate, group: Group | None) -> None:
         super().__init__("process", spec, spec.uid if os.geteuid() == 0 else os.geteuid(), child, gate, group)
 

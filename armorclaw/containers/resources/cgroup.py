@@ -103,6 +103,7 @@ class Cgroup:
         self._alarm: _Alarm | None = None
         self.gone = False
         """Whether the group was found removed."""
+        self._folder = next((folders[name] for name in ("pids", "memory", V2) if name in folders), None)
         for figure, candidates in _FIGURES.items():
             for name, file, parse in candidates:
                 if name in folders and (fd := self._open(folders[name] / file)) is not None:
@@ -121,9 +122,10 @@ class Cgroup:
         """Of the groups of that process; None if it has gone, or has none of its own that can be read."""
         try:
             texts = [_text(f"/proc/{pid}/cgroup"), _text("/proc/self/cgroup"), _text("/proc/self/mountinfo")]
-        except OSError:
+            folders = folders_of(*texts)
+        except (OSError, ValueError):  # ValueError: of another form than the kernel documents
             return None
-        made = cls(folders_of(*texts))
+        made = cls(folders)
         if made.usage() == Usage(memory_limit=made.memory_limit):
             made.close()
             return None
@@ -162,6 +164,14 @@ class Cgroup:
         if now is not None:
             self._oom = max(self._oom or 0, now)
         return self._oom
+
+    def processes(self) -> list[int]:
+        """The pids of those in it; for any thread."""
+        try:
+            text = "" if self._folder is None else _text(str(self._folder / "cgroup.procs"))
+        except OSError:
+            return []
+        return [int(word) for word in text.split() if word.isdecimal() and word != "0"]  # 0: not of our namespace
 
     def close(self) -> None:
         """Let go of it. Harmless twice."""
@@ -213,7 +223,11 @@ class _Alarm:
         """Raises OSError where this user may not, or the kernel does not offer it."""
         self._calls = self._removals = 0
         self._shortage = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._removal = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            self._removal = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        except OSError:
+            os.close(self._shortage)
+            raise
         try:
             _register(self._shortage, folder, "memory.oom_control")
             _register(self._removal, folder, "memory.usage_in_bytes", _NO_LIMIT)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import attrs
 
 from armorclaw import config
+from armorclaw.containers.resources.usage import MAX_PROCESSES
 from armorclaw.errors import ArmorclawError
 
 DATA = "/data"
@@ -30,11 +33,18 @@ _BREATH = 256  # entries after which measuring lets others use the interpreter
 @attrs.frozen
 class DataSize:
     """What a folder holds: `bytes` as it takes on the disk. `complete` is false where not all could be measured:
-    `why` says what was in the way, and it holds at least this much."""
+    `why` says what was in the way, and it holds at least this much. `too_deep`: that was how deep folders lie."""
 
     bytes: int
     complete: bool = True
     why: str = ""
+    too_deep: bool = False
+
+    def excess(self, limit: int) -> str:
+        """Why that is more than `limit` allows, in a few words for people; "" if it is not."""
+        if self.too_deep:
+            return f"{self.why}, which cannot be measured"
+        return f"it holds more than the {limit:,} bytes it may" if self.bytes > limit else ""
 
 
 def data_folder(state_dir: Path, agent: str) -> Path:
@@ -63,10 +73,11 @@ def make_data_folder(state_dir: Path, agent: str, uid: int) -> Path:
     return folder
 
 
-def measure(folder: Path, enough: int) -> DataSize:
+def measure(folder: Path, enough: int, pids: Iterable[int] = ()) -> DataSize:
     """What `folder` holds, each file once however many names it has; no further than `enough`. Blocking.
 
-    It takes some 5 µs an entry, and lets go of the interpreter in between.
+    Files without a name that `pids` hold open on its file system count as well; of those of whom /proc does not tell,
+    nothing does. It takes some 5 µs an entry, and lets go of the interpreter in between.
     """
     measuring = _Measuring(enough)
     try:
@@ -75,20 +86,26 @@ def measure(folder: Path, enough: int) -> DataSize:
         return DataSize(0)
     except OSError as error:
         return DataSize(0, False, error.strerror or "it cannot be read")
+    device = os.fstat(fd).st_dev
     measuring.walk(fd, 1)
-    return DataSize(measuring.bytes, not measuring.why, measuring.why)
+    for pid in islice(pids, MAX_PROCESSES):
+        measuring.look_into(pid, device)
+    return DataSize(measuring.bytes, not measuring.why, measuring.why, measuring.too_deep)
 
 
 def check_room(declared: config.Agent, state_dir: Path) -> None:
     """Raise `quota_exceeded` if the agent's folder holds more than it may: it would be ended at once. Blocking."""
     limit = declared.data.hard
     size = measure(data_folder(state_dir, declared.name), limit)
-    if size.bytes > limit:
+    if excess := size.excess(limit):
+        place = f"data/{declared.name} in the bridge's state_dir"
         raise ArmorclawError(
             "quota_exceeded",
             f"the data folder of agent {declared.name} is full",
-            why=f"it holds more than the {limit:,} bytes it may (agents.{declared.name}.data.hard)",
-            hint=f"remove files from data/{declared.name} in the bridge's state_dir, or raise the limit",
+            why=excess if size.too_deep else f"{excess} (agents.{declared.name}.data.hard)",
+            hint=f"remove the nested folders from {place}: no limit allows them"
+            if size.too_deep
+            else f"remove files from {place}, or raise the limit",
         )
 
 
@@ -101,8 +118,9 @@ class _Measuring:
     def __init__(self, enough: int) -> None:
         self.bytes = 0
         self.why = ""
+        self.too_deep = False
         self._enough = enough
-        self._seen: set[tuple[int, int]] = set()  # files with more than one name
+        self._seen: set[tuple[int, int]] = set()  # files with more than one name, or none
         self._entries = 0
 
     def walk(self, fd: int, depth: int) -> None:
@@ -111,14 +129,39 @@ class _Measuring:
                 for entry in entries:
                     if self.bytes > self._enough:
                         return
-                    self._entries += 1
-                    if self._entries % _BREATH == 0:
-                        time.sleep(0.001)
+                    self._breathe()
                     self._count(fd, entry, depth)
         except OSError as error:
             self.why = error.strerror or "a folder cannot be read"
         finally:
             os.close(fd)
+
+    def look_into(self, pid: int, device: int) -> None:
+        """Count what a process holds open that has no name any more, or never had one (O_TMPFILE)."""
+        try:
+            with os.scandir(f"/proc/{pid}/fd") as entries:
+                for entry in entries:
+                    if self.bytes > self._enough:
+                        return
+                    self._breathe()
+                    self._count_nameless(entry.path, device)
+        except OSError:  # it has ended, or is not ours to look into
+            return
+
+    def _count_nameless(self, path: str, device: int) -> None:
+        try:
+            facts = os.stat(path)
+        except OSError:  # closed meanwhile
+            return
+        key = facts.st_dev, facts.st_ino
+        if facts.st_nlink == 0 and facts.st_dev == device and key not in self._seen:
+            self._seen.add(key)
+            self.bytes += ENTRY_BYTES + facts.st_blocks * 512
+
+    def _breathe(self) -> None:
+        self._entries += 1
+        if self._entries % _BREATH == 0:
+            time.sleep(0.001)
 
     def _count(self, fd: int, entry: os.DirEntry[str], depth: int) -> None:
         try:
@@ -137,7 +180,8 @@ class _Measuring:
 
     def _descend(self, fd: int, name: str, depth: int) -> None:
         if depth == MAX_DEPTH:
-            self.bytes, self.why = self._enough + 1, f"folders are nested more than {MAX_DEPTH} deep"
+            self.bytes, self.too_deep = self._enough + 1, True
+            self.why = f"folders are nested more than {MAX_DEPTH} deep"
             return
         try:
             below = os.open(name, _FOLDER, dir_fd=fd)

@@ -14,7 +14,8 @@ SECONDS = 600
 """How far back it goes; at one reading each second also how many there are."""
 
 _NOT_KNOWN = -1
-_MOST = 2**31 - 1  # KiB
+_MOST = 2**31 - 1  # KiB, or pids
+_MOST_MOVED = 2**63 - 1
 
 T = TypeVar("T", int, float)
 
@@ -56,11 +57,11 @@ class History:
         place, usage = self._next, reading.usage
         self._at_ms[place] = reading.at_ms
         self._percent[place] = _NOT_KNOWN if reading.cpu_percent is None else reading.cpu_percent
-        self._pids[place] = _NOT_KNOWN if usage.pids is None else usage.pids
+        self._pids[place] = _NOT_KNOWN if usage.pids is None else min(usage.pids, _MOST)
         for number, size in enumerate((usage.memory_bytes, reading.tmp_bytes, reading.data_bytes)):
             self._held[3 * place + number] = _NOT_KNOWN if size is None else min(size // 1024, _MOST)
         for number, size in enumerate((usage.read_bytes, usage.written_bytes)):
-            self._moved[2 * place + number] = _NOT_KNOWN if size is None else size
+            self._moved[2 * place + number] = _NOT_KNOWN if size is None else min(size, _MOST_MOVED)
         self._next = (place + 1) % SECONDS
         self._count = min(self._count + 1, SECONDS)
 

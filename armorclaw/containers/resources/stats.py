@@ -15,7 +15,10 @@ from armorclaw.containers.resources.watch import Resources
 from armorclaw.containers.runtime import Running
 from armorclaw.containers.shapes import AgentStats, StatsEnd
 from armorclaw.containers.states import State
-from armorclaw.errors import ArmorclawError
+from armorclaw.errors import ArmorclawError, trace
+from armorclaw.log import get_logger
+
+log = get_logger(__name__)
 
 READ_PATIENCE = 3.0
 """Seconds a reading may take; an engine that takes longer tells nothing this time."""
@@ -103,6 +106,8 @@ class Readings:
                 usage = await running.usage()
             except ArmorclawError:  # the state says what is wrong
                 pass
+            except Exception as error:  # noqa: BLE001 - strange figures of one are no reason to tell none of others
+                log.debug("figures of an agent are not known", agent=agent, trace=trace(error))
         last = self._resources.last(agent)
         data = None if last is None else last.data_bytes
         return Reading(trio.current_time(), self._clock.now_ms(), running.id, usage, data_bytes=data)

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-_MAX_PROCESSES = 4096
+MAX_PROCESSES = 4096
 """More are not counted: no sandbox may have so many."""
 
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -78,8 +78,8 @@ def usage_below(pid: int) -> Usage:
     found again.
     """
     ticks = memory = threads = 0
-    for number, each in enumerate(_tree(pid)):
-        if number == _MAX_PROCESSES:
+    for number, each in enumerate(tree(pid)):
+        if number == MAX_PROCESSES:
             return Usage()
         fields, status = _read(f"/proc/{each}/stat"), _read(f"/proc/{each}/status")
         if not fields or not status:
@@ -91,7 +91,8 @@ def usage_below(pid: int) -> Usage:
     return Usage(cpu_ns=ticks * _TICK_NS, memory_bytes=memory, pids=threads) if threads else Usage()
 
 
-def _tree(pid: int) -> Iterator[int]:
+def tree(pid: int) -> Iterator[int]:
+    """A process and those below it, as /proc tells; blocking."""
     found = [pid]
     while found:
         yield (pid := found.pop())

@@ -4,7 +4,10 @@ A reading is synchronous: files of the kernel that are open already, some 30 µs
 spread over the second, so that no turn of the loop is long. Where there is no control group to read, the container is
 asked (an engine's API, or /proc), in a task of its own that holds up nobody.
 
-The folder at /data is measured by walking through it, in a worker thread, one at a time.
+The folder at /data is measured by walking through it, in a worker thread, one at a time; one that hangs is left
+behind after a while, and the others go on.
+
+Whatever goes wrong with the figures of one agent is logged and leaves them unknown: the others are read.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -25,9 +28,9 @@ from armorclaw.containers.resources.cgroup import Cgroup
 from armorclaw.containers.resources.data import DataSize, data_folder, measure
 from armorclaw.containers.resources.history import SECONDS, History, Peaks
 from armorclaw.containers.resources.thresholds import Crossing, Threshold
-from armorclaw.containers.resources.usage import Reading, Usage
+from armorclaw.containers.resources.usage import Reading, Usage, tree
 from armorclaw.containers.runtime import Running
-from armorclaw.errors import ArmorclawError
+from armorclaw.errors import ArmorclawError, trace
 from armorclaw.guard.alerts import Severity
 from armorclaw.log import get_logger
 
@@ -54,17 +57,20 @@ DATA_PERIOD = 10.0
 DATA_SHARE = 0.02
 """Share of the time that one folder may be walked through: one that takes 1 s is measured each 50 s."""
 
+DATA_PATIENCE = 10.0
+"""Seconds until the others are measured beside a folder that takes longer, for its size or as its disk is silent."""
+
 
 class Note(Protocol):
-    """Records a change of an agent as an event."""
+    """Has a change of an agent recorded as an event, in order, without waiting."""
 
-    async def __call__(self, agent: Agent, kind: str, **facts: object) -> None: ...
+    def __call__(self, agent: Agent, kind: str, **facts: object) -> None: ...
 
 
 class Alert(Protocol):
-    """Tells people."""
+    """Has people told, in order, without waiting."""
 
-    async def __call__(self, name: str, severity: Severity, text: str, *, agent: Agent, **fields: object) -> None: ...
+    def __call__(self, name: str, severity: Severity, text: str, *, agent: Agent, **fields: object) -> None: ...
 
 
 @attrs.define(eq=False)
@@ -85,6 +91,7 @@ class _Watch:
     cpu: tuple[float, int] | None = None
     """When processor time was read last, and how much it was."""
     kills_told: int = 0
+    """Processes killed for want of memory, up to what was told, by this or an earlier life of the bridge."""
     data: DataSize | None = None
     measure_at: float = -math.inf
     over: bool = False
@@ -106,11 +113,17 @@ class _Watch:
 class Resources:
     """The readings of all agents, each second one, for as long as `run` runs.
 
-    `agents` are those to watch. An agent's history is kept until it is known no more, over its generations.
+    `agents` are those to watch. An agent's history, and whether its /data was over the soft limit, are kept until it
+    is known no more, over its generations.
     """
 
     def __init__(
-        self, agents: Callable[[], list[Agent]], around: Surroundings, note: Note, alert: Alert, state_dir: Path
+        self,
+        agents: Callable[[], list[Agent]],
+        around: Surroundings,
+        note: Note,
+        alert: Alert,
+        state_dir: Path,
     ) -> None:
         self._agents = agents
         self._clock = around.clock
@@ -119,6 +132,10 @@ class Resources:
         self._state_dir = state_dir
         self._watches: dict[str, _Watch] = {}
         self._histories: dict[str, History] = {}
+        self._data_thresholds: dict[str, Threshold] = {}
+        self._faulty: set[str] = set()  # agents of whom a fault was logged
+        self._measuring: set[str] = set()  # agents through whose folders a thread walks
+        self._turn_to_open = trio.Lock()
         self._bell = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -173,7 +190,21 @@ class Resources:
         generation = agent.generation
         if generation is not None and generation.running is not watch.running:
             return None
-        return self._reading(watch) or watch.last
+        reading = None
+        with self._guarded(watch):
+            reading = self._reading(watch) or watch.last
+        return reading  # noqa: RET504 - None after a fault
+
+    @contextmanager
+    def _guarded(self, watch: _Watch) -> Iterator[None]:
+        """Whatever is wrong with the figures of one agent ends neither it nor the others."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - engines and files of the kernel say what they like
+            watch.last = watch.data = None
+            if watch.agent.name not in self._faulty:
+                self._faulty.add(watch.agent.name)
+                log.error("figures of an agent are not known", agent=watch.agent.name, trace=trace(error))
 
     # -- readings
 
@@ -193,7 +224,12 @@ class Resources:
             for agent in agents[turn::turns]:
                 watch = self._watches.get(agent.name)
                 if watch is not None and watch.lives:
-                    self._read(watch, nursery)
+                    if watch.cgroup is not None:
+                        self._read(watch)
+                    elif not watch.asking and not (watch.opening and watch.last is None):
+                        # while it is opened there will most likely be a group in a moment
+                        watch.asking = True
+                        nursery.start_soon(self._ask, watch)
             due = max(due + PERIOD / turns, trio.current_time())  # a loop that was held up makes no burst
 
     def _meet(self, agents: list[Agent], nursery: trio.Nursery) -> None:
@@ -218,41 +254,52 @@ class Resources:
                 del self._watches[name]
         for name in self._histories.keys() - known:
             del self._histories[name]
+        for name in self._data_thresholds.keys() - known:
+            del self._data_thresholds[name]
+        self._faulty &= known
 
     async def _open(self, watch: _Watch) -> None:
         """Find the accounts of a container, which are those of its main process."""
-        try:
-            with trio.move_on_after(ASK_PATIENCE):
-                watch.pid = await watch.running.main_pid()
-        except ArmorclawError:  # the state says what is wrong
-            pass
-        finally:
-            watch.opening = False
-        if watch.pid is not None and self._watches.get(watch.agent.name) is watch:
-            watch.cgroup = Cgroup.of(watch.pid)
+        with self._guarded(watch):
+            try:
+                pid = None
+                with trio.move_on_after(ASK_PATIENCE):
+                    pid = await watch.running.main_pid()
+                async with self._turn_to_open:  # one in a turn of the loop: it takes some 0.2 ms
+                    if pid is not None and self._watches.get(watch.agent.name) is watch:
+                        watch.pid, watch.cgroup = pid, Cgroup.of(pid)
+            except ArmorclawError:  # the state says what is wrong
+                pass
+            finally:
+                watch.opening = False
+            self._begin_count(watch)
 
-    def _read(self, watch: _Watch, nursery: trio.Nursery) -> None:
-        if watch.cgroup is None:
-            finding = watch.opening and watch.last is None  # most likely there will be a group in a moment
-            if not watch.asking and not finding:
-                watch.asking = True
-                nursery.start_soon(self._ask, watch, nursery)
+    def _begin_count(self, watch: _Watch) -> None:
+        """Kills for want of memory before it was adopted are no reason for its end, and have been told."""
+        generation = watch.agent.generation
+        if watch.cgroup is None or generation is None or generation.running is not watch.running:
             return
-        reading = self._reading(watch)
-        if reading is not None and not watch.cgroup.gone:
-            self._take(watch, reading, nursery)
+        if generation.adopted:
+            generation.oom_before = watch.kills_told = watch.cgroup.oom_kills() or 0
 
-    async def _ask(self, watch: _Watch, nursery: trio.Nursery) -> None:
-        try:
-            usage = Usage()
-            with trio.move_on_after(ASK_PATIENCE):
-                usage = await watch.running.usage()
-        except ArmorclawError:
-            return
-        finally:
-            watch.asking = False
-        if usage != Usage() and watch.lives:
-            self._take(watch, self._made(watch, usage), nursery)
+    def _read(self, watch: _Watch) -> None:
+        with self._guarded(watch):
+            reading = self._reading(watch)
+            if reading is not None and watch.cgroup is not None and not watch.cgroup.gone:
+                self._take(watch, reading)
+
+    async def _ask(self, watch: _Watch) -> None:
+        with self._guarded(watch):
+            try:
+                usage = Usage()
+                with trio.move_on_after(ASK_PATIENCE):
+                    usage = await watch.running.usage()
+            except ArmorclawError:
+                return
+            finally:
+                watch.asking = False
+            if usage != Usage() and watch.lives:
+                self._take(watch, self._made(watch, usage))
 
     def _reading(self, watch: _Watch) -> Reading | None:
         """From its group, now; once that has gone, the last with what is known of kills. None without a group."""
@@ -283,7 +330,7 @@ class Resources:
             data_bytes=None if watch.data is None else watch.data.bytes,
         )
 
-    def _take(self, watch: _Watch, reading: Reading, nursery: trio.Nursery) -> None:
+    def _take(self, watch: _Watch, reading: Reading) -> None:
         """One of those that are made each second."""
         watch.last = reading
         if reading.usage.cpu_ns is not None:
@@ -291,31 +338,50 @@ class Resources:
         watch.peaks.take(reading)
         self._histories.setdefault(watch.agent.name, History()).add(reading)
         for crossing in _crossings(watch, reading):
-            self._tell(watch.agent, crossing, nursery)
+            self._tell(watch.agent, crossing)
         if reading.oom_kills is not None and reading.oom_kills > watch.kills_told:
             watch.kills_told = reading.oom_kills
             log.warning("a process of an agent was killed for want of memory", agent=watch.agent.name)
-            nursery.start_soon(
-                partial(self._note, watch.agent, "agent.resources", what="oom", kills=reading.oom_kills)
-            )
+            self._note(watch.agent, "agent.resources", what="oom", kills=reading.oom_kills)
 
-    def _tell(self, agent: Agent, crossing: Crossing, nursery: trio.Nursery) -> None:
-        nursery.start_soon(partial(self._note, agent, "agent.resources", **attrs.asdict(crossing)))
+    def _tell(self, agent: Agent, crossing: Crossing) -> None:
+        self._note(agent, "agent.resources", **attrs.asdict(crossing))
 
     # -- the folders at /data
 
     async def _measure_folders(self, nursery: trio.Nursery) -> None:
-        one_at_a_time = trio.CapacityLimiter(1)
         while True:
             await trio.sleep(PERIOD)
             for watch in list(self._watches.values()):
-                if watch.lives and not watch.over and trio.current_time() >= watch.measure_at:
-                    await self._measure(watch, one_at_a_time, nursery)
+                name = watch.agent.name
+                if not watch.lives or watch.over or name in self._measuring or trio.current_time() < watch.measure_at:
+                    continue
+                self._measuring.add(name)
+                done = trio.Event()
+                nursery.start_soon(self._measure_guarded, watch, done)
+                with trio.move_on_after(DATA_PATIENCE) as scope:
+                    await done.wait()
+                if scope.cancelled_caught:
+                    log.warning("measuring a data folder takes long", agent=name, seconds=DATA_PATIENCE)
 
-    async def _measure(self, watch: _Watch, limiter: trio.CapacityLimiter, nursery: trio.Nursery) -> None:
+    async def _measure_guarded(self, watch: _Watch, done: trio.Event) -> None:
+        try:
+            with self._guarded(watch):
+                watch.measure_at = trio.current_time() + DATA_PERIOD
+                await self._measure(watch)
+        finally:
+            self._measuring.discard(watch.agent.name)
+            done.set()
+
+    async def _measure(self, watch: _Watch) -> None:
         agent, limits = watch.agent, watch.agent.declared.data
         folder, began = data_folder(self._state_dir, agent.name), trio.current_time()
-        size = await trio.to_thread.run_sync(measure, folder, limits.hard, abandon_on_cancel=True, limiter=limiter)
+        # a limiter of its own: threads that hang, at most one for each agent, keep nobody else's waiting
+        size = await trio.to_thread.run_sync(
+            lambda: measure(folder, limits.hard, _processes(watch.cgroup, watch.pid)),
+            abandon_on_cancel=True,
+            limiter=trio.CapacityLimiter(1),
+        )
         took = trio.current_time() - began
         watch.measure_at = trio.current_time() + max(DATA_PERIOD, took / DATA_SHARE)
         if not watch.lives:
@@ -323,16 +389,16 @@ class Resources:
         if size.why and (watch.data is None or not watch.data.why):
             log.warning("a data folder cannot be measured in full", agent=agent.name, why=size.why)
         watch.data = size
-        threshold = watch.thresholds.setdefault("data", Threshold("data"))
+        threshold = self._data_thresholds.setdefault(agent.name, Threshold("data"))
         crossing = threshold.take(size.bytes, limits.soft, trio.current_time(), high=1.0)
         if crossing is not None:
-            self._tell(agent, crossing, nursery)
-        if size.bytes > limits.hard:
+            self._tell(agent, crossing)
+        if excess := size.excess(limits.hard):
             watch.over = True
-            agent.end("quota", f"its data folder holds more than the {limits.hard:,} bytes it may", restart=False)
+            agent.end("quota", f"its data folder is over its limit: {excess}", restart=False)
         elif crossing is not None and crossing.level == "high":
             text = f"the data folder of agent {agent.name} holds {size.bytes:,} bytes; at {limits.hard:,} it is ended"
-            nursery.start_soon(partial(self._alert, "agent_data", "warning", text, agent=agent))
+            self._alert("agent_data", "warning", text, agent=agent)
 
 
 def _crossings(watch: _Watch, reading: Reading) -> Iterator[Crossing]:
@@ -346,6 +412,12 @@ def _crossings(watch: _Watch, reading: Reading) -> Iterator[Crossing]:
         crossing = watch.thresholds.setdefault(what, Threshold(what)).take(used, limit, reading.at)
         if crossing is not None:
             yield crossing
+
+
+def _processes(cgroup: Cgroup | None, pid: int | None) -> Iterator[int]:
+    """Those of an agent, as its group tells, else as they descend from its main process; blocking."""
+    found = [] if cgroup is None else cgroup.processes()
+    yield from found or (tree(pid) if pid is not None else ())
 
 
 def _tmp(watch: _Watch) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from armorclaw.containers.local.group import Groups, NoGroups, Parent
 from armorclaw.containers.resources.cgroup import V2
@@ -32,7 +33,7 @@ def parent() -> Iterator[Parent]:
     except NoGroups as why:
         missing(str(why))
     yield found
-    Groups("sandbox", found).clean(INSTANCE)
+    trio.run(Groups("sandbox", found).clean, INSTANCE)
     assert left(found) == []
 
 
@@ -90,7 +91,16 @@ async def test_what_a_killed_bridge_left_is_ended_by_the_next(parent: Parent) ->
             assert child.wait() == -signal.SIGKILL
             names = {path.name for top in left(parent) for path in top.iterdir() if path.is_dir()}
             assert names == {"sandbox-ada-1", "process-bob-0"}  # what is of the other runtime is that one's affair
-    Groups("process", parent).clean(INSTANCE)
+    await Groups("process", parent).clean(INSTANCE)
+
+
+async def test_what_cannot_be_removed_is_waited_for_by_trio(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Others run meanwhile."""
+    for number in range(5):
+        (tmp_path / "armorclaw-x" / f"sandbox-ada-{number}" / "stays").mkdir(parents=True)
+    began = trio.current_time()
+    await Groups("sandbox", Parent({"memory": tmp_path})).clean("x")
+    assert trio.current_time() - began >= 0.05
 
 
 async def test_limits_that_the_kernel_refuses(parent: Parent) -> None:

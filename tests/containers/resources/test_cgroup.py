@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from armorclaw.containers.local.group import NoGroups, Parent
+from armorclaw.containers.resources import cgroup as module
 from armorclaw.containers.resources.cgroup import V2, Cgroup, Hierarchies, folders_of, memberships
 from armorclaw.containers.resources.usage import Usage
 from armorclaw.testing.plugin import missing
@@ -259,6 +260,38 @@ def test_an_end_without_want_of_memory_is_none(group: dict[str, Path]) -> None:
     seen = {found.oom_kills() for _ in range(1000)} | {until_known(found)}
     assert seen <= {0, None}
     found.close()
+
+
+@pytest.mark.parametrize("strange", ["cgroup", "mountinfo"])
+def test_a_kernel_that_tells_otherwise(strange: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {"cgroup": "0::/a\n", "mountinfo": "1 2 0:3 / /sys rw - cgroup2 x rw\n", strange: "no - cgroup2 such\n"}
+    monkeypatch.setattr(module, "_text", lambda path: texts[path.rpartition("/")[2]])
+    assert Cgroup.of(1) is None
+
+
+def test_a_second_counter_that_cannot_be_made_takes_the_first_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, made = os.eventfd, list[int]()
+
+    def eventfd(*args: int) -> int:
+        if made:
+            raise OSError(24, "too many open files")
+        made.append(original(*args))
+        return made[0]
+
+    monkeypatch.setattr(os, "eventfd", eventfd)
+    Cgroup({"memory": tmp_path})
+    with pytest.raises(OSError, match="descriptor"):
+        os.fstat(made[0])
+
+
+def test_who_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.procs").write_text("12\n0\n345\n")
+    assert Cgroup({module.V2: tmp_path}).processes() == [12, 345]
+    (tmp_path / "cgroup.procs").unlink()
+    assert Cgroup({module.V2: tmp_path}).processes() == []
+    assert Cgroup({}).processes() == []
 
 
 def until_known(group: Cgroup) -> int:

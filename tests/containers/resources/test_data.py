@@ -123,6 +123,33 @@ def test_folders_without_end(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_files_without_a_name_count_once_while_they_are_open(tmp_path: Path) -> None:
+    empty, others = measure(tmp_path, MUCH), measure(tmp_path, MUCH, [os.getpid()])
+    removed = (tmp_path / "removed").open("w+b", buffering=0)
+    removed.write(bytes(1 << 20))
+    os.unlink(removed.name)
+    again = os.dup(removed.fileno())
+    never = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR)
+    os.write(never, bytes(1 << 20))
+    assert measure(tmp_path, MUCH) == empty
+    full = measure(tmp_path, MUCH, [os.getpid(), os.getpid()])
+    assert 2 << 20 <= full.bytes - others.bytes < 3 << 20
+    assert measure(tmp_path, 1 << 20, [os.getpid()]).bytes < 2 << 20  # it stops when it has seen enough
+    removed.close()
+    for fd in (again, never):
+        os.close(fd)
+    assert measure(tmp_path, MUCH, [os.getpid(), 2**22 + 1]) == others
+
+
+def test_files_of_another_file_system_do_not_count(tmp_path: Path) -> None:
+    memory = os.memfd_create("another")
+    os.write(memory, bytes(1 << 20))
+    try:
+        assert measure(tmp_path, MUCH, [os.getpid()]).bytes < 1 << 20
+    finally:
+        os.close(memory)
+
+
 def test_pipes_and_sockets_hold_up_nobody(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     found: list[DataSize] = []
@@ -130,6 +157,18 @@ def test_pipes_and_sockets_hold_up_nobody(tmp_path: Path) -> None:
     thread.start()
     thread.join(10)
     assert found == [DataSize(ENTRY_BYTES)]
+
+
+def test_there_is_no_room_for_folders_without_end(tmp_path: Path) -> None:
+    declared = config.Agent(name="ada", command=("x",))
+    folder = data_folder(tmp_path, "ada")
+    (folder / "/".join("d" * (MAX_DEPTH + 1))).mkdir(parents=True)
+    with pytest.raises(ArmorclawError) as caught:
+        check_room(declared, tmp_path)
+    text = " ".join(caught.value.lines())
+    assert "nested" in text
+    assert "raise the limit" not in text
+    assert "bytes" not in text
 
 
 def test_room_to_start(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from armorclaw import config
+from armorclaw.containers.resources import data
 from armorclaw.containers.resources import watch as module
 from armorclaw.containers.resources.data import data_folder
 from armorclaw.containers.resources.history import SECONDS
@@ -38,6 +39,7 @@ class FakeCgroup:
         self.pids_limit = 10
         self.memory_limit = 100
         self.reads: list[float] = []
+        self.pids: list[int] = []
 
     @classmethod
     def of(cls, pid: int) -> FakeCgroup | None:
@@ -55,6 +57,9 @@ class FakeCgroup:
 
     def throttled_ns(self) -> int | None:
         return None if self.gone else 5
+
+    def processes(self) -> list[int]:
+        return self.pids
 
     def close(self) -> None:
         self.closed = True
@@ -265,6 +270,167 @@ async def test_a_kill_for_want_of_memory_while_it_lives(
     assert told(house) == [{"what": "oom", "kills": 1}, {"what": "oom", "kills": 3}]
 
 
+async def test_kills_before_it_was_adopted_are_not_its_own(
+    house: FakeHouse, groups: list[FakeCgroup], autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are neither told again nor the reason why it ends; those after are both."""
+    monkeypatch.setattr(FakeCgroup, "oom_kills", lambda group: 3 if len(groups) < 3 else 4)
+    house.is_closing = False
+    ada = declared(image="i", runtime="docker", on_restart="adopt")
+    await house.up(ada)
+    await house.until("running")
+    await trio.sleep(3)
+    await house.down()
+    assert told(house) == [{"what": "oom", "kills": 3}]
+    house.new_fleet()
+    await house.up(ada)
+    await house.until("running")
+    await trio.sleep(3)
+    generation = house.fleet.get("ada").generation
+    assert generation is not None
+    assert generation.adopted
+    assert told(house) == [{"what": "oom", "kills": 3}]
+    house.docker.last.end(1)
+    await house.until("running", generation=2)
+    end = house.fleet.get("ada").ends[-1]
+    assert (end.cause, end.oom, end.text) == ("exit", False, "exit 1")
+    house.is_closing = True
+
+
+async def test_a_kill_after_it_was_adopted_is_told(
+    house: FakeHouse, groups: list[FakeCgroup], autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = 3
+    monkeypatch.setattr(FakeCgroup, "oom_kills", lambda _: kills)
+    house.is_closing = False
+    ada = declared(image="i", runtime="docker", on_restart="adopt")
+    await house.up(ada)
+    await house.until("running")
+    await trio.sleep(3)
+    await house.down()
+    house.new_fleet()
+    await house.up(ada)
+    await house.until("running")
+    await trio.sleep(3)
+    kills = 4
+    await trio.sleep(3)
+    assert told(house)[-1] == {"what": "oom", "kills": 4}
+    house.docker.last.end(1)
+    await house.until("running", generation=2)
+    assert house.fleet.get("ada").ends[-1].cause == "oom"
+    house.is_closing = True
+
+
+@pytest.mark.parametrize("step", ["usage", "main_pid", "group", "accounts", "take", "measure"])
+async def test_one_whose_figures_are_strange_ends_nobody(
+    house: FakeHouse,
+    groups: list[FakeCgroup],
+    step: str,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whichever step it is that fails for bob, ada is read."""
+    strange = ValueError("strange figures")
+    main_pid, pid_of, measure = FakeContainer.main_pid, FakeCgroup.of, data.measure
+
+    async def bobs_pid(container: FakeContainer) -> int | None:
+        if container.name == "bob" and step == "main_pid":
+            raise strange
+        pid = await main_pid(container)
+        return NO_GROUP + 5 if container.name == "bob" and step == "group" else NO_GROUP if step == "usage" else pid
+
+    async def usage(container: FakeContainer) -> Usage:
+        await trio.lowlevel.checkpoint()
+        if container.name == "bob":
+            raise strange
+        return Usage(pids=1)
+
+    def of(pid: int) -> FakeCgroup | None:
+        if pid == NO_GROUP + 5:
+            raise strange
+        return pid_of(pid)
+
+    def sized(folder: Path, *args: Any) -> Any:
+        if folder.name == "bob" and step == "measure":
+            raise strange
+        return measure(folder, *args)
+
+    def broken(*_: Any) -> None:
+        raise strange
+
+    monkeypatch.setattr(FakeContainer, "main_pid", bobs_pid)
+    monkeypatch.setattr(FakeContainer, "usage", usage)
+    monkeypatch.setattr(FakeCgroup, "of", of)
+    monkeypatch.setattr(module, "measure", sized)
+    await house.up(declared(), declared("bob"))
+    await house.until("running")
+    await house.until("running", agent="bob")
+    await trio.sleep(3)
+    if step in ("accounts", "take"):
+        watch = house.fleet.resources._watches["bob"]
+        if step == "take":
+            monkeypatch.setattr(
+                watch.peaks.__class__, "take", lambda peaks, _: broken() if peaks is watch.peaks else None
+            )
+        else:
+            monkeypatch.setattr(watch.cgroup, "usage", broken)
+    await trio.sleep(30)
+    resources = house.fleet.resources
+    assert trio.current_time() - last(resources).at < 1.1
+    assert last(resources).data_bytes is not None
+    if step == "measure":
+        assert last(resources, "bob").data_bytes is None
+    else:
+        assert resources.last("bob") is None
+        assert resources.read_now(house.fleet.get("bob")) is None or step == "take"
+    assert {house.fleet.get(name).state for name in ("ada", "bob")} == {"running"}
+    assert len([each for each in caplog.messages if "figures of an agent are not known" in each]) == 1
+
+
+async def test_a_figure_that_is_too_big_is_the_most_there_is(house: FakeHouse, autojump_clock: MockClock) -> None:
+    await house.up(declared())
+    await house.until("running")
+    container(house).uses = Usage(cpu_ns=1, memory_bytes=2**64, pids=2**40, read_bytes=2**64 - 1)
+    await trio.sleep(3)
+    usage = house.fleet.resources.history("ada")[-1].usage
+    assert (usage.read_bytes, usage.pids) == (2**63 - 1, 2**31 - 1)
+
+
+async def test_accounts_are_opened_one_in_a_turn_of_the_loop(
+    house: FakeHouse, groups: list[FakeCgroup], autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Turns(trio.abc.Instrument):
+        count = 0
+
+        def before_io_wait(self, timeout: float) -> None:
+            self.count += 1
+
+    turns, opened, asked, all_asked = Turns(), list[int](), list[str](), trio.Event()
+    original = FakeCgroup.of
+
+    async def main_pid(container: FakeContainer) -> int:
+        asked.append(container.name)
+        if len(asked) == 20:
+            all_asked.set()
+        await all_asked.wait()
+        return NO_GROUP + 1
+
+    def of(pid: int) -> FakeCgroup | None:
+        opened.append(turns.count)
+        return original(pid)
+
+    monkeypatch.setattr(FakeContainer, "main_pid", main_pid)
+    monkeypatch.setattr(FakeCgroup, "of", of)
+    monkeypatch.setattr(module, "ASK_PATIENCE", 3600)
+    trio.lowlevel.add_instrument(turns)
+    await house.up(*(declared(f"a{number}") for number in range(20)))
+    await trio.sleep(60)
+    trio.lowlevel.remove_instrument(turns)
+    assert len(opened) == 20
+    assert len(set(opened)) == 20
+
+
 async def test_a_bell_without_end_holds_up_nobody(house: FakeHouse, autojump_clock: MockClock) -> None:
     await house.up(declared())
     await house.until("running")
@@ -312,6 +478,102 @@ async def test_the_soft_limit_warns_once(house: FakeHouse, autojump_clock: MockC
     fill(house, 10)
     await trio.sleep(120)
     assert [each["level"] for each in told(house)] == ["high", "normal"]
+
+
+async def test_the_soft_limit_is_the_agents_not_the_containers(house: FakeHouse, autojump_clock: MockClock) -> None:
+    await house.up(with_data(house, 40_000, 1_000_000))
+    await house.until("running")
+    fill(house, 50_000)
+    await trio.sleep(30)
+    for generation in (2, 3):
+        container(house).end(1)
+        await house.until("running", generation=generation)
+        await trio.sleep(30)
+    assert [each["level"] for each in told(house)] == ["high"]
+    assert [name for _, name, _ in house.alerts] == ["agent_data"]
+
+
+async def test_a_file_without_a_name_counts(
+    house: FakeHouse, groups: list[FakeCgroup], autojump_clock: MockClock
+) -> None:
+    await house.up(with_data(house, 40_000, 80_000))
+    await house.until("running")
+    await trio.sleep(0.5)
+    groups[0].pids = [os.getpid()]
+    with (data_folder(house.folder / "state", "ada") / "big").open("wb", buffering=0) as file:
+        file.write(os.urandom(100_000))
+        os.unlink(file.name)
+        await house.until("failed")
+    assert house.fleet.get("ada").ends[-1].cause == "quota"
+
+
+async def test_folders_too_deep_are_told_as_that(house: FakeHouse, autojump_clock: MockClock) -> None:
+    await house.up(declared())
+    await house.until("running")
+    here = data_folder(house.folder / "state", "ada")
+    (here / "/".join("d" * 130)).mkdir(parents=True)
+    await house.until("failed")
+    text = house.fleet.get("ada").ends[-1].text
+    assert "nested" in text
+    assert "bytes" not in text
+
+
+class Hung:
+    """The folder of bob does not answer until `back` is set."""
+
+    def __init__(self) -> None:
+        self.back = trio.Event()
+        self.walks = 0
+
+
+@pytest.fixture
+async def hung(house: FakeHouse, monkeypatch: pytest.MonkeyPatch) -> Hung:
+    made, original, in_thread = Hung(), data.measure, trio.to_thread.run_sync
+
+    def measure(folder: Path, *args: Any) -> Any:
+        if folder.name == "bob" and not made.back.is_set():
+            made.walks += 1
+            raise TimeoutError
+        return original(folder, *args)
+
+    async def run_sync(function: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await in_thread(function, *args, **kwargs)
+        except TimeoutError:
+            assert kwargs["abandon_on_cancel"]
+            await made.back.wait()
+            return function(*args)
+
+    monkeypatch.setattr(module, "measure", measure)
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    return made
+
+
+async def test_a_folder_that_hangs_holds_up_nobody(house: FakeHouse, hung: Hung, autojump_clock: MockClock) -> None:
+    resources = house.fleet.resources
+    await house.up(declared("bob"), declared())
+    await house.until("running")
+    await house.until("running", agent="bob")
+    await trio.sleep(60)
+    assert last(resources).data_bytes is not None
+    fill(house, 500_000)
+    await trio.sleep(60)
+    assert (last(resources).data_bytes or 0) > 500_000
+    assert last(resources, "bob").data_bytes is None
+    assert hung.walks == 1, "one thread hangs, not one for each attempt"
+    hung.back.set()
+    await trio.sleep(2)
+    assert last(resources, "bob").data_bytes is not None
+
+
+async def test_cancelled_while_a_folder_hangs(house: FakeHouse, hung: Hung, autojump_clock: MockClock) -> None:
+    await house.up(declared("bob"))
+    await house.until("running", agent="bob")
+    await trio.sleep(20)
+    assert hung.walks == 1
+    began = trio.current_time()
+    await house.down()
+    assert trio.current_time() - began < 5
 
 
 async def test_over_the_hard_limit_it_is_ended_and_cannot_start(house: FakeHouse, autojump_clock: MockClock) -> None:
