@@ -26,6 +26,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any
 
+import attrs
 import trio
 
 from armorclaw._version import __version__
@@ -368,7 +369,8 @@ class Bridge:
 
         @self.registry.method("status", result=BridgeStatus, roles=everyone - {Role.AGENT}, doc="How the bridge is.")
         def _status(call: Any, params: Any) -> BridgeStatus:
-            return self.status()
+            status = self.status()
+            return attrs.evolve(status, socket="") if call.role is Role.OBSERVER else status
 
         @self.registry.method("health", result=Health, roles=everyone, doc="Whether all is well.")
         def _health(call: Any, params: Any) -> Health:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -76,7 +77,8 @@ def effective(file: Path | None = None, *, flags: Sequence[str] = (), environ: E
     if config is None or faults or found:
         lines = [str(fault) for fault in faults] + [_with_origin(fault, writers) for fault in found]
         count = f"{len(lines)} fault{'s' if len(lines) > 1 else ''}"
-        hint = "mend this and see with: armorclaw config check"
+        given = "" if file is None else f" --config {shlex.quote(str(file))}"
+        hint = f"mend this and see with: armorclaw config check{given}"
         what = f"{files[0] if len(files) == 1 else 'configuration'}: {count}"
         raise ArmorclawError("config_invalid", what, why="\n".join(lines), hint=hint, faults=lines)
     return Effective(config, tuple(files), writers)

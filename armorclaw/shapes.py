@@ -12,7 +12,8 @@ from armorclaw.matrix.shapes import AccountStanding
 
 @attrs.frozen
 class BridgeStatus:
-    """The members every client reads first, then more. `container_ids` are those that run; `uptime_s` is seconds."""
+    """The members every client reads first, then more. `container_ids` are those that run; `uptime_s` is seconds.
+    `socket` is where operators connect; observers are not told."""
 
     version: str
     state: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -157,8 +158,10 @@ def converter(folder: Path) -> cattrs.Converter:
         return value
 
     def number(value: Any, _: Any) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e12:
+        if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
             raise FaultError(f"{value!r} is not a number", "write digits without quotes")
+        if abs(value) >= 1e12:
+            raise FaultError(f"{value!r} is too large", "give a smaller number")
         return float(value)
 
     def size(value: Any, _: Any) -> Size:

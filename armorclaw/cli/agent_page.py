@@ -20,7 +20,7 @@ def page(agent: Mapping[str, Any]) -> None:
     _section("Health", _health(agent.get("health") or {}))
     _usage(agent)
     _section("Policy", _policy(agent))
-    _ends(agent.get("ends") or [])
+    _ends(agent.get("ends") or [], agent.get("last_end"))
 
 
 def _headline(agent: Mapping[str, Any]) -> str:
@@ -28,7 +28,7 @@ def _headline(agent: Mapping[str, Any]) -> str:
     if agent.get("since_ms"):
         words.append(f"container started {show.ago(agent['since_ms'])} ago")
     words.append(f"generation {agent.get('generation', 0)}")
-    words.append(f"{agent.get('restarts', 0)} restarts")
+    words.append(show.count(agent.get("restarts", 0), "restart"))
     if agent.get("status"):
         words.append(f"it says: {agent['status']}")
     if not agent.get("wanted", True):
@@ -62,9 +62,14 @@ def _runs(agent: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "runtime", f"{declared} (nothing runs)"
     for name in ("image", "command", "code", "python", "uid", "account", "rooms", "keys", "env", "egress"):
         yield name, agent.get(name)
-    yield "container", agent.get("container_id") and f"{agent['container_id'][:12]} {agent.get('container_name', '')}"
+    yield "container", agent.get("container_id") and f"{_id(agent['container_id'])} {agent.get('container_name', '')}"
     yield "adopted", agent.get("adopted") or None
     yield "socket", agent.get("socket")
+
+
+def _id(container: str) -> str:
+    """What an engine calls it by 12 digits is enough of; names of sandboxes differ at their end."""
+    return container[:12] if set(container) <= set("0123456789abcdef") else container
 
 
 def _health(health: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -81,7 +86,7 @@ def _health(health: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         oldest = health.get("oldest_unacknowledged_ms")
         yield (
             "unacknowledged",
-            f"{health['unacknowledged']} events"
+            show.count(health["unacknowledged"], "event")
             + ("" if oldest is None else f", the oldest for {show.span(oldest / 1000)}"),
         )
     for name, title in (("work_age_ms", "last work"), ("reading_age_ms", "last reading")):
@@ -140,10 +145,14 @@ def _policy(agent: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "quota a minute", quota | ({"bytes": show.size(quota["bytes"])} if quota.get("bytes") else {})
 
 
-def _ends(ends: list[Mapping[str, Any]]) -> None:
-    if ends:
+def _ends(ends: list[Mapping[str, Any]], last_end: str | None) -> None:
+    """Why it ended; `last_end` is more than those if it could not even be started."""
+    newest = sorted(ends, key=lambda end: end["at_ms"], reverse=True)[:_ENDS]
+    if last_end and (not newest or last_end != newest[0]["text"]):
+        show.text("\nWhy it ended last")
+        show.line(f"  {last_end}")
+    if newest:
         show.text("\nLast ends")
-        newest = sorted(ends, key=lambda end: end["at_ms"], reverse=True)[:_ENDS]
         show.table(
             ["  GENERATION", "AGO", "RAN", "CAUSE", "HOW"],
             [

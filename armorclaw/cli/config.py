@@ -66,6 +66,6 @@ def lines(found: Effective) -> list[str]:
     shown += [f"matrix   {each.name:<16} {each.user} at {each.homeserver}" for each in config.accounts.values()]
     for agent in config.agents.values():
         work = agent.image or agent.code or " ".join(agent.command) or "of the embedding program"
-        granted = f"{len(agent.rooms)} rooms, {len(agent.keys)} keys"
+        granted = f"{show.count(len(agent.rooms), 'room')}, {show.count(len(agent.keys), 'key')}"
         shown.append(f"agent    {agent.name:<16} {agent.runtime:<12} {granted}  {work}")
     return shown

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], *, gives: Sequenc
     The columns `gives` are cut for all to fit into WIDTH, if need be.
     """
     texts = [["" if cell is None else plain(str(cell)) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in [heads, *texts]) for column in range(len(heads))]
+    widths = [max(columns(row[column]) for row in [heads, *texts]) for column in range(len(heads))]
     if gives:
         _narrow(widths, [heads.index(head) for head in gives])
         texts = [[cut(cell, width) for cell, width in zip(row, widths, strict=True)] for row in texts]
@@ -78,7 +79,18 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], *, gives: Sequenc
         _rich_table(heads, texts)
         return
     for row in [heads, *texts]:
-        text(_GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        padded = [cell + " " * (width - columns(cell)) for cell, width in zip(row, widths, strict=True)]
+        text(_GAP.join(padded).rstrip())
+
+
+def columns(words: str) -> int:
+    """How many columns of a terminal that takes: two for each wide character, none for what combines with another."""
+    if words.isascii():
+        return len(words)
+    return sum(
+        0 if unicodedata.category(each) in ("Mn", "Me") else 2 if unicodedata.east_asian_width(each) in "WF" else 1
+        for each in words
+    )
 
 
 def _narrow(widths: list[int], giving: Sequence[int]) -> None:
@@ -90,8 +102,18 @@ def _narrow(widths: list[int], giving: Sequence[int]) -> None:
 
 
 def cut(words: str, width: int) -> str:
-    """The words, or as much of them as there is room for."""
-    return words if len(words) <= width else words[: width - 1] + "…"
+    """The words, or as much of them as there is room for in so many columns."""
+    if columns(words) <= width:
+        return words
+    end = taken = 0
+    while (taken := taken + columns(words[end])) < width:
+        end += 1
+    return words[:end] + "…"
+
+
+def count(number: int, what: str) -> str:
+    """As in "1 event", "2 events"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _rich_table(heads: Sequence[str], rows: list[list[str]]) -> None:

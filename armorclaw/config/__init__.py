@@ -141,7 +141,7 @@ def _faults_between(data: Mapping[str, Any]) -> list[Fault]:
                 faults.append(Fault(within(section, name), fault.why, fault.fix))
     accounts = entries["accounts"]
     alerts = data.get("alerts")
-    if isinstance(alerts, Mapping) and alerts.get("room"):
+    if isinstance(alerts, Mapping) and (alerts.get("room") or "account" in alerts):
         wanted = alerts.get("account", "main")
         if isinstance(wanted, str) and wanted not in accounts:
             fix = f"add [accounts.{wanted}], or name one of: {', '.join(accounts) or 'none yet'}"

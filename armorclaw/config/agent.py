@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import attrs
 
-from armorclaw.config.checks import at_least_one, no_less_than_zero, positive, rooms, share
+from armorclaw.config.checks import at_least_one, between, no_less_than_zero, positive, rooms, share
 from armorclaw.hosts import HostPattern
 from armorclaw.structure import FaultError, Size
 
@@ -73,7 +73,7 @@ class AgentHealth:
     `stalled_after` without a sign of work is stalled, and over `stalled_limit` started again (0: never for that).
     """
 
-    period: float = attrs.field(default=10.0, validator=positive)
+    period: float = attrs.field(default=10.0, validator=between(0.1, 3600))
     timeout: float = attrs.field(default=1.0, validator=positive)
     failures: int = attrs.field(default=3, validator=at_least_one)
     reconnect: float = attrs.field(default=10.0, validator=positive)
@@ -88,10 +88,15 @@ class AgentHealth:
         """What no single value can tell."""
         period, timeout = _seconds(given, "period", 10.0), _seconds(given, "timeout", 1.0)
         if 0 < period < timeout:
-            raise FaultError(f"timeout {timeout:g} is longer than period {period:g}", "give a longer period")
+            raise FaultError(
+                f"timeout {timeout:g} is longer than period {period:g}", "give a longer period, or a shorter timeout"
+            )
         after, limit = _seconds(given, "stalled_after", 120.0), _seconds(given, "stalled_limit", 600.0)
         if 0 < limit < after:
-            raise FaultError(f"stalled_limit {limit:g} is below stalled_after {after:g}", "give more, or 0 for none")
+            raise FaultError(
+                f"stalled_limit {limit:g} is below stalled_after {after:g}",
+                f"give stalled_limit, too: more than {after:g}, or 0 for never",
+            )
 
 
 RestartPolicy = Literal["always", "on-failure", "never"]
@@ -142,7 +147,7 @@ class AgentData:
 
     def __attrs_post_init__(self) -> None:
         if self.soft > self.hard:
-            raise FaultError(f"soft {self.soft} is above hard {self.hard}", "give a larger hard limit")
+            raise FaultError(f"soft {self.soft} is above hard {self.hard}", "lower soft, or raise hard")
 
 
 @attrs.frozen
@@ -181,7 +186,7 @@ class Agent:
     idle_timeout: float = attrs.field(default=0.0, validator=no_less_than_zero)
     on_idle: Literal["sleep", "stop"] = "sleep"
     uid: int | None = None
-    ready_timeout: float = 30.0
+    ready_timeout: float = attrs.field(default=30.0, validator=no_less_than_zero)
     name: str = ""
 
     def __attrs_post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -34,6 +34,16 @@ def positive(instance: object, attribute: attrs.Attribute[Any], value: float) ->
 def no_less_than_zero(instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
     if not 0 <= value < float("inf"):
         raise FaultError(f"{value!r} is below zero, or has no end", "give seconds or a number, or 0 for none")
+
+
+def between(least: float, most: float) -> Callable[[object, attrs.Attribute[Any], float], None]:
+    """A validator for seconds."""
+
+    def check(instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
+        if not least <= value <= most:
+            raise FaultError(f"{value!r} is out of range", f"give {least:g} to {most:g} seconds")
+
+    return check
 
 
 def rooms(instance: object, attribute: attrs.Attribute[Any], value: Sequence[str]) -> None:

@@ -34,6 +34,21 @@ PER_MINUTE = 10
 PER_AGENT = 5
 """Of those about one agent, so that one that fails all the time leaves room for what others have."""
 
+REPORTS_PER_MINUTE = 4
+"""Messages about errors that agents report themselves. They have a budget apart, or an agent could by its reports
+keep people from hearing what the bridge has to say about it, or about others."""
+
+REPORTS_PER_AGENT = 2
+
+CRITICAL_PER_MINUTE = 5
+"""Critical alerts of the bridge in any minute, beyond all others."""
+
+MAX_LEFT_OUT = 500
+"""Alerts left out and not told of yet that come again after a restart of the bridge; of more only their number is
+kept, until then."""
+
+_AGAIN_MS = 3_600_000  # when what is left out would come again, had it not been told of by then
+
 MINUTE = 60.0
 
 TEXT_LIMIT = 2_000
@@ -71,9 +86,12 @@ class AdminRoom:
         self._outbox = outbox
         self._membership = membership
         self._clock = around.clock
-        self._sent: deque[tuple[float, str | None]] = deque(maxlen=PER_MINUTE)  # when, and about whom
-        self._left_out: Counter[str] = Counter()  # by agent: of the fleet's at most, and ""
-        self._first_left_out = ""
+        self._verdicts = _Budget(PER_MINUTE, PER_AGENT)
+        self._critical = _Budget(CRITICAL_PER_MINUTE, CRITICAL_PER_MINUTE)
+        self._reports = _Budget(REPORTS_PER_MINUTE, REPORTS_PER_AGENT)
+        self._left_out: dict[int, tuple[str, str]] = {}  # by number: id and agent, or ""; not acknowledged
+        self._beyond: Counter[str] = Counter()  # by agent: acknowledged, as there were too many
+        self._told_to = 0  # up to here all that was left out is told of
         self._say_at = math.inf  # when there is room to say so
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -112,38 +130,66 @@ class AdminRoom:
                 with trio.move_on_at(self._say_at):
                     alert = await anext(inbox)
                 if alert is None:
-                    await self._say_what_was_left_out()
+                    await self._say_what_was_left_out(subscription)
                 else:
                     await self._deal_with(alert, subscription)
 
     async def _deal_with(self, alert: dict[str, Any], subscription: Subscription) -> None:
-        agent, severity = alert.get("agent"), alert["content"].get("severity")
-        if RANK.get(severity, 0) >= RANK[self._section.severity]:
-            room_at = self._room_at(agent)
-            if room_at > self._clock.monotonic():
-                self._first_left_out = self._first_left_out or alert["id"]
-                self._left_out[agent or ""] += 1
-                self._say_at = min(self._say_at, room_at)
-                log.warning("alert left out of the room", id=alert["id"], agent=agent)
-            else:
-                await self._send(composed(alert["content"], agent), f"alert:{alert['id']}", agent)
-        await subscription.ack(alert["seq"])
+        seq, agent, content = alert["seq"], alert.get("agent"), alert["content"]
+        severity = content.get("severity")
+        if seq in self._left_out:  # it comes again
+            await subscription.nack(seq, _AGAIN_MS)
+            return
+        if seq > self._told_to and RANK.get(severity, 0) >= RANK[self._section.severity]:
+            budgets = self._budgets(content)
+            now = self._clock.monotonic()
+            room_at = [budget.room_at(agent) for budget in budgets]
+            budget = next((each for each, at in zip(budgets, room_at, strict=True) if at <= now), None)
+            if budget is None:
+                await self._leave_out(alert, subscription, min(room_at))
+                return
+            await self._send(composed(content, agent), f"alert:{alert['id']}", agent, budget)
+        await subscription.ack(seq)
 
-    async def _say_what_was_left_out(self) -> None:
-        room_at = self._room_at(None)
+    def _budgets(self, content: dict[str, Any]) -> list[_Budget]:
+        """One of which must have room for it."""
+        if content.get("name") == "agent_error":
+            return [self._reports]
+        return [self._verdicts, self._critical] if content.get("severity") == "critical" else [self._verdicts]
+
+    async def _leave_out(self, alert: dict[str, Any], subscription: Subscription, room_at: float) -> None:
+        """It is acknowledged when it is told of, so that it comes again if this bridge does not get so far."""
+        seq, agent = alert["seq"], alert.get("agent") or ""
+        if len(self._left_out) < MAX_LEFT_OUT:
+            await subscription.nack(seq, _AGAIN_MS)
+            self._left_out[seq] = alert["id"], agent
+        else:
+            await subscription.ack(seq)
+            self._beyond[agent] += 1
+        self._say_at = min(self._say_at, room_at)
+        log.warning("alert left out of the room", id=alert["id"], agent=agent or None)
+
+    async def _say_what_was_left_out(self, subscription: Subscription) -> None:
+        room_at = self._verdicts.room_at(None)
         if room_at > self._clock.monotonic():  # others were told of meanwhile
             self._say_at = room_at
             return
-        count = self._left_out.total()
-        who = [f"{agent or 'the bridge'} {number}" for agent, number in self._left_out.most_common(_NAMED)]
-        others = len(self._left_out) - len(who)
+        left_out = self._beyond + Counter(agent for _, agent in self._left_out.values())
+        count = left_out.total()
+        who = [f"{agent or 'the bridge'} {number}" for agent, number in left_out.most_common(_NAMED)]
+        others = len(left_out) - len(who)
         names = ", ".join([*who, f"{others} others"] if others else who)
-        text = f"{count} more alerts were left out here: {names}\nnext: armorclaw events tail"
-        await self._send(text, f"alerts-left-out:{self._first_left_out}", None)
+        alerts = "1 more alert was" if count == 1 else f"{count} more alerts were"
+        text = f"{alerts} left out here: {names}\nnext: armorclaw events tail"
+        first, last = min(self._left_out), max(self._left_out)
+        key = f"alerts-left-out:{self._left_out[first][0]}:{self._left_out[last][0]}"
+        await self._send(text, key, None, self._verdicts)
         self._left_out.clear()
-        self._first_left_out, self._say_at = "", math.inf
+        self._beyond.clear()
+        self._told_to, self._say_at = last, math.inf
+        await subscription.ack(last, cumulative=True)  # all below is told of, or was left out
 
-    async def _send(self, text: str, key: str, agent: str | None) -> None:
+    async def _send(self, text: str, key: str, agent: str | None, budget: _Budget) -> None:
         """Raises what the outbox raises."""
         account = self._section.account
         room_id = self._membership.room_id(account, self._section.room)
@@ -153,16 +199,22 @@ class AdminRoom:
         content = {"msgtype": "m.text", "body": text, "m.mentions": {}}
         out = Outgoing(account=account, agent="", room_id=room_id, content=ascii_json(content), idempotency_key=key)
         await self._outbox.enqueue(out)
-        self._sent.append((self._clock.monotonic(), agent))
+        budget.sent.append((self._clock.monotonic(), agent))
 
-    def _room_at(self, agent: str | None) -> float:
+
+class _Budget:
+    """How many messages of one sort there may be in any minute, in all and about one agent."""
+
+    def __init__(self, per_minute: int, per_agent: int) -> None:
+        self.sent: deque[tuple[float, str | None]] = deque(maxlen=per_minute)  # when, and about whom
+        self._per_minute = per_minute
+        self._per_agent = per_agent
+
+    def room_at(self, agent: str | None) -> float:
         """When there is room for a message about an agent; gone by, if there is."""
-        if len(self._sent) < PER_MINUTE:
-            room_at = -math.inf
-        else:
-            room_at = self._sent[0][0] + MINUTE
-        same = [at for at, who in self._sent if agent is not None and who == agent]
-        return max(room_at, same[-PER_AGENT] + MINUTE) if len(same) >= PER_AGENT else room_at
+        room_at = self.sent[0][0] + MINUTE if len(self.sent) >= self._per_minute else -math.inf
+        same = [at for at, who in self.sent if agent is not None and who == agent]
+        return max(room_at, same[-self._per_agent] + MINUTE) if len(same) >= self._per_agent else room_at
 
 
 def composed(content: dict[str, Any], agent: str | None) -> str:

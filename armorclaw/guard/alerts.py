@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, Protocol
 
 from armorclaw.errors import ArmorclawError
@@ -49,14 +49,23 @@ class Alerts:
         The log line is written first and in any case. When the store cannot take the event, that is logged and not
         raised: an alert about a full disk must not fail for the full disk. `fields` are JSON values without secrets.
         """
+        await self.say(name, severity, text, agent=agent, **fields)()
+
+    def say(
+        self, name: str, severity: Severity, text: str, *, agent: str | None = None, **fields: Any
+    ) -> Callable[[], Awaitable[None]]:
+        """Write the log line of an alert, and no more; what is returned records it. For whoever cannot wait."""
         self.raised[severity] += 1
         getattr(log, severity)("alert", name=name, text=text, agent=agent, fields=fields)
         content = {**fields, "name": name, "severity": severity, "text": text}
 
-        def record(db: Connection) -> None:
+        def append(db: Connection) -> None:
             self._audit.append(db, "alert", agent=agent, **content)
 
-        try:
-            await self._sink("alert", content, agent=agent, also=record)
-        except ArmorclawError as error:
-            log.error("an alert reached the log only", name=name, why=str(error))
+        async def record() -> None:
+            try:
+                await self._sink("alert", content, agent=agent, also=append)
+            except ArmorclawError as error:
+                log.error("an alert reached the log only", name=name, why=str(error))
+
+        return record

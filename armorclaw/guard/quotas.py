@@ -205,7 +205,8 @@ class Consumption:
 class Quotas:
     """What all agents have used. One per bridge; `run` records who came to a limit.
 
-    `declared` says what an agent may use, None if nothing is said of it; `stop(agent, why)` ends one for good.
+    `declared` says what an agent may use, None if nothing is said of it; `stop(agent, why)` ends one for good, and is
+    called from within the call that is refused.
     """
 
     def __init__(
@@ -256,7 +257,7 @@ class Quotas:
         return {agent: known.refused for agent, known in sorted(self._known.items())}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Record crossings, tell people of those that are hard, stop who is to be stopped; until cancelled."""
+        """Record crossings and tell people of those that are hard; until cancelled."""
         task_status.started()
         while True:
             self._news = trio.Event()
@@ -270,12 +271,12 @@ class Quotas:
     def _crossed(self, crossing: Crossing) -> None:
         say = log.warning if crossing.level == "soft" else log.error
         say("quota", agent=crossing.agent, of=crossing.kind, level=crossing.level, limit=crossing.limit)
+        if crossing.level == "stop":  # at once: what is to be recorded may wait for the store
+            self._stop(crossing.agent, crossing.text)
         self._untold.append(crossing)
         self._news.set()
 
     async def _record(self, crossing: Crossing) -> None:
-        if crossing.level == "stop":  # before anything that has to wait
-            self._stop(crossing.agent, crossing.text)
         facts = {"quota": crossing.kind, "level": crossing.level, "used": crossing.used, "limit": crossing.limit}
         try:
             await self._note("agent.quota", facts, agent=crossing.agent)

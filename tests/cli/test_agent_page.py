@@ -8,7 +8,7 @@ from typing import Any
 from tests.cli.conftest import FakeBridge, Run
 
 NOW = int(time.time() * 1000)
-END = {
+END: dict[str, Any] = {
     "generation": 2,
     "container_id": "c2",
     "at_ms": NOW - 180_000,
@@ -117,6 +117,25 @@ def test_what_is_not_known_is_left_out(run: Run, fake: FakeBridge) -> None:
     assert "Last ends" not in text
     assert "auto (nothing runs)" in text
     assert "None" not in text
+
+
+def test_why_it_could_not_even_be_started(run: Run, fake: FakeBridge) -> None:
+    why = "image_missing: there is no image python:9"
+    assert why in shown(run, fake, {**AGENT, "state": "failed", "ends": [], "last_end": why})
+    text = shown(run, fake, {**AGENT, "state": "failed", "last_end": why})
+    assert text.index(why) < text.index(END["text"])
+    assert shown(run, fake, AGENT).count(END["text"]) == 1
+
+
+def test_the_name_of_a_sandbox_is_shown_whole(run: Run, fake: FakeBridge) -> None:
+    name = "sandbox-0123456789-echo-77"
+    assert name in shown(run, fake, {**AGENT, "container_id": name})
+
+
+def test_one_of_a_thing_is_one(run: Run, fake: FakeBridge) -> None:
+    text = shown(run, fake, {**AGENT, "restarts": 1, "health": {**AGENT["health"], "unacknowledged": 1}})
+    assert "1 restart," in text
+    assert "1 event, the oldest" in text
 
 
 def test_health_of_which_nothing_is_known(run: Run, fake: FakeBridge) -> None:

@@ -40,7 +40,7 @@ def test_what_would_run(run: Run, file: Path) -> None:
         f"files    {file}",
         "bridge   /s",
         "matrix   main             @bot:here.org at https://m.here.org",
-        "agent    echo             auto         1 rooms, 1 keys  /srv/echo",
+        "agent    echo             auto         1 room, 1 key  /srv/echo",
     ]
     said = json.loads(run("config", "check", "--config", str(file), "--json").out)
     assert said == {"files": [str(file)], "accounts": ["main"], "agents": ["echo"]}

@@ -11,13 +11,15 @@ from trio.testing import MockClock
 
 from armorclaw.clock import Clock, Surroundings
 from armorclaw.config import AgentQuota
-from armorclaw.containers.reports import CLOSING, MAX_TASKS, PROGRESS_EVERY, Reports
+from armorclaw.containers import reports
+from armorclaw.containers.reports import CLOSING, ERRORS, MAX_TASKS, PROGRESS_EVERY, REPORT_BYTES, Reports
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
+from armorclaw.guard import alerts
 from armorclaw.guard.alerts import Alerts
 from armorclaw.guard.audit import AuditLog
-from armorclaw.guard.quotas import Quotas
+from armorclaw.guard.quotas import MAX_AGENTS, SLOT, WINDOW, Quotas
 from armorclaw.rpc.local import call_local
 from armorclaw.rpc.registry import Registry, Role
 from armorclaw.store import Database
@@ -60,13 +62,13 @@ class Bridge:
             await trio.lowlevel.checkpoint()
 
         audit = AuditLog(around)
-        alerts = Alerts(sink, audit)
-        quotas = Quotas(lambda agent: self.quota, note=note, alerts=alerts, stop=lambda *_: None, clock=Clock())
+        raised = Alerts(sink, audit)
+        quotas = Quotas(lambda agent: self.quota, note=note, alerts=raised, stop=lambda *_: None, clock=Clock())
         self.reports = Reports(
             find=self.agents.get,
             journal=journal,
             audit=audit,
-            alerts=alerts,
+            alerts=raised,
             quotas=quotas,
             severity=severity,
             clock=around.clock,
@@ -76,6 +78,14 @@ class Bridge:
 
     async def call(self, method: str, agent: str = "ada", **params: Any) -> Any:
         return await call_local(self.registry, method, params, role=Role.AGENT, agent=agent)
+
+    async def report_until_refused(self) -> ArmorclawError:
+        for _ in range(200):
+            try:
+                await self.call("agent.event", name="n", data="x" * 48_000)
+            except ArmorclawError as error:
+                return error
+        raise AssertionError("nothing was refused")
 
     def events(self, kind: str = "%") -> list[tuple[str, str, dict[str, Any]]]:
         rows = self.db.conn.execute(
@@ -202,6 +212,82 @@ async def test_a_store_that_is_away_is_told_to_who_reports(bridge: Bridge) -> No
     with pytest.raises(ArmorclawError, match="not running"):
         await bridge.call("agent.status", text="busy")
     assert bridge.agents["ada"].text == ""
+
+
+# -- how much of it
+
+
+async def test_an_agent_that_reports_too_many_bytes_is_refused_until_a_minute_is_over(
+    bridge: Bridge, autojump_clock: MockClock
+) -> None:
+    refused = await bridge.report_until_refused()
+    assert "reported 4 MiB within a minute" in str(refused)
+    assert (refused.name, refused.data["quota"]) == ("rate_limited", "report_bytes")
+    taken = len(bridge.events())
+    (kept,) = bridge.db.conn.execute("SELECT sum(length(content)) FROM journal").fetchone()
+    assert REPORT_BYTES <= kept <= REPORT_BYTES + 50_000
+    for method, params in (("agent.status", {"text": "t"}), ("agent.error", {"message": "m"})):
+        with pytest.raises(ArmorclawError, match="within a minute"):
+            await bridge.call(method, **params)
+    await bridge.call("agent.event", agent="bob", name="n")
+    assert len(bridge.events()) == taken + 1
+    await trio.sleep(refused.data["retry_after"] + 0.001)
+    await bridge.call("agent.event", name="n")
+
+
+async def test_progress_beyond_the_bytes_waits_and_its_last_is_kept(
+    bridge: Bridge, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await nursery.start(bridge.reports.run)
+    await bridge.report_until_refused()
+    for done in range(5):
+        await bridge.call("agent.progress", done=done)
+        await trio.sleep(1)
+    assert bridge.done() == []
+    await trio.sleep(WINDOW + SLOT)
+    assert bridge.done() == [4]
+
+
+async def test_of_errors_without_end_ten_a_minute_are_alerts_and_the_rest_are_counted(
+    bridge: Bridge, autojump_clock: MockClock
+) -> None:
+    for number in range(ERRORS + 7):
+        await bridge.call("agent.error", message=f"no {number}")
+    await bridge.call("agent.error", agent="bob", message="mine")
+    assert [who for who, _ in bridge.alerts] == ["ada"] * ERRORS + ["bob"]
+    assert len(bridge.events("agent.error")) == ERRORS + 8, "each is recorded"
+    await trio.sleep(WINDOW + SLOT)
+    await bridge.call("agent.error", message="again")
+    await bridge.call("agent.error", message="and again")
+    assert [content["text"] for _, content in bridge.alerts[-2:]] == [
+        "agent ada reports: again (7 more since the last that was told)",
+        "agent ada reports: and again",
+    ]
+    assert bridge.alerts[-2][1]["left_out"] == 7
+
+
+@pytest.mark.parametrize("severity", ["info", "error"])
+async def test_of_errors_without_end_the_log_has_ten_lines_a_minute(
+    bridge: Bridge, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, severity: str
+) -> None:
+    lines: list[dict[str, Any]] = []
+    for log in (reports.log, alerts.log):
+        for level in ("warning", "error"):
+            monkeypatch.setattr(log, level, lambda event, **fields: lines.append(fields))
+    for _ in range(ERRORS + 7):
+        await bridge.call("agent.error", message="no", severity=severity)
+    assert len(lines) == ERRORS
+    await trio.sleep(WINDOW + SLOT)
+    await bridge.call("agent.error", message="again", severity=severity)
+    assert "'left_out': 7" in str(lines[-1])
+
+
+async def test_those_who_report_no_more_are_forgotten(bridge: Bridge, autojump_clock: MockClock) -> None:
+    for number in range(3 * MAX_AGENTS):
+        await bridge.call("agent.error", agent=f"a{number}", message="m")
+        if number % MAX_AGENTS == 0:
+            await trio.sleep(WINDOW + SLOT)
+    assert len(bridge.reports._agents) <= 2 * MAX_AGENTS
 
 
 # -- progress

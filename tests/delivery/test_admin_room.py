@@ -10,12 +10,24 @@ from trio.testing import MockClock
 
 from armorclaw.clock import Surroundings
 from armorclaw.config import AlertsSection
-from armorclaw.delivery.admin_room import MINUTE, PER_AGENT, PER_MINUTE, TEXT_LIMIT, AdminRoom, composed
+from armorclaw.delivery.admin_room import (
+    CRITICAL_PER_MINUTE,
+    MAX_LEFT_OUT,
+    MINUTE,
+    PER_AGENT,
+    PER_MINUTE,
+    REPORTS_PER_AGENT,
+    REPORTS_PER_MINUTE,
+    TEXT_LIMIT,
+    AdminRoom,
+    composed,
+)
 from armorclaw.delivery.outbox import Outbox
 from armorclaw.delivery.transport import Refused
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
+from armorclaw.events.subscription import Subscription
 from armorclaw.events.subscriptions import Subscriptions
 from armorclaw.guard.alerts import Alerts
 from armorclaw.guard.audit import AuditLog
@@ -68,7 +80,8 @@ class Bridge:
             nursery.cancel_scope.cancel(reason="the test is over")
 
     async def raise_alert(self, text: str = "agent echo died", agent: str | None = "echo", **more: Any) -> None:
-        await self.alerts.raise_alert("name", more.pop("severity", "error"), text, agent=agent, **more)
+        name = more.pop("name", "agent_failed")
+        await self.alerts.raise_alert(name, more.pop("severity", "error"), text, agent=agent, **more)
 
     def texts(self) -> list[str]:
         return [body for _, body in self.world.server.visible]
@@ -205,6 +218,113 @@ async def test_one_agent_leaves_room_for_the_others(bridge: Bridge, autojump_clo
         ]
         await trio.sleep(MINUTE)
     assert bridge.firsts()[-1] == f"{40 - PER_AGENT} more alerts were left out here: echo 35"
+
+
+async def test_what_agents_report_leaves_room_for_what_the_bridge_says(
+    bridge: Bridge, autojump_clock: MockClock
+) -> None:
+    async with bridge.running():
+        for number in range(40):
+            await bridge.raise_alert(f"evil {number}", agent="evil", name="agent_error", severity="critical")
+        for number in range(40):
+            await bridge.raise_alert(f"more {number}", agent=f"evil{number}", name="agent_error")
+        await bridge.raise_alert("evil was given up", agent="evil")
+        await bridge.raise_alert("ada was given up", agent="ada")
+        await settled()
+        reported = [text for text in bridge.firsts() if "given up" not in text]
+        assert [text for text in bridge.firsts() if "given up" in text] == [
+            "error: evil was given up",
+            "error: ada was given up",
+        ]
+        assert sum("evil" in text for text in reported) == REPORTS_PER_AGENT
+        assert len(reported) == REPORTS_PER_MINUTE
+        await trio.sleep(MINUTE)
+    assert bridge.firsts()[-1].startswith("76 more alerts were left out here: evil 38,")
+
+
+async def test_what_is_critical_goes_ahead(bridge: Bridge, autojump_clock: MockClock) -> None:
+    async with bridge.running():
+        for number in range(PER_MINUTE + 3):
+            await bridge.raise_alert(f"{number}", agent=f"a{number}")
+        for number in range(CRITICAL_PER_MINUTE + 1):
+            await bridge.raise_alert(f"the disk is full {number}", agent=None, severity="critical")
+        await settled()
+    assert sum(text.startswith("critical") for text in bridge.firsts()) == CRITICAL_PER_MINUTE
+
+
+async def test_what_was_left_out_comes_again_if_nobody_was_told_of_it(
+    bridge: Bridge, autojump_clock: MockClock
+) -> None:
+    texts = [f"{number}" for number in range(PER_AGENT + 3)]
+    async with bridge.running():
+        for text in texts:
+            await bridge.raise_alert(text)
+        await settled()
+        assert len(bridge.texts()) == PER_AGENT
+    async with bridge.running():
+        await settled()
+        assert bridge.firsts() == [f"error: {text}" for text in texts]
+        await trio.sleep(2 * MINUTE)
+    async with bridge.running():
+        await settled()
+    assert len(bridge.texts()) == len(texts), "and no summary of them"
+
+
+async def test_what_was_left_out_is_told_once(bridge: Bridge, autojump_clock: MockClock) -> None:
+    async with bridge.running():
+        for number in range(PER_AGENT + 10):
+            await bridge.raise_alert(f"{number}")
+        await trio.sleep(2 * MINUTE)
+        assert bridge.firsts()[-1] == "10 more alerts were left out here: echo 10"
+        for number in range(PER_AGENT + 1):
+            await bridge.raise_alert(f"later {number}")
+        await trio.sleep(3 * MINUTE)
+        assert bridge.firsts()[-1] == "1 more alert was left out here: echo 1"
+    count = len(bridge.texts())
+    async with bridge.running():
+        await trio.sleep(120 * MINUTE)
+    assert len(bridge.texts()) == count
+
+
+async def test_each_that_is_left_out_is_counted_once_whatever_the_store_does(
+    bridge: Bridge, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bridge.running():
+        ack, fails = Subscription.ack, 3
+
+        async def sometimes(self: Subscription, seq: int, *, cumulative: bool = False) -> None:
+            nonlocal fails
+            if len(bridge.room._left_out) > 4 and fails:
+                fails -= 1
+                raise ArmorclawError("unavailable", "later")
+            if cumulative and fails > -1:
+                fails -= 1
+                raise ArmorclawError("unavailable", "later")
+            await ack(self, seq, cumulative=cumulative)
+
+        monkeypatch.setattr(Subscription, "ack", sometimes)
+        for number in range(PER_AGENT + 10):
+            await bridge.raise_alert(f"{number}")
+            await bridge.raise_alert("nobody cares", severity="info")
+        await trio.sleep(5 * MINUTE)
+    assert fails == -1
+    assert [text for text in bridge.firsts() if "left out" in text] == ["10 more alerts were left out here: echo 10"]
+    assert len(bridge.texts()) == PER_AGENT + 1
+
+
+async def test_of_very_many_left_out_the_number_is_kept(
+    bridge: Bridge, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bridge.running():
+        for _ in range(PER_AGENT + MAX_LEFT_OUT + 20):
+            await bridge.raise_alert()
+        await settled()
+        assert len(bridge.room._left_out) == MAX_LEFT_OUT
+        await bridge.raise_alert("ada died", agent="ada")
+        await settled()
+        assert bridge.firsts()[-1] == "error: ada died"
+        await trio.sleep(2 * MINUTE)
+    assert bridge.firsts()[-1] == f"{MAX_LEFT_OUT + 20} more alerts were left out here: echo {MAX_LEFT_OUT + 20}"
 
 
 async def test_no_minute_has_more_than_ten(bridge: Bridge, autojump_clock: MockClock) -> None:

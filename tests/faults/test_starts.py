@@ -114,7 +114,7 @@ def test_every_fault_of_a_configuration_is_named_at_once(tmp_path: Path, verb: l
     assert (done.returncode, done.stdout) == (11, "")
     first, *faults, hint = done.stderr.splitlines()
     assert first == f"armorclaw: {file}: 6 faults"
-    assert hint == "hint: mend this and see with: armorclaw config check"
+    assert hint == f"hint: mend this and see with: armorclaw config check --config {file}"
     assert faults[0].startswith("why: ")
     shown = [fault[5:].removeprefix(f"{file}:").partition(": ")[2] for fault in faults]
     assert all(" → " in fault for fault in shown)

@@ -350,6 +350,23 @@ async def test_a_store_that_fails_keeps_nobody_from_being_stopped(
     assert [agent for agent, _ in bridge.stopped] == ["wild"]
 
 
+async def test_who_is_to_be_stopped_does_not_wait_for_a_store_that_hangs(
+    bridge: Bridge, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def hang(*_: object, **__: object) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(bridge.all, "_note", hang)
+    bridge.quotas["wild"] = attrs.evolve(NONE, calls=1, on_exceeded="stop")
+    await nursery.start(bridge.all.run)
+    for _ in range(20):
+        try:
+            bridge.all.check("wild", CALL)
+        except ArmorclawError:
+            await trio.sleep(1)
+    assert [agent for agent, _ in bridge.stopped] == ["wild"]
+
+
 async def test_cancelled_it_tells_the_rest_when_it_runs_again(
     bridge: Bridge, autojump_clock: trio.testing.MockClock
 ) -> None:
