@@ -118,6 +118,10 @@ async def test_observers_have_a_socket_of_their_own_and_see_no_keys(armorclaw_fo
         assert agents == []
         assert keys["data"]["name"] == key["data"]["name"] == "denied"
         assert await ask(where.socket, "health") == ["PermissionError"]
+        (status,) = await ask(where.observer_socket, "status")
+        assert (status["state"], status["socket"]) == ("running", "")
+        assert str(where.runtime_dir) not in str(status)
+        assert (await bridge.call("status"))["socket"] == str(where.socket)
     assert not where.observer_socket.exists()
 
 

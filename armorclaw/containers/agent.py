@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
-from functools import partial
 
 import attrs
 import trio
@@ -106,8 +105,7 @@ class Agent:
 
     def tell(self, kind: str, **facts: object) -> None:
         """Have a change of it recorded as an event, in order, without waiting."""
-        house = self._house
-        house.soon(partial(house.note, self, kind, **{"generation": self.generations, **facts}))
+        self._house.tell(self, kind, **{"generation": self.generations, **facts})
 
     def changed(self) -> None:
         """Wake those who wait for it to change."""
@@ -206,8 +204,8 @@ class Agent:
             self._alert("agent_failed", "error", f"agent {self.name} was given up: {self.last_end}")
 
     def hands_over(self, generation: Generation) -> bool:
-        """Whether its container is to live on, for the next life of the fleet to adopt."""
-        return self._house.is_handing_over and generation.runtime.survives
+        """Whether its container is to live on, for the next life of the fleet to adopt; not one that is to end."""
+        return self._house.is_handing_over and generation.runtime.survives and not generation.stopping
 
     # -- for those who watch it
 
@@ -222,15 +220,16 @@ class Agent:
             return Reason("bridge", "the bridge stopped")
         return self._ordered or Reason("operator", "stopped")
 
-    def sleep(self, why: str) -> None:
-        """Have it end in its time, and start again when there is work for it; of one that does not run nothing."""
+    def sleep(self, why: str) -> bool:
+        """Have it end in its time, and start again when there is work for it; false if it ends or does not run."""
         generation = self.generation
         if generation is None or generation.stopping or generation.reason is not None:
-            return
+            return False
         self.learn(Fact.TOLD_TO_END, why)
         generation.ordered = Reason("idle", why)
         generation.ask_stop(STOP_GRACE)
         generation.nursery.start_soon(_see_to_its_end, generation)
+        return True
 
     def end(self, cause: Cause, why: str, *, restart: bool) -> None:
         """End what runs, at once. Without `restart` it has failed, until it is started by hand."""
@@ -242,6 +241,7 @@ class Agent:
             self.generation.finish(cause, why)
         elif not restart:
             self._lives.cut(why)
+            self._house.hurry(self)  # between two attempts it fails at once, not after the pause
 
     def worked(self) -> None:
         """There was a sign of work."""
@@ -258,8 +258,7 @@ class Agent:
         self._alert("agent_stalled", "warning", f"agent {self.name} {text}")
 
     def _alert(self, name: str, severity: Severity, text: str) -> None:
-        house = self._house
-        house.soon(partial(house.alert, name, severity, text, agent=self))
+        self._house.alert(name, severity, text, agent=self)
 
     # -- running
 
@@ -299,7 +298,7 @@ class Agent:
         self.changed()
         facts = attrs.asdict(end, filter=lambda field, _: field.name in ("ran_ms", "cause", "code", "signal", "oom"))
         self.tell("agent.ended", container=end.container_id, why=end.text, text=end.text, **facts)
-        house.soon(partial(house.keep_end, self, end))
+        house.keep_end(self, end)
 
     async def discard_survivor(self) -> None:
         """Remove what an earlier bridge left of this agent; if that fails, the log says so."""

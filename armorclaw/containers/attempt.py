@@ -20,7 +20,7 @@ from armorclaw.containers.runtime import Running, Runtime
 from armorclaw.containers.secrets import SecretGrant
 from armorclaw.containers.spec import ContainerSpec
 from armorclaw.containers.states import Fact
-from armorclaw.errors import ArmorclawError
+from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.log import get_logger
 from armorclaw.supervision import in_words
 
@@ -58,7 +58,7 @@ class Attempt:
         self._ready = ready
         self._declared = agent.declared
         self._socket = agent.socket
-        self._engine_lost = False  # a container may live on that nobody can remove
+        self._lost_to: Runtime | None = None  # where a container may live on that could not be removed
         self._handed_over = False
         self._runs_since = 0.0
 
@@ -74,7 +74,9 @@ class Attempt:
             async with listener, self._container() as made:
                 return await self._live(listener, made)
         finally:
-            if not (self._engine_lost or self._handed_over):  # else a container may live on that has it mounted
+            if self._lost_to is not None:  # a container may live on that has it mounted
+                self._house.leave_socket(self._lost_to, self._socket)
+            elif not self._handed_over:
                 self._remove_socket()
 
     @asynccontextmanager
@@ -123,19 +125,20 @@ class Attempt:
         crash: Exception | None = None
         generation: Generation | None = None
         try:
-            async with trio.open_nursery() as nursery:
-                generation = self._new_generation(made, nursery)
-                await nursery.start(partial(house.listen, agent, generation, listener))
-                if made.adopted:
-                    self._begin(generation)
-                else:
-                    async with house.launching(made.runtime):
-                        await running.start()
+            with one_error():
+                async with trio.open_nursery() as nursery:
+                    generation = self._new_generation(made, nursery)
+                    await nursery.start(partial(house.listen, agent, generation, listener))
+                    if made.adopted:
                         self._begin(generation)
-                        with trio.move_on_after(min(SETTLING, self._declared.ready_timeout)):
-                            await generation.ready.wait()
-                if await self._is_ready_in_time(generation):
-                    self._ready()
+                    else:
+                        async with house.launching(made.runtime):
+                            await running.start()
+                            self._begin(generation)
+                            with trio.move_on_after(min(SETTLING, self._declared.ready_timeout)):
+                                await generation.ready.wait()
+                    if await self._is_ready_in_time(generation):
+                        self._ready()
         except Exception as error:
             crash = error
             raise
@@ -157,7 +160,7 @@ class Attempt:
     def _new_generation(self, made: _Made, nursery: trio.Nursery) -> Generation:
         agent, house = self._agent, self._house
         agent.generations += 1
-        generation = agent.generation = Generation(
+        agent.generation = Generation(
             agent.generations,
             made.runtime,
             made.running,
@@ -170,9 +173,7 @@ class Attempt:
             self._declared.health.reconnect,
             partial(house.reading_now, agent),
         )
-        if made.adopted and (reading := generation.look()) is not None:
-            generation.oom_before = reading.oom_kills or 0
-        return generation
+        return agent.generation
 
     def _end(self, generation: Generation | None, crash: Exception | None, ran: float) -> Reason:
         """Say and keep why it ended, unless its container stays for another life of the bridge."""
@@ -180,6 +181,8 @@ class Attempt:
         if generation is None:
             return Reason("bridge", "never came to be")
         agent.generation = None
+        if generation.engine_lost:
+            self._lost_to = generation.runtime
         reason = generation.reason
         if reason is None and crash is None and agent.hands_over(generation):
             self._handed_over = True
@@ -208,8 +211,13 @@ class Attempt:
             return True
         if generation.adopted:
             await generation.await_session()
-        elif not await in_time(generation.ready, max(0.0, self._runs_since + patience - trio.current_time())):
-            generation.finish("never ready", f"not ready within {patience:g} s")
+            return generation.reason is None
+        left = self._runs_since + patience - trio.current_time()
+        while not await in_time(generation.ready, left):
+            if not generation.engine_lost:  # else it could not be removed
+                generation.finish("never ready", f"not ready within {patience:g} s")
+                return False
+            left = patience
         return generation.reason is None
 
     async def _watch_end(self, generation: Generation) -> None:
@@ -222,31 +230,14 @@ class Attempt:
                 if not is_engine_lost(error):
                     generation.finish("engine", str(error))
                     return
-                self._lose_engine(generation, error)
+                generation.lose_engine(str(error))
             else:
                 generation.exited(end)
                 return
             await trio.sleep(pause)
             pause = min(pause * 2, longest)
             if await _answers(generation.runtime):  # what became of the container, the next wait tells
-                self._engine_lost = False
-                if generation.engine_lost:
-                    self._have_engine_back(generation)
-
-    def _lose_engine(self, generation: Generation, error: ArmorclawError) -> None:
-        self._engine_lost = True
-        if not generation.engine_lost:
-            generation.engine_lost, generation.engine_at = True, trio.current_time()
-            log.warning("engine lost; its containers may live on", agent=self._agent.name, why=str(error))
-            generation.tell(Fact.ENGINE_LOST, "its engine is lost")
-
-    def _have_engine_back(self, generation: Generation) -> None:
-        generation.engine_lost, generation.engine_at = False, trio.current_time()
-        generation.tell(Fact.ENGINE_BACK, "its engine is back")
-        if generation.is_ready:
-            generation.tell(Fact.READY)
-        elif generation.is_suspect:
-            generation.tell(Fact.SESSION_LOST, "its session broke")
+                generation.have_engine_back()
 
     def _remove_socket(self) -> None:
         socket = self._socket
@@ -263,7 +254,7 @@ def _heeded(reason: Reason) -> bool:
 
 async def _answers(runtime: Runtime) -> bool:
     try:
-        await runtime.check()
+        await runtime.ping()
     except ArmorclawError as error:
         return not is_engine_lost(error)
     return True

@@ -86,13 +86,38 @@ class Reason:
         return cls("oom" if oom else "signal", text, attrs.evolve(exit, oom=oom))
 
 
-_PATH = re.compile(r"(?<![\w./])/(?:[^\s/:,;'\"()]+/)*([^\s/:,;'\"()]+)")
+_WORD = r"""[^\s/:,;'"()…]"""
+_LAST = rf"""(?:{_WORD}|[:,;'"()](?={_WORD}))+"""
+_PART = rf"""(?:{_WORD}|[:,;'"()](?={_WORD})|\s+(?={_WORD}))+"""
+_PATH = re.compile(
+    r"(?P<address>\b(?!file:|unix:)[A-Za-z][\w+.-]*://(?=[^\s/])\S*)"  # says nothing of this host
+    rf"|(?<![\w./…])/+(?:{_PART}/+)*(?P<last>{_LAST})"
+)
+"""Paths have spaces in them, too: up to the last slash before a colon, a quote or the like, all is one path."""
 
 
 def without_paths(text: str) -> str:
-    """One line in which a path of the host is its last part alone: for those who need not know where things are."""
-    first = text.partition("\n")[0]
-    return _PATH.sub(r"…/\1", first)[:TEXT]
+    """One line in which a path of the host is its last part alone: for those who need not know where things are.
+
+    Done twice it changes nothing more.
+    """
+    first = text.partition("\n")[0][: 4 * TEXT]
+    return _PATH.sub(lambda found: found["address"] or f"…/{found['last']}", first)[:TEXT]
+
+
+@attrs.frozen
+class Begun:
+    """A generation that has begun, and has not ended as far as the store knows. `survives`: its container may."""
+
+    generation: int
+    container_id: str
+    since_ms: int
+    survives: bool = attrs.field(converter=bool)
+
+    def lost(self, now_ms: int) -> End:
+        """Its end, found out now, when the bridge that ran it ended without a word; it may have been long ago."""
+        ran_ms, text = max(0, now_ms - self.since_ms), "did not outlive its bridge"
+        return End(self.generation, self.container_id, now_ms, ran_ms, "bridge", None, None, None, text)
 
 
 class EndLog:
@@ -105,6 +130,7 @@ class EndLog:
         """Add one; beyond KEPT the oldest goes. Raises what the store raises."""
 
         def work(db: Connection) -> None:
+            db.execute("DELETE FROM begun WHERE agent = ? AND container_id = ?", (agent, end.container_id))
             db.execute(
                 "INSERT INTO ends (agent, generation, container_id, at_ms, ran_ms, cause, code, signal, oom, text)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -128,5 +154,23 @@ class EndLog:
                 (agent, KEPT),
             ).fetchall()
             return [End(*row) for row in reversed(rows)]
+
+        return await self._db.read(work)
+
+    async def begin(self, agent: str, begun: Begun) -> None:
+        """Remember a generation until its end is kept. Raises what the store raises."""
+
+        def work(db: Connection) -> None:
+            db.execute("INSERT OR REPLACE INTO begun VALUES (?, ?, ?, ?, ?)", (agent, *attrs.astuple(begun)))
+
+        await self._db.write(work)
+
+    async def unfinished(self, agent: str) -> Begun | None:
+        """The generation of which no end was kept, if there is one. Raises what the store raises."""
+
+        def work(db: Connection) -> Begun | None:
+            found = "SELECT generation, container_id, since_ms, survives FROM begun WHERE agent = ?"
+            row = db.execute(found, (agent,)).fetchone()
+            return None if row is None else Begun(*row)
 
         return await self._db.read(work)

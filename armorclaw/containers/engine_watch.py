@@ -8,6 +8,7 @@ from typing import Protocol
 import trio
 
 from armorclaw.containers.agent import Agent
+from armorclaw.containers.attempt import is_engine_lost
 from armorclaw.containers.household import Household
 from armorclaw.containers.runtime import Runtime
 from armorclaw.containers.spec import News
@@ -22,6 +23,9 @@ RETRY = (0.1, 2.0)
 
 PING_EVERY = 5.0
 """Seconds between two pings: an engine that hangs keeps its streams open and says nothing, like one at rest."""
+
+PINGS = 2
+"""Pings in a row that an engine leaves unanswered until it is lost. One may be our own absence."""
 
 
 class Tell(Protocol):
@@ -47,6 +51,7 @@ class EngineWatch:
         self._runtime = runtime
         self._instance = instance
         self._tell = tell
+        self._listening = trio.CancelScope()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -58,16 +63,20 @@ class EngineWatch:
         pause, longest = RETRY
         lost = False
         while True:
+            why = "it does not answer"
             try:
-                async with self._runtime.news(self._instance) as news:
-                    self._tell.on_heard(self._runtime)
+                with trio.CancelScope() as self._listening:
                     if lost:
-                        await self._tell.on_back(self._runtime)
-                        lost, pause = False, RETRY[0]
-                    async for one in news:
+                        await self._runtime.ping()  # it may take up a stream, and answer nothing else
+                    async with self._runtime.news(self._instance) as news:
                         self._tell.on_heard(self._runtime)
-                        self._tell.on_news(one)
-                why = "it hung up"
+                        if lost:
+                            await self._tell.on_back(self._runtime)
+                            lost, pause = False, RETRY[0]
+                        async for one in news:
+                            self._tell.on_heard(self._runtime)
+                            self._tell.on_news(one)
+                    why = "it hung up"
             except ArmorclawError as error:
                 why = error.why or error.what
             if not lost:
@@ -77,12 +86,17 @@ class EngineWatch:
             pause = min(2 * pause, longest)
 
     async def _ping(self) -> None:
+        missed = 0
         while True:
             try:
                 await self._runtime.ping()
+                missed = 0
                 self._tell.on_heard(self._runtime)
             except ArmorclawError as error:
                 log.debug("engine does not answer", engine=self._runtime.kind, why=str(error))
+                missed = missed + 1 if is_engine_lost(error) else 0  # that it refuses them is an answer, too
+                if missed >= PINGS:
+                    self._listening.cancel(reason=f"the engine did not answer {missed} pings")
             await trio.sleep(PING_EVERY)
 
 
@@ -114,10 +128,18 @@ class EngineFacts:
             agent.tell("agent.touched", container=news.container, what=news.what, detail=news.detail)
 
     def on_lost(self, runtime: Runtime, why: str) -> None:
-        """See `Tell`."""
+        """See `Tell`. The streams of one that hangs stay open, and tell its agents nothing."""
         self._house.note_engine(runtime, "engine.lost", why=why)
+        for agent in self._agents.values():
+            generation = agent.generation
+            if generation is not None and generation.runtime is runtime and agent.runs and agent.launch.came_off:
+                generation.lose_engine(why)
 
     async def on_back(self, runtime: Runtime) -> None:
         """See `Tell`. What could not be removed while it was away goes now."""
         await self._survivors.look_again(runtime)
         self._house.note_engine(runtime, "engine.back")
+        for agent in self._agents.values():
+            generation = agent.generation
+            if generation is not None and generation.runtime is runtime:
+                generation.have_engine_back()

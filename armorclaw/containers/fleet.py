@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -16,6 +17,7 @@ from armorclaw.containers.ends import Cause
 from armorclaw.containers.engine_watch import EngineFacts, EngineWatch
 from armorclaw.containers.household import Household
 from armorclaw.containers.inspection import inspected
+from armorclaw.containers.kept import kept
 from armorclaw.containers.launch import Launch
 from armorclaw.containers.lifetime import Lifetimes
 from armorclaw.containers.register import Register
@@ -135,7 +137,6 @@ class Fleet:
             await self.supervisor.remove(agent.name)
         if self._agents.get(agent.name) is agent:
             del self._agents[agent.name]
-            self._lifetimes.forget(agent)
             self._survivors.ours.pop(agent.name, None)
             self._services.grants.forget(agent.name)
             agent.remove()
@@ -163,7 +164,7 @@ class Fleet:
                     pass
                 elif not self._is_supervised(agent):
                     await self.supervisor.add(self._child(agent), wait=False)
-                elif agent.state in AT_REST or agent.state in ENDING:
+                elif agent.state in AT_REST or agent.state in ENDING:  # also one that pauses after a failed wake
                     await self.supervisor.restart(agent.name)  # what it waits for more than we do goes on without us
         launch.check()
 
@@ -194,15 +195,18 @@ class Fleet:
             await agent.progress.wait()
         return agent.launch
 
-    async def stop(self, agent: Agent, *, why: str = "") -> bool:
+    async def stop(self, agent: Agent, *, why: str = "", cause: Cause | None = None) -> bool:
         """Stop it, and keep it stopped over restarts. Returns whether it has stopped within START_PATIENCE.
 
-        It goes on stopping when it has not.
+        It goes on stopping when it has not. With a `cause` it is not by hand, but for something of its own.
         """
         self._check_running()
         await self._register.mark(agent, stopped=True, why=why)
         if agent.wanted:  # a start was recorded after us: it holds
             return True
+        if cause is not None:
+            agent.order(cause, why)
+            agent.tell("agent.expired", cause=cause, why=why)
         self._lifetimes.renew(agent)
         with trio.move_on_after(START_PATIENCE) as waiting:
             if self._is_supervised(agent):
@@ -234,8 +238,8 @@ class Fleet:
         with one_error():
             async with trio.open_nursery() as outer:
                 await outer.start(self._runtimes.run)
-                await outer.start(self.household.chronicle.run)
                 try:
+                    await outer.start(self.household.chronicle.run)
                     await self._run(declared, task_status)
                 finally:
                     self._survivors.forget()
@@ -245,12 +249,15 @@ class Fleet:
     async def _run(self, declared: Mapping[str, config.Agent], task_status: trio.TaskStatus[None]) -> None:
         try:
             async with trio.open_nursery() as nursery:
-                await nursery.start(self.resources.run)
                 await nursery.start(self.supervisor.run)
                 self._nursery = nursery
-                nursery.start_soon(self._lifetimes.run)
+                self._keep(nursery, "what reads the use of resources", self.resources.run)
+                self._keep(nursery, "what ends agents whose lifetime is over", self._lifetimes.end_the_old)
+                self._keep(nursery, "what puts idle agents to sleep", self._lifetimes.end_the_idle)
                 await self._begin(declared)
-                nursery.start_soon(self._survivors.run)  # what nobody declared goes: all must be declared by now
+                for kind in self._runtimes.engine_kinds:  # what nobody declared goes: all must be declared by now
+                    look = partial(self._survivors.look_at, kind)
+                    self._keep(nursery, f"what looks for earlier containers in {kind}", look)
                 task_status.started()
         finally:
             self._nursery = None
@@ -280,6 +287,7 @@ class Fleet:
                 agent = await self._declare(each)
                 agent.wanted = name not in stopped
         for agent in list(self._agents.values()):
+            await trio.lowlevel.checkpoint()  # all of them at once would hold up everything else
             if agent.wanted and not self._is_supervised(agent):
                 await self.supervisor.add(self._child(agent), wait=False)
 
@@ -293,7 +301,7 @@ class Fleet:
             await services.work.ensure(declared.name, "main")
             if known is None:
                 agent = self._agents[declared.name] = Agent(declared, socket, self.household)
-                agent.remember(await self.household.ends.of(declared.name))
+                await self.household.recall(agent)
             else:
                 agent = known
                 self._check_at_rest(agent)
@@ -324,18 +332,19 @@ class Fleet:
             log.warning("agent will be started again", agent=agent.name, why=change.reason, **hint)
 
     async def _stop_for(self, agent: Agent, cause: Cause, why: str) -> None:
-        """Stop it for good for something of its own, such as its lifetime."""
-        agent.order(cause, why)
-        agent.tell("agent.expired", cause=cause, why=why)
-        await self.stop(agent, why=why)
+        await self.stop(agent, why=why, cause=cause)
 
     def _watch(self, runtime: Runtime) -> None:
         """Of an engine that was looked through, follow what happens there."""
         if self._nursery is not None:
-            self._nursery.start_soon(EngineWatch(runtime, self._services.instance, self._engine_facts).run)
+            watch = EngineWatch(runtime, self._services.instance, self._engine_facts)
+            self._keep(self._nursery, f"what watches {runtime.kind}", watch.run)
+
+    def _keep(self, nursery: trio.Nursery, name: str, run: Callable[[], Awaitable[object]]) -> None:
+        nursery.start_soon(kept, name, run, self.household.alert_of_watcher, name=name)
 
     def _is_supervised(self, agent: Agent) -> bool:
-        return any(child.name == agent.name for child in self.supervisor.snapshot().children)
+        return self.supervisor.has(agent.name)
 
     def _check_running(self) -> None:
         if self._nursery is None:

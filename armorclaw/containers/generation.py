@@ -116,6 +116,24 @@ class Generation:
             if not self.nursery.cancel_scope.cancel_called:
                 self.nursery.start_soon(self.await_session)
 
+    def lose_engine(self, why: str) -> None:
+        """Its engine cannot be reached; said again it changes nothing."""
+        if not self.engine_lost:
+            self.engine_lost, self.engine_at = True, trio.current_time()
+            log.warning("engine lost; its containers may live on", container=self.running.id, why=why)
+            self.tell(Fact.ENGINE_LOST, "its engine is lost")
+
+    def have_engine_back(self) -> None:
+        """It can be reached again; what became of the container meanwhile is to be asked."""
+        if not self.engine_lost:
+            return
+        self.engine_lost, self.engine_at = False, trio.current_time()
+        self.tell(Fact.ENGINE_BACK, "its engine is back")
+        if self.is_ready:
+            self.tell(Fact.READY)
+        elif self.is_suspect:
+            self.tell(Fact.SESSION_LOST, "its session broke")
+
     async def await_session(self) -> None:
         """A session that broke while the container lives may come back; one that stays away ends the generation."""
         back = self.ready

@@ -11,6 +11,7 @@ longer than it should have is no measure of the agent, and counts nothing.
 
 from __future__ import annotations
 
+import math
 import random
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,9 +33,13 @@ garbage collection, fsync in the kernel or a crowded machine may make that 100."
 TALKATIVE = 10
 """How many times more pings may be missed by an agent from which something else comes meanwhile."""
 
+SLOW = 3
+"""Answers in time until one that answered late is no longer taken to be slow."""
+
 
 async def in_time(event: trio.Event, seconds: float) -> bool:
     """Whether `event` is set within so many seconds; those in which the bridge itself was away are given again."""
+    seconds = max(0.0, seconds)
     deadline = trio.current_time() + seconds
     while not event.is_set():
         with trio.move_on_at(deadline):
@@ -75,6 +80,9 @@ class Heartbeat:
         """Pings in a row that were not answered in time."""
         self._silent = 0  # of them, those since anything came
         self._stalled = False
+        self._slow = 0  # answers in time until a single missed ping says something again
+        self._due = -math.inf  # the next ping
+        self._away_at = -math.inf  # when the bridge was last found to have been away
         self._generation = generation
         self._health = health
         self._work = work
@@ -83,21 +91,19 @@ class Heartbeat:
     async def run(self) -> None:
         """Until cancelled, or until it has ended the generation."""
         generation, period = self._generation, self._health.period
-        due = self._first_due()
+        self._due = self._first_due()
         while True:
-            session = generation.session
-            if session is None:
+            if generation.session is None:
                 self._start_anew()
                 await generation.ready.wait()
-                due = self._first_due()
-                continue
-            await trio.sleep_until(due)
+                self._due = self._first_due()
+            await trio.sleep_until(self._due)
             now = trio.current_time()
-            if now - due > AWAY:
-                self._start_anew()
-                due = now
-            due += period
-            if generation.session is session:
+            if now - self._due > AWAY:
+                self._was_away()
+                self._due = now
+            self._due += period
+            if (session := generation.session) is not None:  # that of now: it may change more often than we ask
                 await self._ask(session)
 
     def _first_due(self) -> float:
@@ -106,6 +112,10 @@ class Heartbeat:
 
     def _start_anew(self) -> None:
         self.missed = self._silent = 0
+
+    def _was_away(self) -> None:
+        self._start_anew()
+        self._away_at = trio.current_time()
 
     async def _ask(self, session: Peer) -> None:
         sent, reads, timeout = trio.current_time(), session.reads, self._health.timeout
@@ -116,23 +126,29 @@ class Heartbeat:
             if self._generation.session is not session:
                 return  # which has been told
             if error.name not in ("timed_out", "unavailable"):
-                self._answered(took)  # that it knows no pings is an answer, too
+                self._answered(sent)  # that it knows no pings is an answer, too
             elif took > timeout + AWAY:
-                self._start_anew()
+                self._was_away()
             else:
                 self._miss(silent=session.reads == reads)
         else:
-            self._answered(trio.current_time() - sent)
+            self._answered(sent)
 
     def _answered_late(self, session: Peer, sent: float, _: Any) -> None:
         if self._generation.session is session:
-            self._answered(trio.current_time() - sent)
+            self._slow = SLOW
+            self._answered(sent)
 
-    def _answered(self, took: float) -> None:
-        self.ping, self.answered_at = took, trio.current_time()
+    def _answered(self, sent: float) -> None:
+        now = trio.current_time()
+        self.ping, self.answered_at = now - sent, now
+        if self.ping <= self._health.timeout:
+            self._slow = max(0, self._slow - 1)
         self._start_anew()
         self._generation.tell(Fact.PING_ANSWERED, "it answers")
-        if took <= self._health.timeout:  # else the bridge may have been away, and have heard nothing
+        if now - self._due > AWAY:
+            self._was_away()
+        if self._away_at < sent:  # else it may have worked since, and we have not heard it yet
             self._look_at_work()
 
     def _miss(self, *, silent: bool) -> None:
@@ -143,6 +159,8 @@ class Heartbeat:
         if hangs and not (generation.engine_lost or generation.stopping):  # else nothing could be done about it
             generation.finish("hang", f"did not answer {self.missed} times within {health.timeout:g} s")
             return
+        if self._slow and self.missed == 1:
+            return  # the answer comes late, as the last ones did; it is not to change its state each time
         generation.tell(Fact.PING_MISSED, f"did not answer within {health.timeout:g} s")
 
     def _look_at_work(self) -> None:
@@ -155,7 +173,8 @@ class Heartbeat:
                 generation.tell(Fact.WORKED, "it works again")
             return
         why = f"did nothing with {count} event{'s' if count != 1 else ''} for {idle:.0f} s"
-        if health.stalled_limit and idle >= health.stalled_limit and not generation.stopping:
+        over = health.stalled_limit and idle >= health.stalled_limit
+        if over and not (generation.engine_lost or generation.stopping):
             generation.finish("stalled", why)
             return
         generation.tell(Fact.STALLED, why)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol
 
@@ -58,8 +57,16 @@ class House(Protocol):
         task_status: trio.TaskStatus[None],
     ) -> None: ...
 
+    def leave_socket(self, runtime: Runtime, socket: AgentSocket) -> None:
+        """A container may live on in a lost engine that has it mounted: it goes when that is looked at again."""
+        ...
+
     def launching(self, runtime: Runtime) -> AbstractAsyncContextManager[object]:
         """The turn of one launch: so many that end together start a few at a time."""
+        ...
+
+    def hurry(self, agent: Agent) -> None:
+        """If it waits for its next attempt, that begins now."""
         ...
 
     async def until_work(self, agent: Agent) -> None:
@@ -78,10 +85,14 @@ class House(Protocol):
         """The last reading of the container that runs."""
         ...
 
-    def soon(self, record: Callable[[], Awaitable[object]]) -> None:
-        """Have something recorded, in this order, without waiting."""
+    def tell(self, agent: Agent, kind: str, **facts: object) -> None:
+        """Log a change, and have it recorded as an event, in order, without waiting."""
         ...
 
-    async def note(self, agent: Agent, kind: str, **facts: object) -> None: ...
-    async def alert(self, name: str, severity: Severity, text: str, *, agent: Agent, **fields: object) -> None: ...
-    async def keep_end(self, agent: Agent, end: End) -> None: ...
+    def alert(self, name: str, severity: Severity, text: str, *, agent: Agent) -> None:
+        """Log it, and have a person told, in order, without waiting."""
+        ...
+
+    def keep_end(self, agent: Agent, end: End) -> None:
+        """Have it kept, in order, without waiting."""
+        ...

@@ -42,9 +42,13 @@ from armorclaw.containers.shapes import (
     Which,
 )
 from armorclaw.errors import ArmorclawError
+from armorclaw.rpc.admission import Rate
 from armorclaw.rpc.call import Call
 from armorclaw.rpc.registry import Registry, Role
 from armorclaw.structure import FaultError
+
+READY_RATE = Rate(2.0, 10)
+"""Sessions that an agent may open: each is a change of its state, logged and recorded."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
@@ -160,7 +164,9 @@ def register(registry: Registry, fleet: Fleet, attached: Mapping[str, Attached] 
 
     doc = "This connection is the session."
 
-    @registry.method("agent.ready", params=Ready, result=Welcome, roles=agents, doc=doc, quota="nothing")
+    @registry.method(
+        "agent.ready", params=Ready, result=Welcome, roles=agents, doc=doc, rate=READY_RATE, quota="nothing"
+    )
     def agent_ready(call: Call, params: Ready) -> Welcome:
         if params.protocol != PROTOCOL:
             raise _invalid(

@@ -8,6 +8,7 @@ import trio
 
 from armorclaw.clock import Surroundings
 from armorclaw.containers.agent import Agent
+from armorclaw.containers.agent_socket import AgentSocket
 from armorclaw.containers.house import Survivor
 from armorclaw.containers.runtime import Runtime
 from armorclaw.containers.runtimes import Runtimes
@@ -32,6 +33,8 @@ class Survivors:
     def __init__(self, runtimes: Runtimes, instance: str, agents: Mapping[str, Agent], around: Surroundings) -> None:
         self.ours: dict[str, str] = {}
         """By agent, the container that this very bridge ran last: left by its supervisor, not by another bridge."""
+        self.sockets: dict[str, tuple[Runtime, AgentSocket]] = {}
+        """By agent, those left with an engine that was lost when their agents ended."""
         self.on_look: Callable[[Runtime], None] = lambda runtime: None
         """Called when an engine was looked through for the first time."""
         self._runtimes = runtimes
@@ -53,13 +56,8 @@ class Survivors:
         self._looking.clear()
         self._made_ms.clear()
 
-    async def run(self) -> None:
-        """Look through all engines there are, each until it has answered once."""
-        async with trio.open_nursery() as nursery:
-            for kind in self._runtimes.engine_kinds:
-                nursery.start_soon(self._look_at, kind)
-
-    async def _look_at(self, kind: str) -> None:
+    async def look_at(self, kind: str) -> None:
+        """Look through the engine of that kind, as soon as it answers."""
         pause, longest = LOOK_PAUSES
         while True:
             try:
@@ -97,6 +95,12 @@ class Survivors:
                 continue
             if agent is None or agent.generation is not None or _rests(agent):
                 await _discard(runtime, found)
+        for name, (where, socket) in list(self.sockets.items()):
+            if where is runtime:
+                del self.sockets[name]
+                agent = self._agents.get(name)
+                if agent is None or _rests(agent):  # else its next life has it, and removes it
+                    _remove(socket)
 
     def _may_adopt(self, agent: Agent, runtime: Runtime, found: Found) -> bool:
         left_here = self.ours.get(agent.name) == found.id
@@ -108,6 +112,13 @@ class Survivors:
 def _rests(agent: Agent) -> bool:
     # one that is to be started again removes by itself what is in its way, and may be about to
     return agent.state in AT_REST and agent.state is not State.RESTARTING
+
+
+def _remove(socket: AgentSocket) -> None:
+    try:
+        socket.remove()
+    except OSError as error:
+        log.error("socket not removed", agent=socket.name, path=str(socket.path), why=error.strerror)
 
 
 async def _discard(runtime: Runtime, found: Found) -> None:

@@ -135,6 +135,13 @@ CREATE TABLE ends (
     text TEXT NOT NULL
 );
 CREATE INDEX ends_of ON ends (agent, seq);
+CREATE TABLE begun (                 -- generations without an end yet: what is left by a bridge that was killed
+    agent TEXT PRIMARY KEY,
+    generation INTEGER NOT NULL,
+    container_id TEXT NOT NULL,
+    since_ms INTEGER NOT NULL,
+    survives INTEGER NOT NULL        -- 1: its container may outlive the bridge
+) WITHOUT ROWID;
 """
 
 MIGRATIONS = (

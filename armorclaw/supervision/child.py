@@ -57,6 +57,7 @@ class Child:
         "intensity",
         "last_error",
         "on_trial",
+        "pause",
         "restarts",
         "settled",
         "since",
@@ -76,6 +77,7 @@ class Child:
         self.subtree: Supervisor | None = None
         self.generation: Generation | None = None  # None: at rest
         self.due = 0.0  # earliest start of the next generation, in monotonic seconds; 0: at once
+        self.pause = trio.CancelScope()  # the wait until `due`
         self.wanted = True  # false once stopped by hand
         self.forget = False  # removed: dropped as soon as it is at rest
         self.on_trial = (

@@ -224,6 +224,17 @@ class Supervisor:
             await self._announcer.change_of(child)
         return child.state
 
+    def hurry(self, name: str) -> None:
+        """Ends the pause of a child that backs off: it starts now, as if the pause were over. Of others nothing."""
+        child = self._children.get(name)
+        if child is not None and child.state is ChildState.BACKING_OFF:
+            child.due = 0.0
+            child.pause.cancel(reason="it starts before its time")
+
+    def has(self, name: str) -> bool:
+        """Whether there is a child of that name, in whatever state."""
+        return name in self._children
+
     def snapshot(self) -> SupervisorSnapshot:
         """The children in order of start, and below those that are supervisors, theirs."""
         return SupervisorSnapshot(
@@ -317,7 +328,8 @@ class Supervisor:
                 self._ask(last.generation, f"{child.spec.name!r}, before it, starts again")
                 await self._announcer.change_of(last)
             elif (wait := child.due - self._now()) > 0:
-                await trio.sleep(wait)
+                with trio.move_on_after(wait) as child.pause:
+                    await trio.sleep_forever()
             else:
                 before = next((other for other in children[:place] if not _is_up(other)), None)
                 if before is None:

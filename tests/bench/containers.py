@@ -43,6 +43,9 @@ AT_ONCE = {"in_row": 0, "per_hour": 0, "stable": 0.001, "longest_pause": 0.001}
 
 DEATHS, QUICK_DEATHS = 40, 5
 HANGS = 6
+SETTLE = 0.2
+"""Seconds from a start to the next death, in which everybody finishes what comes after a start."""
+
 TOGETHER = 20
 EVENTS = 50
 STORMS, QUICK_STORMS = 3, 1
@@ -147,11 +150,12 @@ async def deaths(engine: EngineWithImage, rounds: int) -> list[Figure]:
             async with Engine.open(engine.socket_path) as client:
                 async with BareContainer.running(client, spec, beside) as by_hand:
                     for number in range(rounds):
-                        if number % 2:
-                            bare.append(await by_hand.die())
-                        ours.append(await _die(house, agent))
-                        if not number % 2:
-                            bare.append(await by_hand.die())
+                        for is_ours in (True, False) if number % 2 else (False, True):
+                            await trio.sleep(SETTLE)
+                            if is_ours:
+                                ours.append(await _die(house, agent))
+                            else:
+                                bare.append(await by_hand.die())
     pairs = zip(ours, bare, strict=True)
     suspect, verdict = [each.suspect * 1000 for each in ours], [each.verdict * 1000 for each in ours]
     return [

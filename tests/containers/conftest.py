@@ -114,7 +114,7 @@ def folder() -> Iterator[Path]:
     yield made
     with suppress(NoGroups):
         for kind in LOCAL:  # what killed bridges left: there will be no other of this instance
-            Groups(kind, Parent.find()).clean(made.name)
+            trio.run(Groups(kind, Parent.find()).clean, made.name)
     shutil.rmtree(made)
 
 

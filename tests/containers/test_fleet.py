@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 import pytest
@@ -88,6 +88,22 @@ async def test_start_while_it_backs_off_does_not_wait(house: FakeHouse, autojump
     await house.call("start", name="ada")
     assert trio.current_time() - began < 0.1
     assert house.fleet.get("ada").generations == 3
+
+
+async def test_one_that_backs_off_and_is_to_start_no_more_fails_at_once(
+    house: FakeHouse, autojump_clock: MockClock
+) -> None:
+    house.runtime.errors["launch"] = ArmorclawError("start_failed", "no")
+    await house.up(declared(restart=config.AgentRestart(in_row=0, per_hour=0)))
+    await trio.sleep(300)
+    await house.until("starting")
+    await house.until("restarting")
+    began, attempts = trio.current_time(), house.runtime.steps.count("launch")
+    house.fleet.get("ada").end("quota", "too much", restart=False)
+    await house.until("failed")
+    assert trio.current_time() == began
+    assert house.runtime.steps.count("launch") == attempts
+    assert house.fleet.get("ada").last_end == "too much"
 
 
 async def test_stop_while_it_backs_off(house: FakeHouse, autojump_clock: MockClock) -> None:
@@ -299,6 +315,30 @@ async def test_each_agent_keeps_its_uid(house: FakeHouse, autojump_clock: MockCl
     }
 
 
+async def test_the_first_start_of_many_leaves_others_their_time(house: FakeHouse, autojump_clock: MockClock) -> None:
+    longest, count = 0, 0
+    add = house.fleet.supervisor.add
+
+    async def counted(*args: Any, **more: Any) -> None:
+        nonlocal longest, count
+        count += 1
+        longest = max(longest, count)
+        await add(*args, **more)
+
+    async def other() -> None:
+        nonlocal count
+        while True:
+            await trio.lowlevel.checkpoint()
+            count = 0
+
+    house.fleet.supervisor.add = counted  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await house.up(*[declared(f"a{n}") for n in range(32)])
+        nursery.cancel_scope.cancel(reason="seen")
+    assert 0 < longest <= 2
+
+
 async def test_there_is_a_limit(house: FakeHouse, autojump_clock: MockClock) -> None:
     await house.up()
     for number in range(MAX_AGENTS):
@@ -495,6 +535,21 @@ async def test_a_restarted_feature_adopts_what_it_left(
         await inside.call("secrets.take", via="inline")
     assert caught.value.name == "secrets_taken"
     house.shutdown = lambda: container.end(0)
+
+
+async def test_one_on_its_way_to_sleep_is_not_left_for_the_next_run(
+    house: FakeHouse, autojump_clock: MockClock
+) -> None:
+    """It was told to end, and may do so at any time after."""
+    house.docker.heeds_sigterm = house.is_closing = False
+    await house.up(declared(image="i", runtime="docker", on_restart="adopt", idle_timeout=5.0))
+    await house.until("running")
+    await house.until("stopping")
+    await trio.sleep(1)
+    await house.down()
+    assert (house.docker.left, house.docker.live) == ([], [])
+    assert house.fleet.get("ada").ends[-1].cause == "idle"
+    house.is_closing = True
 
 
 async def test_only_engines_keep_anything(house: FakeHouse, autojump_clock: MockClock) -> None:

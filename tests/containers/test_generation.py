@@ -310,7 +310,7 @@ async def test_it_is_counted_while_there_is_something_to_count(autojump_clock: M
         close(session)
         life.reading = None
         life.generation.exited(Exit.of(137))
-    assert life.end == "killed by SIGKILL, out of memory"
+    assert life.end == "killed by SIGKILL (or exit 137), out of memory"
 
 
 async def test_a_session_that_came_back_says_nothing_of_the_end(autojump_clock: MockClock) -> None:

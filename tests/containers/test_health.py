@@ -244,6 +244,34 @@ async def test_while_its_engine_is_lost_nothing_is_done_about_it(autojump_clock:
     assert life.generation.reason is not None
 
 
+async def test_while_its_engine_is_lost_a_stall_ends_nothing(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        life = Life(nursery)
+        life.begin()
+        life.generation.engine_lost = True
+        life.events = (1, trio.current_time())
+        await trio.sleep(FAST.stalled_limit * 5)
+        assert Fact.EXITED not in life.facts
+        assert len(life.warnings) == 1
+        life.generation.engine_lost = False
+        began = trio.current_time()
+    assert trio.current_time() - began <= FAST.period * 2
+    assert life.generation.reason is not None
+    assert life.generation.reason.cause == "stalled"
+
+
+async def test_one_that_changes_sessions_is_asked_all_the_same(life: Life, autojump_clock: MockClock) -> None:
+    began, asked = trio.current_time(), 0
+    life.events = (1, began)
+    for _ in range(30):
+        life.session = FakeSession()
+        life.begin()
+        await trio.sleep(FAST.period / 2)
+        asked += len(life.session.pings)
+    assert asked >= 13
+    assert life.warnings
+
+
 async def test_while_it_stops_it_is_not_hung(life: Life, autojump_clock: MockClock) -> None:
     life.begin()
     life.generation.stopping = True
@@ -265,6 +293,24 @@ async def test_a_bridge_that_was_stopped_kills_nobody(life: Life, autojump_clock
         life.session.takes = 0.0
         await trio.sleep(FAST.period * 2)
     assert life.generation.reason is None
+
+
+async def test_what_came_late_as_the_bridge_was_away_says_nothing_of_work(life: Life, mock_clock: MockClock) -> None:
+    life.begin()
+    life.session.takes = None
+    await until(mock_clock, lambda: len(life.session.late) == 1)
+    life.events = (1, trio.current_time())
+    mock_clock.jump(FAST.stalled_after * 2)  # what it did meanwhile is not read yet, nor noticed that we were away
+    life.session.late[0]({"pong": True})
+    await trio.testing.wait_all_tasks_blocked()
+    life.session.late[0]({"pong": True})
+    assert life.heartbeat.answered_at == trio.current_time()
+    assert Fact.STALLED not in life.facts
+
+
+async def test_no_patience_is_none_at_all() -> None:
+    with trio.fail_after(1):
+        assert not await in_time(trio.Event(), -1)
 
 
 @pytest.mark.parametrize("away", [False, True])
@@ -364,6 +410,44 @@ async def test_a_sign_of_work_is_one(life: Life, autojump_clock: MockClock) -> N
         await trio.sleep(2)
         life.last_work = trio.current_time()
     assert Fact.STALLED not in life.facts
+
+
+@pytest.mark.parametrize("also_in_time", [False, True])
+async def test_one_that_answers_late_can_be_stalled_and_keeps_its_state(
+    also_in_time: bool, life: Life, autojump_clock: MockClock
+) -> None:
+    async def answer_late() -> None:
+        while True:
+            await life.session.asked.wait()
+            await trio.sleep(FAST.timeout + 0.2)
+            if life.session.takes is None:
+                life.session.late[-1]({"pong": True})
+            if also_in_time:
+                life.session.takes = 0.0 if life.session.takes is None else None
+
+    life.begin()
+    life.session.takes = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer_late)
+        await trio.sleep(30)
+        assert len(life.session.late) >= 14
+        assert life.facts.count(Fact.PING_MISSED) == 1
+        life.events = (1, trio.current_time())
+        await trio.sleep(FAST.stalled_after + 2 * FAST.period)
+        assert Fact.STALLED in life.facts
+        nursery.cancel_scope.cancel(reason="that is all")
+
+
+async def test_one_that_is_slow_and_then_hangs(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        life = Life(nursery)
+        life.begin()
+        life.session.takes = None
+        await until_asked(life, 1)
+        life.session.late[-1]({"pong": True})
+        began = trio.current_time()
+    assert trio.current_time() - began <= FAST.period * (FAST.failures + 1)
+    assert life.changes[-3:] == [Fact.PING_ANSWERED, Fact.PING_MISSED, Fact.HUNG]
 
 
 async def test_a_stall_without_end_ends_it(autojump_clock: MockClock) -> None:

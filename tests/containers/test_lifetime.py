@@ -14,14 +14,16 @@ import trio.testing
 from trio.testing import MockClock
 
 from armorclaw import config
-from armorclaw.containers.lifetime import TICK, WAKE_PATIENCE
+from armorclaw.config import AgentRestart
+from armorclaw.containers.lifetime import AGAIN, TICK, WAKE_PATIENCE
+from armorclaw.containers.register import Register
 from armorclaw.containers.spec import Found
 from armorclaw.errors import ArmorclawError
 from armorclaw.rpc.call import Call
 from armorclaw.rpc.local import call_local
 from armorclaw.rpc.peer import Peer
 from armorclaw.rpc.registry import Registry, Role
-from tests.containers.fakes import FakeHouse, declared, house_in
+from tests.containers.fakes import Cursors, FakeHouse, declared, house_in
 
 pytestmark = pytest.mark.mission("P0.1")
 
@@ -104,6 +106,60 @@ async def test_the_lifetime_of_an_adopted_one_began_when_its_container_did(
     began = trio.current_time()
     await house.until("stopped")
     assert trio.current_time() - began < 15
+
+
+@pytest.mark.parametrize("status", [0, 1])
+async def test_the_lifetime_of_one_that_has_ended_changes_nothing(
+    house: FakeHouse, autojump_clock: MockClock, status: int
+) -> None:
+    await house.up(declared(lifetime=50.0, restart=AgentRestart(policy="on-failure", in_row=1)))
+    await house.until("running")
+    house.runtime.last.end(status)
+    await house.until("failed" if status else "stopped")
+    await trio.sleep(100)
+    assert house.fleet.get("ada").state == ("failed" if status else "stopped")
+    assert (house.fleet.get("ada").wanted, stopped(house)) == (True, False)
+    assert "agent.expired" not in house.kinds()
+
+
+async def test_a_store_that_refuses_delays_the_end_and_nothing_is_told_before(
+    house: FakeHouse, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = 0
+
+    async def refuse(*args: object, **more: object) -> None:
+        nonlocal refused
+        await trio.lowlevel.checkpoint()
+        refused += 1
+        raise ArmorclawError("storage_failed", "disk full")
+
+    await house.up(declared(lifetime=10.0))
+    await house.ready()
+    with monkeypatch.context() as patched:
+        patched.setattr(Register, "mark", refuse)
+        await trio.sleep(70)
+        assert refused == pytest.approx(60 / AGAIN, abs=2)
+        assert "agent.expired" not in house.kinds()
+        assert house.fleet.get("ada").ordered.cause == "operator"  # a stop by hand would still be one
+    await house.until("stopped")
+    await trio.sleep(1)
+    assert house.kinds().count("agent.expired") == 1
+
+
+async def test_a_slow_store_delays_no_lifetime(
+    house: FakeHouse, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow(cursors: Cursors, owner: str) -> bool:
+        await trio.sleep(60)
+        return True
+
+    monkeypatch.setattr(Cursors, "has_work", slow)
+    idle = [declared(f"idle{n}", idle_timeout=5.0) for n in range(5)]
+    await house.up(*idle, declared("zoe", lifetime=20.0))
+    await house.until("running", agent="zoe")
+    began = trio.current_time()
+    await house.until("stopped", agent="zoe")
+    assert trio.current_time() - began == pytest.approx(20, abs=2 * TICK)
 
 
 # -- idleness
@@ -233,6 +289,47 @@ async def test_what_keeps_it_from_waking_is_said(house: FakeHouse, autojump_cloc
     house.runtime.errors["launch"] = ArmorclawError("start_failed", "no")
     with pytest.raises(ArmorclawError, match="no"):
         await house.call("start", name="ada")
+
+
+async def failed_to_wake(house: FakeHouse, **restart: Any) -> None:
+    await asleep(house, restart=AgentRestart(**restart))
+    house.runtime.errors["launch"] = ArmorclawError("start_failed", "no image")
+    house.cursors.bring("ada")
+    await house.until("restarting", "failed")
+
+
+@pytest.mark.parametrize("how", ["given up", "ended for good", "pauses"])
+async def test_start_of_one_that_failed_to_wake_or_in_its_sleep(
+    house: FakeHouse, autojump_clock: MockClock, how: str
+) -> None:
+    if how == "ended for good":
+        await asleep(house)
+        house.fleet.get("ada").end("quota", "too much", restart=False)
+    else:
+        await failed_to_wake(house, in_row=2 if how == "given up" else 0, per_hour=0)
+    if how == "pauses":
+        await trio.sleep(300)
+        await house.until("starting")
+        await house.until("restarting")
+    else:
+        await house.until("failed")
+    house.runtime.errors.clear()
+    house.cursors.waiting.clear()
+    before = trio.current_time()
+    answer = await house.call("start", name="ada")
+    assert answer["status"] == "running"
+    assert trio.current_time() - before < 0.1
+
+
+async def test_start_of_one_that_is_waking_waits_for_that_start(house: FakeHouse, autojump_clock: MockClock) -> None:
+    await asleep(house)
+    house.runtime.takes["launch"] = 1.0
+    house.cursors.bring("ada")
+    await house.until("starting")
+    before = trio.current_time()
+    assert (await house.call("start", name="ada"))["status"] == "running"
+    assert trio.current_time() - before == pytest.approx(1.0, abs=0.1)
+    assert house.fleet.get("ada").generations == 2
 
 
 @attrs.frozen

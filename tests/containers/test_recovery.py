@@ -202,6 +202,68 @@ async def test_of_one_that_is_at_rest_nothing_can_be_ended(house: FakeHouse, aut
     assert house.fleet.get("ada").state == "running"
 
 
+@pytest.mark.mission("P0.2")
+async def test_why_it_does_not_start_is_said_in_the_words_of_the_start(
+    house: FakeHouse, autojump_clock: MockClock
+) -> None:
+    house.runtime.errors["start"] = ArmorclawError("start_failed", "no such program")
+    await house.up(declared(restart=AgentRestart(policy="never")))
+    await house.until("failed")
+    end = house.fleet.get("ada").ends[-1]
+    assert (end.cause, end.text) == ("engine", "no such program")
+
+
+# -- while the engine is lost
+
+
+async def test_one_that_is_not_ready_while_its_engine_is_lost_lives_on(
+    house: FakeHouse, autojump_clock: MockClock
+) -> None:
+    await house.up(declared(image="i", runtime="docker", ready_timeout=30.0))
+    await house.until("running")
+    house.docker.lose()
+    await trio.sleep(300)
+    assert house.fleet.get("ada").state == "unknown"
+    assert not house.fleet.get("ada").ends
+    house.docker.lose(False)
+    began = trio.current_time()
+    await house.until("running", generation=2)
+    assert trio.current_time() - began <= 35
+    assert house.fleet.get("ada").ends[-1].cause == "never ready"
+
+
+@pytest.mark.parametrize("removed", [False, True])
+async def test_the_socket_of_one_that_ended_while_its_engine_was_lost_goes_when_that_is_back(
+    house: FakeHouse, removed: bool, autojump_clock: MockClock
+) -> None:
+    await house.up(declared(image="i", runtime="docker"))
+    await house.until("running")
+    house.docker.lose()
+    await house.until("unknown")
+    await house.call("stop", name="ada")
+    await house.until("stopped")
+    if removed:
+        house.fleet._agents.pop("ada")
+    assert house.sockets()  # a container may live on that has it mounted
+    house.docker.lose(False)
+    await trio.sleep(5)
+    assert house.sockets() == []
+
+
+async def test_the_socket_of_one_that_was_started_again_stays(house: FakeHouse, autojump_clock: MockClock) -> None:
+    await house.up(declared(image="i", runtime="docker"))
+    await house.until("running")
+    house.docker.lose()
+    await house.until("unknown")
+    await house.call("stop", name="ada")
+    await house.until("stopped")
+    house.docker.lose(False)
+    await house.call("start", name="ada")
+    await trio.sleep(5)
+    assert house.fleet.get("ada").state == "running"
+    assert house.sockets()
+
+
 # -- orders that meet a restart
 
 

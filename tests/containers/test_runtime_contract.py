@@ -37,6 +37,17 @@ async def test_exit_code(runtime: Runtime, make_spec: MakeSpec, code: int) -> No
     assert end.oom is not True
 
 
+async def test_an_exit_that_looks_like_a_signal(runtime: Runtime, make_spec: MakeSpec) -> None:
+    async with runtime.launch(make_spec("raise SystemExit(137)", hello=False)) as running:
+        await running.start()
+        with trio.fail_after(20):
+            end = await running.wait()
+    if runtime.kind == "process":
+        assert (end.code, end.signal, end.text) == (137, None, "exit 137")
+    else:
+        assert (end.code, end.signal, end.text) == (None, signal.SIGKILL, "killed by SIGKILL (or exit 137)")
+
+
 @pytest.mark.mission("P0.2")
 async def test_killed_from_outside(runtime: Runtime, make_spec: MakeSpec, door: Door) -> None:
     spec = make_spec(WAITS)

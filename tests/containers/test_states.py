@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
@@ -65,10 +64,8 @@ class StubHouse:
         self.around = Surroundings(clock=Clock(monotonic=lambda: 0.0))
         self.records: list[dict[str, Any]] = []
 
-    def soon(self, record: Callable[[], Awaitable[object]]) -> None:
-        self.records.append(cast(Any, record).keywords)
-
-    async def note(self, *_: object, **__: object) -> None: ...
+    def tell(self, agent: Agent, kind: str, **facts: Any) -> None:
+        self.records.append(facts)
 
 
 class Walk(RuleBasedStateMachine):

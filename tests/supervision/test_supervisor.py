@@ -357,6 +357,31 @@ async def test_restart_clears_the_limits_of_a_failed_child(
     assert await supervisor.restart("a") is RUNNING
 
 
+async def test_hurry_ends_a_pause_and_nothing_else(
+    around: Surroundings, nursery: trio.Nursery, puppet: Make, states: States, autojump_clock: MockClock
+) -> None:
+    a = puppet("a")
+    supervisor = Supervisor("s", dynamic=True, around=around)
+    await nursery.start(supervisor.run, [a.spec(backoff=Backoff(first=50.0, max_in_row=3))])
+    supervisor.hurry("a")
+    supervisor.hurry("nobody")
+    await trio.sleep(1.0)
+    assert (a.starts, states(supervisor)) == (1, {"a": RUNNING})
+    for starts in (2, 3):  # each counts all the same
+        a.crash()
+        await trio.sleep(1.0)
+        assert states(supervisor) == {"a": BACKING_OFF}
+        supervisor.hurry("a")
+        await wait_all_tasks_blocked()
+        assert (a.starts, states(supervisor)) == (starts, {"a": RUNNING})
+    a.crash()
+    await trio.sleep(1.0)
+    supervisor.hurry("a")
+    await wait_all_tasks_blocked()
+    assert (a.starts, states(supervisor)) == (3, {"a": FAILED})
+    assert (supervisor.has("a"), supervisor.has("nobody")) == (True, False)
+
+
 async def test_restart_overtakes_a_stop_under_way(
     around: Surroundings, nursery: trio.Nursery, puppet: Make, states: States
 ) -> None:

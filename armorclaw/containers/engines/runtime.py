@@ -266,6 +266,9 @@ class EngineRuntime:
         try:
             facts = await self.engine.inspect(found.id)
         except EngineFault as fault:
+            if fault.status != 404:
+                what = f"the engine does not show the container {found.id[:12]} of {found.name}"
+                raise refused(what, fault) from fault
             what = f"the container {found.id[:12]} of {found.name} is gone"
             raise ArmorclawError("container_not_found", what, why=fault.message) from fault
         if (facts["Config"].get("Labels") or {}).get(LABEL_AGENT) != found.name:

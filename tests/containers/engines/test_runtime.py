@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from armorclaw.containers.engines.config import container_name
-from armorclaw.containers.engines.http import Engine
+from armorclaw.containers.engines.http import Engine, EngineFault
 from armorclaw.containers.engines.runtime import EngineRuntime
 from armorclaw.containers.images.image import HostFiles
 from armorclaw.containers.printed import LogWanted
@@ -261,6 +261,26 @@ async def test_a_survivor_is_discarded(
             async with engine_runtime.adopt(left):
                 pytest.fail("it is gone")
         assert raised.value.name == "container_not_found"
+
+
+async def test_what_an_engine_does_not_show_is_not_gone(
+    engine_runtime: EngineRuntime,
+    make_spec: MakeSpec,
+    leave_survivor: LeaveSurvivor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left = leave_survivor(make_spec(WAITS, hello=False))
+
+    async def inspect(container: str) -> dict[str, Any]:
+        raise EngineFault(500, "database is locked", "GET", "/containers")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine_runtime.engine, "inspect", inspect)
+        with pytest.raises(ArmorclawError, match="database is locked") as raised:
+            await engine_runtime.discard(left)
+        assert raised.value.name == "engine_refused"
+    await engine_runtime.discard(left)
+    assert await engine_runtime.survivors(make_spec().instance) == []
 
 
 # -- hardening, as the engine has it and as it is inside

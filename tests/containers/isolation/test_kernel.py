@@ -29,13 +29,12 @@ def test_this_process() -> None:
 
 
 def test_a_tree_of_processes() -> None:
-    script = "sleep 60 & sleep 60 & wait"
-    with subprocess.Popen(["sh", "-c", f"echo & {script}"], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(["sh", "-c", "sleep 60 & sleep 60 & echo; wait"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
+        found = kernel.tree(process.pid)
         try:
-            while len(found := kernel.tree(process.pid)) < 3:
-                pass
+            assert len(found) == 3
             assert found[0] == process.pid
             assert kernel.started(process.pid) <= kernel.started(found[-1])
         finally:
