@@ -25,6 +25,7 @@ from armorclaw.containers.runtime import Runtime
 from armorclaw.containers.runtimes import Runtimes
 from armorclaw.containers.secrets import secrets_payload
 from armorclaw.containers.services import Door, Services
+from armorclaw.containers.snapshot import Library
 from armorclaw.containers.spec import ContainerSpec
 from armorclaw.containers.states import State
 from armorclaw.containers.survivors import Survivors
@@ -67,6 +68,7 @@ class Household:
         self._supervisor = supervisor
         self._survivors = survivors
         self._lifetimes = lifetimes
+        self._library = Library(services.state_dir)
         self._begun: dict[str, Begun] = {}  # by agent, what has no end yet
         self._launching: dict[str, trio.CapacityLimiter] = {}  # by kind of runtime
 
@@ -87,7 +89,9 @@ class Household:
 
     async def spec_for(self, declared: config.Agent, runtime: Runtime, socket: AgentSocket) -> ContainerSpec:
         services = self._services
-        return await spec_of(declared, runtime, socket, instance=services.instance, state_dir=services.state_dir)
+        library = await self._library.there()
+        instance, state_dir = services.instance, services.state_dir
+        return await spec_of(declared, runtime, socket, instance=instance, state_dir=state_dir, library=library)
 
     async def secrets_for(self, declared: config.Agent) -> bytearray:
         keystore = self._services.keystore

@@ -11,7 +11,7 @@ from armorclaw import config
 from armorclaw.containers.agent_socket import AgentSocket
 from armorclaw.containers.resources.data import DATA, check_room, make_data_folder
 from armorclaw.containers.runtime import Runtime
-from armorclaw.containers.snapshot import snapshot_code, snapshot_library
+from armorclaw.containers.snapshot import snapshot_code
 from armorclaw.containers.spec import SOCKET_DIR, ContainerSpec, Limits, Mount
 from armorclaw.containers.virtualenv import find_virtualenv
 from armorclaw.errors import ArmorclawError
@@ -58,14 +58,15 @@ def make_configs_folder(state_dir: Path, agent: str, uid: int) -> Path:
 
 
 async def spec_of(
-    declared: config.Agent, runtime: Runtime, socket: AgentSocket, *, instance: str, state_dir: Path
+    declared: config.Agent, runtime: Runtime, socket: AgentSocket, *, instance: str, state_dir: Path, library: Path
 ) -> ContainerSpec:
     """What is to run, down to the id of the image and the hash of the code: its digest changes when any does.
+
+    `library` is what `snapshot_library` made.
 
     Raises `image_missing`, `engine_unreachable`, `storage_failed`, `quota_exceeded` (its data folder is over the hard
     limit), and what copying the code or looking at its virtual environment raises.
     """
-    library = await trio.to_thread.run_sync(snapshot_library, state_dir)
     configs = await trio.to_thread.run_sync(make_configs_folder, state_dir, declared.name, socket.uid)
     shared = configs_folder(state_dir, config.SHARED_CONFIGS)
     data = await trio.to_thread.run_sync(make_data_folder, state_dir, declared.name, socket.uid)

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import trio
+
 import armorclaw
 from armorclaw.errors import ArmorclawError
 
@@ -51,6 +53,22 @@ def snapshot_code(source: Path, state_dir: Path) -> Path:
     if root.is_dir():
         return _published(state_dir / "code", lambda place: copier.copy_below(root, place))
     return _published(state_dir / "code", lambda place: copier.copy(root, place / source.name))
+
+
+class Library:
+    """The copy of the agent library that this bridge mounts, made once: what it has loaded itself changes no more."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._copying = trio.Lock()
+        self._copy: Path | None = None
+
+    async def there(self) -> Path:
+        """Where it is; made, or made again if somebody removed it. Raises `storage_failed`."""
+        async with self._copying:
+            if self._copy is None or not await trio.to_thread.run_sync(self._copy.is_dir):
+                self._copy = await trio.to_thread.run_sync(snapshot_library, self._state_dir)
+            return self._copy
 
 
 def snapshot_library(state_dir: Path) -> Path:

@@ -87,7 +87,10 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
         subscription = subscriptions.open(call.agent or "", params.name, wanted, start, allowed, call.peer)
         subscription.hold()
         await call.peer.nursery.start(serve, subscription, call)
-        call.peer.nursery.start_soon(_release, subscription)  # begins to run once this answer is written
+        try:
+            call.peer.nursery.start_soon(_release, subscription)  # begins to run once this answer is written
+        except RuntimeError:  # its nursery has ended, in this very moment: nobody reads the answer
+            raise ArmorclawError("unavailable", "the connection has ended") from None
         return Subscribed(subscription.id, subscription.position)
 
     @registry.method(

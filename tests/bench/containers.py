@@ -30,6 +30,7 @@ from armorclaw.containers.agent import Agent
 from armorclaw.containers.agent_socket import AgentSocket
 from armorclaw.containers.engines.http import Engine
 from armorclaw.containers.recipe import spec_of
+from armorclaw.containers.snapshot import snapshot_library
 from armorclaw.events.event import Event
 from armorclaw.testing.engines import EngineWithImage, engine_with_image, why_missing
 from armorclaw.testing.handles import AgentHandle, BridgeProcess
@@ -146,7 +147,10 @@ async def deaths(engine: EngineWithImage, rounds: int) -> list[Figure]:
             agent = house.bridge.fleet.get("patient")
             assert agent.generation is not None
             state_dir, runtime = house.bridge.config.bridge.state_dir, agent.generation.runtime
-            spec = await spec_of(agent.declared, runtime, agent.socket, instance="bare", state_dir=state_dir)
+            library = snapshot_library(state_dir)
+            spec = await spec_of(
+                agent.declared, runtime, agent.socket, instance="bare", state_dir=state_dir, library=library
+            )
             async with Engine.open(engine.socket_path) as client:
                 async with BareContainer.running(client, spec, beside) as by_hand:
                     for number in range(rounds):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
+
 from tests.cli.conftest import FakeBridge, Run
 
 NOW = int(time.time() * 1000)
@@ -69,6 +71,11 @@ AGENT: dict[str, Any] = {
     "restart_policy": {"policy": "always", "in_row": 6, "per_hour": 20, "stable": 600.0, "longest_pause": 60.0},
     "ends": [{**END, "generation": 1, "at_ms": NOW - 7_300_000, "cause": "exit", "text": "exit 3"}, END],
 }
+
+
+@pytest.fixture(autouse=True)
+def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: NOW / 1000 + 0.01)
 
 
 def shown(run: Run, fake: FakeBridge, agent: dict[str, Any]) -> str:

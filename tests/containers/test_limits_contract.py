@@ -183,12 +183,11 @@ async def test_a_fork_bomb(runtime: Runtime, make_spec: MakeSpec, door: Door) ->
     group.close()
 
 
+@pytest.mark.parametrize("runtime_kind", ["docker", "podman", "sandbox"], indirect=True)
 async def test_a_full_tmp(
     runtime: Runtime, runtime_kind: str, make_spec: MakeSpec, door: Door, tmp_path: Path
 ) -> None:
     """It is seen from outside, without a word of the agent."""
-    if runtime_kind == "process":
-        pytest.skip("its /tmp is that of the host")
     spec = make_spec(
         """
         with open("/tmp/x", "wb") as file:
@@ -285,9 +284,8 @@ async def test_what_it_leaves_there_is_not_followed(in_data: Any, folder: Path) 
     assert (size.complete, size.bytes < 100_000) == (True, True)
 
 
+@pytest.mark.parametrize("runtime_kind", ["docker", "podman", "sandbox"], indirect=True)
 async def test_only_its_own_folder_can_be_written_to(in_data: Any, runtime_kind: str) -> None:
-    if runtime_kind == "process":
-        pytest.skip("it sees the host's files")
     said = await in_data(
         """
 said = {}

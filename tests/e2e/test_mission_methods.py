@@ -203,6 +203,10 @@ def test_status(field: Field) -> None:
         "since_ms": (int, None),
         "ready": bool,
         "last_end": str,
+        "restarts": int,
+        "status": str,
+        "cpu_percent": (float, None),
+        "memory_bytes": (int, None),
         "rooms": [str],
         "account": str,
     }

@@ -265,14 +265,22 @@ class Resources:
                 pid = None
                 with trio.move_on_after(ASK_PATIENCE):
                     pid = await watch.running.main_pid()
-                async with self._turn_to_open:  # one in a turn of the loop: it takes some 0.2 ms
+                async with self._turn_to_open:
                     if pid is not None and self._watches.get(watch.agent.name) is watch:
-                        watch.pid, watch.cgroup = pid, Cgroup.of(pid)
+                        await self._open_group(watch, pid)
             except ArmorclawError:  # the state says what is wrong
                 pass
             finally:
                 watch.opening = False
             self._begin_count(watch)
+
+    async def _open_group(self, watch: _Watch, pid: int) -> None:
+        """In a thread: to be told of shortages of memory takes the kernel some 10 ms."""
+        group = await trio.to_thread.run_sync(Cgroup.of, pid)
+        if self._watches.get(watch.agent.name) is watch:
+            watch.pid, watch.cgroup = pid, group
+        elif group is not None:
+            group.close()
 
     def _begin_count(self, watch: _Watch) -> None:
         """Kills for want of memory before it was adopted are no reason for its end, and have been told."""
