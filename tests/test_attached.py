@@ -605,6 +605,6 @@ async def test_it_has_a_quota_and_is_stopped_for_going_on(armorclaw_folder: Path
                 now = 11.0
                 with pytest.raises(AgentError):
                     await agent.event("again")
-        told = [content["level"] for kind, _, content in await reports(bridge) if kind == "agent.quota"]
+        told = [content["level"] for kind, _, content in await reported(bridge, 5) if kind == "agent.quota"]
     assert told == ["soft", "hard", "stop"][: len(told)]
     assert len(told) >= 2

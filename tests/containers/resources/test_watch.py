@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 import pytest
+import structlog
 import trio
 from trio.testing import MockClock
 
@@ -328,7 +329,6 @@ async def test_one_whose_figures_are_strange_ends_nobody(
     step: str,
     autojump_clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Whichever step it is that fails for bob, ada is read."""
     strange = ValueError("strange figures")
@@ -363,19 +363,20 @@ async def test_one_whose_figures_are_strange_ends_nobody(
     monkeypatch.setattr(FakeContainer, "usage", usage)
     monkeypatch.setattr(FakeCgroup, "of", of)
     monkeypatch.setattr(module, "measure", sized)
-    await house.up(declared(), declared("bob"))
-    await house.until("running")
-    await house.until("running", agent="bob")
-    await trio.sleep(3)
-    if step in ("accounts", "take"):
-        watch = house.fleet.resources._watches["bob"]
-        if step == "take":
-            monkeypatch.setattr(
-                watch.peaks.__class__, "take", lambda peaks, _: broken() if peaks is watch.peaks else None
-            )
-        else:
-            monkeypatch.setattr(watch.cgroup, "usage", broken)
-    await trio.sleep(30)
+    with structlog.testing.capture_logs() as logs:
+        await house.up(declared(), declared("bob"))
+        await house.until("running")
+        await house.until("running", agent="bob")
+        await trio.sleep(3)
+        if step in ("accounts", "take"):
+            watch = house.fleet.resources._watches["bob"]
+            if step == "take":
+                monkeypatch.setattr(
+                    watch.peaks.__class__, "take", lambda peaks, _: broken() if peaks is watch.peaks else None
+                )
+            else:
+                monkeypatch.setattr(watch.cgroup, "usage", broken)
+        await trio.sleep(30)
     resources = house.fleet.resources
     assert trio.current_time() - last(resources).at < 1.1
     assert last(resources).data_bytes is not None
@@ -385,7 +386,7 @@ async def test_one_whose_figures_are_strange_ends_nobody(
         assert resources.last("bob") is None
         assert resources.read_now(house.fleet.get("bob")) is None or step == "take"
     assert {house.fleet.get(name).state for name in ("ada", "bob")} == {"running"}
-    assert len([each for each in caplog.messages if "figures of an agent are not known" in each]) == 1
+    assert len([each for each in logs if each["event"] == "figures of an agent are not known"]) == 1
 
 
 async def test_a_figure_that_is_too_big_is_the_most_there_is(house: FakeHouse, autojump_clock: MockClock) -> None:
