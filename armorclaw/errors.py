@@ -70,6 +70,8 @@ _ROWS = (
     ErrorKind("config_invalid", -32042, 11, False, ""),
     ErrorKind("already_running", -32043, 1, False, "stop the other bridge first"),
     ErrorKind("storage_failed", -32044, 14, True, ""),
+    ErrorKind("storage_full", -32050, 75, True, "make room on the disk of the bridge; it goes on by itself"),
+    ErrorKind("draining", -32051, 75, True, "the bridge is about to end; try again when it is back"),
     ErrorKind("storage_newer", -32045, 14, False, "install the version of armorclaw that wrote it, or newer"),
     ErrorKind("storage_corrupt", -32046, 18, False, ""),
     ErrorKind("key_file_unreadable", -32047, 14, False, ""),

@@ -27,7 +27,14 @@ from armorclaw.config.agent import (
     RuntimeName,
 )
 from armorclaw.config.checks import check_name, check_rooms, is_name
-from armorclaw.config.sections import AlertsSection, BridgeSection, LimitsSection, ServerSection
+from armorclaw.config.sections import (
+    AlertsSection,
+    BridgeSection,
+    DeliverySection,
+    EventsSection,
+    LimitsSection,
+    ServerSection,
+)
 from armorclaw.errors import ArmorclawError
 from armorclaw.layers import read_toml
 from armorclaw.structure import Fault, FaultError, converter, structure, within
@@ -48,6 +55,8 @@ __all__ = [
     "AlertsSection",
     "BridgeSection",
     "Config",
+    "DeliverySection",
+    "EventsSection",
     "LimitsSection",
     "RestartPolicy",
     "RuntimeName",
@@ -82,6 +91,8 @@ class Config:
     server: ServerSection = attrs.field(factory=ServerSection)
     limits: LimitsSection = attrs.field(factory=LimitsSection)
     alerts: AlertsSection = attrs.field(factory=AlertsSection)
+    events: EventsSection = attrs.field(factory=EventsSection)
+    delivery: DeliverySection = attrs.field(factory=DeliverySection)
     accounts: Mapping[str, Account] = attrs.field(factory=dict)
     agents: Mapping[str, Agent] = attrs.field(factory=dict)
 

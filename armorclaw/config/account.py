@@ -34,7 +34,7 @@ class Account:
 
     `user` may be `name`, `@name` or `@name:server`. In TOML the secrets are given by `password_file` and
     `access_token_file`; a program may give a Secret. What a login brings is kept in the encrypted store, so
-    neither is needed again.
+    neither is needed again. With `read_receipts`, people in the room see which messages an agent has acknowledged.
     """
 
     homeserver: str = attrs.field(validator=_homeserver)
@@ -44,6 +44,7 @@ class Account:
     password_file: Path | None = None
     access_token_file: Path | None = None
     device_id: str | None = None
+    read_receipts: bool = True
     name: str = "main"
 
     @user.validator

@@ -1,4 +1,4 @@
-"""What is true of the whole bridge: `[bridge]`, `[server]`, `[limits]`, `[alerts]`."""
+"""What is true of the whole bridge: `[bridge]`, `[server]`, `[limits]`, `[alerts]`, `[events]`, `[delivery]`."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class BridgeSection:
     `state_dir` holds the database and its key and must be the bridge's own; `runtime_dir` holds sockets. `socket` is
     by default `<runtime_dir>/bridge.sock`. `uid_base` is the uid of the first agent, where the bridge may choose one.
     `lag_alarm_ms`: a step of the bridge that holds up all others for so many milliseconds is told; 0: none is.
+    `drain_s`: seconds that a bridge asked to stop may take to finish what it has accepted.
     """
 
     state_dir: Path = attrs.field(factory=_default_state_dir)
@@ -54,6 +55,7 @@ class BridgeSection:
     engine_socket: Path | None = None
     uid_base: int = attrs.field(default=10001, validator=positive)
     lag_alarm_ms: float = attrs.field(default=20.0, validator=no_less_than_zero)
+    drain_s: float = attrs.field(default=10.0, validator=no_less_than_zero)
 
     @property
     def database(self) -> Path:
@@ -113,3 +115,28 @@ class AlertsSection:
     room: str = attrs.field(default="", validator=_alert_room)
     account: str = "main"
     severity: Literal["info", "warning", "error"] = "error"
+
+
+@attrs.frozen
+class EventsSection:
+    """How long events are kept, and how often one is given before it is given up.
+
+    `keep_days` and `keep_mb` bound the journal, whatever is acknowledged; whoever comes too late hears of the gap.
+    `erase_after_h`: hours after the last durable acknowledgement until the bodies of messages are erased. An event
+    that was given and not answered comes again after `redeliver_after_s` seconds. It becomes a dead letter once it
+    was given `max_deliveries` times, or `max_lost` times without any answer: its reader ended, or took too long.
+    """
+
+    keep_days: float = attrs.field(default=30.0, validator=positive)
+    keep_mb: float = attrs.field(default=1024.0, validator=positive)
+    erase_after_h: float = attrs.field(default=24.0, validator=no_less_than_zero)
+    redeliver_after_s: float = attrs.field(default=900.0, validator=positive)
+    max_deliveries: int = attrs.field(default=20, validator=positive)
+    max_lost: int = attrs.field(default=5, validator=positive)
+
+
+@attrs.frozen
+class DeliverySection:
+    """How long a message may wait for its homeserver: after `expire_after_h` hours it has failed."""
+
+    expire_after_h: float = attrs.field(default=24.0, validator=positive)

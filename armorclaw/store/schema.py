@@ -97,7 +97,7 @@ CREATE TABLE outbox (
     room_id TEXT NOT NULL,
     type TEXT NOT NULL,
     content BLOB NOT NULL,           -- JSON
-    state TEXT NOT NULL,             -- queued, sent, failed
+    state TEXT NOT NULL,             -- queued, unknown, sent, delivered, read, failed, cancelled
     event_id TEXT,
     reason TEXT,
     created_ms INTEGER NOT NULL,
@@ -144,8 +144,48 @@ CREATE TABLE begun (                 -- generations without an end yet: what is 
 ) WITHOUT ROWID;
 """
 
+_GUARANTEES = """
+ALTER TABLE journal ADD COLUMN severity TEXT;                    -- info, warning, error, critical; NULL: it has none
+ALTER TABLE journal ADD COLUMN erased INTEGER NOT NULL DEFAULT 0;  -- 1: its content is gone, its id stays
+CREATE INDEX journal_stored ON journal (stored_ms);
+CREATE TABLE marks (                 -- up to where every named subscription was settled, and when that was seen
+    at_ms INTEGER PRIMARY KEY,
+    floor INTEGER NOT NULL
+);
+ALTER TABLE subscriptions ADD COLUMN reserved INTEGER NOT NULL DEFAULT 0;  -- up to here it may have been given
+CREATE TABLE attempts (              -- of events given more than once and not settled
+    owner TEXT NOT NULL,
+    name TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    given INTEGER NOT NULL,          -- how often
+    lost INTEGER NOT NULL,           -- how often of those nobody answered: connection ended, or deadline passed
+    PRIMARY KEY (owner, name, seq),
+    FOREIGN KEY (owner, name) REFERENCES subscriptions (owner, name) ON DELETE CASCADE
+) WITHOUT ROWID;
+CREATE TABLE dead_letters (          -- events given up for one subscription; the journal keeps them
+    owner TEXT NOT NULL,
+    name TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL,
+    given INTEGER NOT NULL,
+    lost INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    again INTEGER NOT NULL DEFAULT 0,  -- 1: somebody wants it given once more
+    PRIMARY KEY (owner, name, seq),
+    FOREIGN KEY (owner, name) REFERENCES subscriptions (owner, name) ON DELETE CASCADE
+) WITHOUT ROWID;
+ALTER TABLE outbox ADD COLUMN tried_ms INTEGER;   -- when the first attempt that may have arrived was made
+ALTER TABLE outbox ADD COLUMN device_id TEXT;     -- by which device; homeservers know transaction ids by device
+ALTER TABLE outbox ADD COLUMN place INTEGER;      -- number in the journal of the event that told of its echo
+DROP INDEX outbox_waiting;
+CREATE INDEX outbox_waiting ON outbox (account, seq) WHERE state IN ('queued', 'unknown');
+CREATE INDEX outbox_sent ON outbox (account, event_id) WHERE event_id IS NOT NULL;
+CREATE INDEX outbox_unread ON outbox (account, room_id, place) WHERE state = 'delivered';
+"""
+
 MIGRATIONS = (
     Migration(1, "the first schema", _FIRST),
     Migration(2, "attached configs", _CONFIGS),
     Migration(3, "how agents ended", _ENDS),
+    Migration(4, "guarantees of delivery", _GUARANTEES),
 )
