@@ -11,6 +11,7 @@ uid needs it (containers/recipe.py). All here blocks: call it in a worker thread
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -23,6 +24,7 @@ import attrs
 
 from armorclaw.config import SHARED_CONFIGS, is_name
 from armorclaw.errors import ArmorclawError
+from armorclaw.store import storage_full
 
 NAME_BYTES = 255
 """What file systems allow."""
@@ -168,4 +170,6 @@ def _storing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise storage_full() from error
         raise ArmorclawError("storage_failed", "the folder of configs", why=error.strerror or "") from error

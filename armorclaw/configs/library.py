@@ -14,7 +14,7 @@ from armorclaw.configs.files import ConfigFiles, Entry, folded, is_file_name
 from armorclaw.errors import ArmorclawError
 from armorclaw.guard.audit import AuditLog
 from armorclaw.guard.limits import Quota
-from armorclaw.store import Connection, Database
+from armorclaw.store import Connection, Database, storage_full
 
 FILE_LIMIT = 16 * MIB
 """Bytes of one file."""
@@ -79,10 +79,12 @@ class Configs:
     async def attach(self, label: Label, pieces: AsyncIterable[bytes], *, by: str) -> Config:
         """Keeps a file durably, in place of one of the same name: agents see the old one or the new, whole.
 
-        Raises invalid_params, too_large, conflict, queue_full, storage_failed, and what `pieces` raises; then nothing
-        has changed.
+        Raises invalid_params, too_large, conflict, queue_full, storage_full, storage_failed, and what `pieces`
+        raises; then nothing has changed.
         """
         _check(label)
+        if self._db.full:  # before a draft takes the room that the store has just given up
+            raise storage_full()
         with self._uploads.hold("all", "the bridge"):
             return await self._attach(label, pieces, by)
 
@@ -116,7 +118,7 @@ class Configs:
             config = Config(label, Entry(label.name, draft.size, modified_ns))
             async with self._changing:
                 beside = await self._check_place(config)
-                await self._db.write(lambda db: self._remember(db, config, beside, by), durable=True)
+                await self._db.write(lambda db: self._remember(db, config, beside, by), durable=True, grows=True)
                 await trio.to_thread.run_sync(self._files.publish, draft, label.owner, label.name)
             return config
         finally:

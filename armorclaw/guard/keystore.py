@@ -96,7 +96,7 @@ class KeyStore:
             )
             self._audit.append(db, "key_stored", id=key.id, provider=key.provider, replaced=known is not None, by=by)
 
-        await self._db.write(work, durable=True)
+        await self._db.write(work, durable=True, grows=True)
         return _info(key)
 
     async def get(self, id: str, *, by: str = "bridge") -> StoredKey:  # noqa: A002 - the word of the wire

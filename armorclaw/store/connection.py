@@ -7,13 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from armorclaw.errors import ArmorclawError
+from armorclaw.store.ballast import storage_full
 
 if TYPE_CHECKING:  # sqlcipher3 is a fork of the standard module and carries no types: they have the same shape
     from sqlite3 import Connection, DatabaseError, Error, IntegrityError, connect
 else:
     from sqlcipher3.dbapi2 import Connection, DatabaseError, Error, IntegrityError, connect
 
-__all__ = ["Connection", "DatabaseError", "Error", "IntegrityError", "fatal", "open_connection", "storage_error"]
+__all__ = [
+    "Connection",
+    "DatabaseError",
+    "Error",
+    "IntegrityError",
+    "cannot_decrypt",
+    "disk_full",
+    "fatal",
+    "is_corrupt",
+    "open_connection",
+    "storage_error",
+]
 
 KEY_BYTES = 32
 """Length of the key; handed over raw, so no key derivation delays the start."""
@@ -23,6 +35,7 @@ BUSY_TIMEOUT_MS = 2000
 
 # SQLite's primary result codes (https://www.sqlite.org/rescode.html); the low byte of any extended code
 _BUSY, _LOCKED, _NOMEM, _READONLY, _IOERR, _CORRUPT, _FULL, _CANTOPEN, _NOTADB = 5, 6, 7, 8, 10, 11, 13, 14, 26
+_SHMSIZE = _IOERR | 19 << 8  # the index of the log, which all connections share, cannot grow
 
 _WHY = {
     _BUSY: "another process holds the database",
@@ -63,6 +76,7 @@ def open_connection(path: Path, key: bytes, *, read_only: bool = False) -> Conne
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA secure_delete = ON")  # what is deleted is gone, for who has the key too
         if read_only:
             connection.execute("PRAGMA query_only = ON")
     except BaseException:
@@ -73,18 +87,34 @@ def open_connection(path: Path, key: bytes, *, read_only: bool = False) -> Conne
 
 def storage_error(error: Exception, path: Path, *, doing: str) -> ArmorclawError | None:
     """What a SQLite error says about the storage; None when the SQL or its data is at fault, not the storage."""
-    code = _primary(error)
-    if code == _IOERR and _is_full(path):  # where it maps memory of a file, SQLite cannot tell
-        code = _FULL
+    code = _FULL if disk_full(error, path) else _primary(error)
     if code not in _WHY:
         return None
-    name = "storage_corrupt" if code in (_CORRUPT, _NOTADB) else "storage_failed"
+    why = f"{_WHY[code]} ({getattr(error, 'sqlite_errorname', '')})"
+    if code == _FULL and doing != "open":
+        return storage_full(why)
     return ArmorclawError(
-        name,
+        "storage_corrupt" if is_corrupt(code) else "storage_failed",
         f"cannot {doing} the database {path}",
-        why=f"{_WHY[code]} ({getattr(error, 'sqlite_errorname', '')})",
+        why=why,
         hint=_HINT.get(code, "").format(path=path),
     )
+
+
+def disk_full(error: Exception, path: Path) -> bool:
+    """Whether there is no room; where SQLite maps memory of a file it cannot tell by itself."""
+    code = _primary(error)
+    return code == _FULL or (code == _IOERR and _is_full(path))
+
+
+def cannot_decrypt(error: Exception) -> bool:
+    """Whether the beginning of the file is not that of a database, with this key."""
+    return _primary(error) == _NOTADB
+
+
+def is_corrupt(code: int) -> bool:
+    """Whether a result code, which may be an extended one, says that the file is damaged."""
+    return code & 0xFF in (_CORRUPT, _NOTADB)
 
 
 def _is_full(path: Path) -> bool:
@@ -98,11 +128,14 @@ def fatal(error: Exception) -> bool:
     """Whether the connection must not be trusted any more.
 
     After a failed fsync the kernel may forget that the pages were never written, so a later success would prove
-    nothing: the only way on is to close, open again and check.
+    nothing: the only way on is to close, open again and check. What had no room to begin with was never written.
     """
-    return _primary(error) in (_IOERR, _CORRUPT, _NOTADB)
+    return _primary(error) in (_IOERR, _CORRUPT, _NOTADB) and _code(error) != _SHMSIZE
 
 
 def _primary(error: Exception) -> int:
-    code = getattr(error, "sqlite_errorcode", 0) if isinstance(error, Error) else 0
-    return int(code) & 0xFF
+    return _code(error) & 0xFF
+
+
+def _code(error: Exception) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) if isinstance(error, Error) else 0

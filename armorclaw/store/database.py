@@ -7,7 +7,7 @@ async with Database.open(path, key) as db:
 
 from __future__ import annotations
 
-import os
+import errno
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,14 +15,19 @@ from typing import TypeVar, cast
 
 import trio
 
+from armorclaw.clock import Clock
 from armorclaw.errors import ArmorclawError, one_error
-from armorclaw.store.connection import Connection, Error, open_connection, storage_error
+from armorclaw.store.aside import SetAside, last_set_aside
+from armorclaw.store.ballast import Ballast, storage_full
+from armorclaw.store.connection import Connection, Error, disk_full, storage_error
 from armorclaw.store.lane import Job, Lane, Reading, Writing, unavailable
 from armorclaw.store.lock import only_process
-from armorclaw.store.migrate import migrate
+from armorclaw.store.opening import Opening
 from armorclaw.store.schema import MIGRATIONS, Migration
 
 T = TypeVar("T")
+
+_CLOCK = Clock()
 
 
 class Database:
@@ -34,7 +39,12 @@ class Database:
     """
 
     def __init__(
-        self, path: Path, key: Callable[[], bytes] | bytes, *, migrations: Sequence[Migration] = MIGRATIONS
+        self,
+        path: Path,
+        key: Callable[[], bytes] | bytes,
+        *,
+        migrations: Sequence[Migration] = MIGRATIONS,
+        clock: Clock = _CLOCK,
     ) -> None:
         self.path = path
         self._key = key
@@ -42,6 +52,10 @@ class Database:
         self._thread = trio.CapacityLimiter(1)  # ours alone: blocked threads elsewhere cannot hold up the store
         self._writing: Writing | None = None
         self._reading: Reading | None = None
+        self._clock = clock
+        self._ballast = Ballast(path)
+        self._aside: SetAside | None = None
+        self._suspect = False  # the last run ended on damage
 
     def __repr__(self) -> str:
         return f"<Database {self.path} {'running' if self.running else 'not running'}>"
@@ -51,19 +65,43 @@ class Database:
         """Whether calls are taken; otherwise they raise `unavailable`."""
         return self._writing is not None
 
+    @property
+    def full(self) -> bool:
+        """Whether the disk is full: writes that add to what is stored are refused until there is room again."""
+        return self._ballast.full
+
+    @property
+    def on_full(self) -> Callable[[bool], object] | None:
+        """Called on Trio's thread with True when the disk was found full, with False when it has room again.
+
+        It must not raise. Full from the start on is told when `run` begins to serve.
+        """
+        return self._ballast.on_full
+
+    @on_full.setter
+    def on_full(self, listener: Callable[[bool], object] | None) -> None:
+        self._ballast.on_full = listener
+
+    @property
+    def set_aside(self) -> SetAside | None:
+        """The last damaged file in whose place another was begun, as long as it lies where it was moved to."""
+        aside = self._aside
+        return aside if aside is not None and aside.path.exists() else None
+
     async def run(self, *, task_status: trio.TaskStatus[Database] = trio.TASK_STATUS_IGNORED) -> None:
         """Locks, opens, checks and migrates the file, reports itself started, and serves until cancelled.
 
-        When cancelled it answers everything that was handed over, then closes. Raises `already_running`,
-        `storage_newer`, `storage_corrupt` or `storage_failed` at the start; `storage_failed` or `storage_corrupt`
-        later if the disk fails, after which it may be run again: that opens and checks anew.
+        A file that is damaged is set aside, which `set_aside` tells, and a new one begun. When cancelled it answers
+        everything that was handed over, then closes. Raises `already_running`, `storage_newer`, `storage_corrupt`
+        (the key does not fit) or `storage_failed` at the start; `storage_failed` or `storage_corrupt` later if the
+        disk fails, after which it may be run again: that opens and checks anew.
         """
         if self.running:
             raise RuntimeError(f"{self!r} is running already")
         with only_process(self.path):
             connections = await trio.to_thread.run_sync(self._open, limiter=self._thread)
             try:
-                lanes = (Writing(connections[0], self.path), Reading(connections[1], self.path))
+                lanes = (Writing(connections[0], self.path, self._ballast), Reading(connections[1], self.path))
                 await self._serve(lanes, task_status)
             finally:
                 with trio.CancelScope(shield=True):  # bounded by one WAL checkpoint
@@ -74,6 +112,7 @@ class Database:
         work: Callable[[Connection], T],
         *,
         durable: bool = False,
+        grows: bool = False,
         then: Callable[[T], object] | None = None,
     ) -> T:
         """Runs `work` in the next commit and returns its result once that commit is done.
@@ -83,10 +122,17 @@ class Database:
         if this call was cancelled meanwhile; it must not raise. Cancelling never takes back a write that was handed
         over. Raises `unavailable`, `storage_failed`, `storage_corrupt`; after a failed sync the write may turn up
         all the same when the file is opened again, so whoever repeats it must do so under the same id.
+
+        With `grows` it adds to what is stored, and is refused while the disk is full: `storage_full`. Everything
+        else may still be written then, from room that was kept back; when that is used up too, it raises
+        `storage_full` as well. A disk that fills up in the middle has `work` run a second time, after its first
+        changes were taken back, so it changes nothing but the database.
         """
         if self._writing is None:
             raise unavailable()
-        return cast(T, await self._writing.do(Job(work, durable=durable, then=then)))
+        if grows and self._ballast.full:
+            raise storage_full()
+        return cast(T, await self._writing.do(Job(work, durable=durable, grows=grows, then=then)))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Runs `work` on one unchanging state of the database, which has every write that returned before.
@@ -113,84 +159,43 @@ class Database:
             async with trio.open_nursery() as nursery:
                 for lane in lanes:
                     await nursery.start(lane.run, nursery.cancel_scope)
+                nursery.start_soon(self._ballast.run)
                 self._writing, self._reading = lanes
                 task_status.started(self)
         finally:
             self._writing = self._reading = None
+            self._suspect = any(lane.failure is not None and lane.failure.name == "storage_corrupt" for lane in lanes)
         _raise_failure(lanes)
 
     def _open(self) -> tuple[Connection, Connection]:
         """Both connections, the file checked and migrated; on a thread."""
         try:
-            key = self._key() if callable(self._key) else self._key
-            if not self.path.exists():
-                self._create(key)
-            elif self.path.stat().st_size == 0:  # SQLite would take it for a new one
-                raise ArmorclawError(
-                    "storage_corrupt",
-                    f"the database {self.path} is empty",
-                    why="the file has 0 bytes, and we never leave it so",
-                    hint=f"restore it from a backup, or remove {self.path} to begin anew",
-                )
-            writer = open_connection(self.path, key)
             try:
-                self._check(writer)
-                # After a failed sync nobody knows which pages of the old log are on disk: move all of it into the
-                # database and begin a new log, lest an acknowledged commit stand behind a page that is not there.
-                writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                migrate(writer, self._migrations, self.path)
-                return writer, open_connection(self.path, key, read_only=True)
-            except BaseException:
-                writer.close()
-                raise
+                connections = self._connect()
+            except (Error, OSError) as error:
+                if not (_no_room(error, self.path) and self._ballast.give_up()):
+                    raise
+                connections = self._connect()
         except (Error, OSError) as error:
             raise self._cannot_open(error) from error
+        self._ballast.look()
+        return connections
 
-    def _create(self, key: bytes) -> None:
-        """Makes the file aside and moves it into place whole, so that an empty or half-made one is always damage."""
-        log_file = Path(f"{self.path}-wal")
-        if log_file.exists():
-            raise ArmorclawError(
-                "storage_corrupt",
-                f"the database {self.path} is missing",
-                why=f"its log {log_file} is there",
-                hint=f"restore {self.path} from a backup, or move the log away to begin anew",
-            )
-        draft = Path(f"{self.path}.new")
-        for leftover in (draft, Path(f"{draft}-wal"), Path(f"{draft}-shm")):
-            leftover.unlink(missing_ok=True)
-        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-        connection = open_connection(draft, key)
-        try:
-            migrate(connection, self._migrations, self.path)
-            connection.execute("PRAGMA journal_mode = DELETE")  # everything into the one file, or an error
-        finally:
-            connection.close()
-        draft.rename(self.path)
-        sync_directory(self.path.parent)
-
-    def _check(self, connection: Connection) -> None:
-        (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if found != "ok":
-            raise ArmorclawError(
-                "storage_corrupt",
-                f"the database {self.path} is damaged",
-                why=found,
-                hint=f"move {self.path} (with -wal and -shm) away and restore it from a backup",
-            )
+    def _connect(self) -> tuple[Connection, Connection]:
+        key = self._key() if callable(self._key) else self._key
+        opening = Opening(self.path, self._migrations)
+        writer, reader, aside = opening.connect(key, thorough=self._suspect, now_ms=self._clock.now_ms())
+        self._suspect = False
+        self._aside = aside or self._aside or last_set_aside(self.path)
+        return writer, reader
 
     def _cannot_open(self, error: Error | OSError) -> ArmorclawError:
         known = storage_error(error, self.path, doing="open")
         return known or ArmorclawError("storage_failed", f"cannot open the database {self.path}", why=str(error))
 
 
-def sync_directory(path: Path) -> None:
-    """Makes the names in a directory survive a power cut."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _no_room(error: Error | OSError, path: Path) -> bool:
+    return error.errno == errno.ENOSPC if isinstance(error, OSError) else disk_full(error, path)
 
 
 def _close(connections: Sequence[Connection]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from armorclaw.errors import ArmorclawError
 from armorclaw.store.connection import KEY_BYTES
-from armorclaw.store.database import sync_directory
+from armorclaw.store.folder import sync_directory
 
 
 def load_or_create_key(path: Path, database: Path) -> bytes:

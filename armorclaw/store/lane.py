@@ -16,7 +16,8 @@ import trio
 
 from armorclaw.errors import ArmorclawError, trace
 from armorclaw.log import get_logger
-from armorclaw.store.connection import Connection, Error, fatal, storage_error
+from armorclaw.store.ballast import Ballast, storage_full
+from armorclaw.store.connection import Connection, Error, disk_full, fatal, storage_error
 
 log = get_logger(__name__)
 
@@ -30,13 +31,19 @@ MAX_GROUP = 256
 class Job:
     """A closure on its way to the thread and back. `task` waits for it; None once it was cancelled."""
 
-    __slots__ = ("durable", "error", "task", "then", "value", "work")
+    __slots__ = ("durable", "error", "grows", "task", "then", "value", "work")
 
     def __init__(
-        self, work: Callable[[Connection], Any], *, durable: bool = False, then: Callable[[Any], object] | None = None
+        self,
+        work: Callable[[Connection], Any],
+        *,
+        durable: bool = False,
+        grows: bool = False,
+        then: Callable[[Any], object] | None = None,
     ) -> None:
         self.work = work
         self.durable = durable
+        self.grows = grows
         self.then = then
         self.task: trio.lowlevel.Task | None = None
         self.value: Any = None
@@ -159,17 +166,22 @@ class Lane(ABC):
 
     def fail_group(self, group: list[Job], error: Exception) -> ArmorclawError | None:
         """The transaction is lost, and with it every job of the group, even those whose closures went well."""
-        worst = error
-        if self._connection.in_transaction:
-            try:
-                self._connection.execute("ROLLBACK")
-            except Error as second:
-                log.error("cannot roll back", path=str(self._path), error=str(second))
-                worst = error if fatal(error) else second
+        worst = self.roll_back(error)
         for job in group:
             if job.error is None or job.error is error:
                 job.error = self._explain(worst)  # one each: a shared exception would mix up its tracebacks
         return self._explain(worst) if fatal(worst) else None
+
+    def roll_back(self, error: Exception) -> Exception:
+        """Takes back the transaction that failed with `error`; returns that, or what is worse."""
+        if not self._connection.in_transaction:
+            return error
+        try:
+            self._connection.execute("ROLLBACK")
+        except Error as second:
+            log.error("cannot roll back", path=str(self._path), error=str(second))
+            return error if fatal(error) else second
+        return error
 
     def _explain(self, error: Exception) -> ArmorclawError:
         known = storage_error(error, self._path, doing=self.doing)
@@ -235,20 +247,43 @@ class Writing(Lane):
     doing = "write to"
     max_group = MAX_GROUP
 
-    def __init__(self, connection: Connection, path: Path) -> None:
+    def __init__(self, connection: Connection, path: Path, ballast: Ballast) -> None:
         super().__init__(connection, path)
+        self._ballast = ballast
         self._full: bool | None = None
 
     def serve_group(self, group: list[Job]) -> ArmorclawError | None:
+        admitted = self._admit(group)
         try:
-            self._synchronous(any(job.durable for job in group))
-            self._connection.execute("BEGIN IMMEDIATE")
-            for job in group:
-                self._apply(job)
-            self._connection.execute("COMMIT")
+            self._commit(admitted)
         except Exception as error:  # noqa: BLE001 - whatever it was, everyone gets an answer
-            return self.fail_group(group, error)
+            if not disk_full(error, self._path) or not self._ballast.give_up() or fatal(error):
+                return self.fail_group(admitted, error)
+            worst = self.roll_back(error)
+            if fatal(worst):
+                return self.fail_group(admitted, worst)
+            for job in admitted:
+                job.value = job.error = None
+            return self.serve_group(admitted)  # there is no second file to give up, so this ends
         return None
+
+    def _admit(self, group: list[Job]) -> list[Job]:
+        """Those that may be written now: all, unless the disk is full."""
+        if not any(job.grows for job in group) or not self._ballast.low():
+            return group
+        for job in group:
+            if job.grows:
+                job.error = storage_full()
+        return [job for job in group if not job.grows]
+
+    def _commit(self, group: list[Job]) -> None:
+        if not group:
+            return
+        self._synchronous(any(job.durable for job in group))
+        self._connection.execute("BEGIN IMMEDIATE")
+        for job in group:
+            self._apply(job)
+        self._connection.execute("COMMIT")
 
     def _synchronous(self, full: bool) -> None:
         """FULL: on disk when the commit returns. NORMAL: survives our death, but not a power cut right after.

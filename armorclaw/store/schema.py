@@ -147,7 +147,11 @@ CREATE TABLE begun (                 -- generations without an end yet: what is 
 _GUARANTEES = """
 ALTER TABLE journal ADD COLUMN severity TEXT;                    -- info, warning, error, critical; NULL: it has none
 ALTER TABLE journal ADD COLUMN erased INTEGER NOT NULL DEFAULT 0;  -- 1: its content is gone, its id stays
-CREATE INDEX journal_stored ON journal (stored_ms);
+CREATE INDEX journal_bodies ON journal (seq) WHERE erased = 0 AND room_id IS NOT NULL;  -- what may be erased
+CREATE TABLE trimmed (               -- one row
+    seq INTEGER NOT NULL             -- retention has deleted the journal up to here
+);
+INSERT INTO trimmed SELECT coalesce(min(seq), 1) - 1 FROM journal;
 CREATE TABLE marks (                 -- up to where every named subscription was settled, and when that was seen
     at_ms INTEGER PRIMARY KEY,
     floor INTEGER NOT NULL
@@ -175,12 +179,15 @@ CREATE TABLE dead_letters (          -- events given up for one subscription; th
     FOREIGN KEY (owner, name) REFERENCES subscriptions (owner, name) ON DELETE CASCADE
 ) WITHOUT ROWID;
 ALTER TABLE outbox ADD COLUMN tried_ms INTEGER;   -- when the first attempt that may have arrived was made
-ALTER TABLE outbox ADD COLUMN device_id TEXT;     -- by which device; homeservers know transaction ids by device
+ALTER TABLE outbox ADD COLUMN device_id TEXT;     -- which makes the attempts; NULL: there were none
 ALTER TABLE outbox ADD COLUMN place INTEGER;      -- number in the journal of the event that told of its echo
 DROP INDEX outbox_waiting;
 CREATE INDEX outbox_waiting ON outbox (account, seq) WHERE state IN ('queued', 'unknown');
 CREATE INDEX outbox_sent ON outbox (account, event_id) WHERE event_id IS NOT NULL;
 CREATE INDEX outbox_unread ON outbox (account, room_id, place) WHERE state = 'delivered';
+UPDATE outbox SET device_id = (SELECT device_id FROM accounts WHERE name = outbox.account),
+    tried_ms = iif(attempts > 0, created_ms, NULL)  -- whether one of them may have arrived, nobody wrote down
+    WHERE state = 'queued' OR (state = 'failed' AND reason LIKE 'not sent within%');
 """
 
 MIGRATIONS = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import AsyncIterator, Iterable
 from functools import partial
 from pathlib import Path
@@ -207,4 +209,24 @@ async def test_a_store_that_refuses_keeps_the_old_file(
 
     monkeypatch.setattr(db, "write", full)
     assert (await refusal(configs, Label("a", "ada"), b"new")).name == "storage_failed"
+    assert (root / "ada" / "a").read_bytes() == b"old"
+
+
+async def test_on_a_full_disk_not_even_a_draft_is_written(configs: Configs, db: Database, root: Path) -> None:
+    await attach(configs, "a", data=[b"old"])
+    db._ballast.full = True
+    assert (await refusal(configs, Label("a", "ada"), b"new")).name == "storage_full"
+    assert (root / "ada" / "a").read_bytes() == b"old"
+
+
+async def test_a_disk_that_fills_up_under_a_draft(
+    configs: Configs, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    await attach(configs, "a", data=[b"old"])
+    monkeypatch.setattr(os, "fsync", no_room)
+    assert (await refusal(configs, Label("a", "ada"), b"new")).name == "storage_full"
+    monkeypatch.undo()
     assert (root / "ada" / "a").read_bytes() == b"old"

@@ -142,7 +142,7 @@ def test_the_disk_fills_up_and_is_freed_again(spawn: Spawn, path: Path) -> None:
         """,
         prefix=(*unshare, "sh", "-c", script, str(path.parent)),
     )
-    assert line(child) == "storage_failed True the disk is full (SQLITE_FULL)"
+    assert line(child) == "storage_full True the disk is full (SQLITE_FULL)"
     assert line(child) == "readable True True"
     assert line(child) == "writable True"
     assert line(child) == "kept True"
