@@ -14,8 +14,13 @@ CONTENT_LIMIT = 64 * 1024
 KEY_LIMIT = 300
 """Characters of an idempotency key: a Matrix event id has up to 255, and the number of a reply comes behind it."""
 
-State = Literal["queued", "sent", "failed", "cancelled"]
-"""Cancelled: taken back before any attempt could have reached the homeserver."""
+State = Literal["queued", "unknown", "sent", "delivered", "read", "failed", "cancelled"]
+"""Unknown: it waits as a queued one does, but an attempt may have reached the homeserver. Sent: the homeserver has
+it. Delivered: it came back in our own sync. Read: somebody's receipt covers it. Cancelled: taken back before any
+attempt could have arrived."""
+
+WAITING: tuple[State, ...] = ("queued", "unknown")
+"""The states in which a message is still to be sent."""
 
 
 @attrs.frozen
@@ -44,7 +49,7 @@ class Outgoing:
 
 @attrs.frozen
 class Delivery:
-    """What became of a message. `reason` says why it failed or, while it is queued, why the last attempt did.
+    """What became of a message. `reason` says why it failed or, while it waits, why the last attempt did.
 
     `txn_id` is the Matrix transaction id of every attempt. Times are milliseconds since the epoch.
     """
@@ -63,5 +68,20 @@ class Delivery:
     settled_ms: int | None = None
     seq: int = 0
     """Its place in the order of acceptance, which is the order of sending within a room."""
+    idempotency_key: str | None = None
+    tried_ms: int | None = None
+    """When the first of the attempts was made that may have arrived without our knowing; None: there are none."""
+    device_id: str | None = None
+    """The device that made these, or makes the next. On disk before any attempt, so None there means no attempt."""
     in_doubt: bool = False
-    """Of one that is queued: whether an attempt is under way, or may have reached the homeserver all the same."""
+    """Of one that waits: whether an attempt is under way, or may have reached the homeserver all the same."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it is still to be sent."""
+        return self.state in WAITING
+
+    @property
+    def may_be_seen(self) -> bool:
+        """Of one that failed: whether it may be in the room all the same."""
+        return self.tried_ms is not None

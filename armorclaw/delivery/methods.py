@@ -33,7 +33,8 @@ def register(registry: Registry, outbox: Outbox) -> None:
     async def retry(call: Call, params: WhichDelivery) -> DeliveryShown:
         """Try a failed message again, or one that waits now.
 
-        It keeps its transaction id. What may have been seen already is not tried again, nor what was cancelled.
+        It keeps its transaction id. What may have been seen already is looked for in its room first. What was
+        cancelled stays so.
         """
         return _shown(await outbox.retry(params.delivery_id, by=f"uid {call.uid}"))
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
+from functools import partial
 
 import attrs
 import trio
 
 from armorclaw.clock import Surroundings
+from armorclaw.config import DeliverySection
+from armorclaw.delivery import rows
+from armorclaw.delivery.failures import Alarm, FailureAlerts
+from armorclaw.delivery.flights import Flights
 from armorclaw.delivery.message import Delivery, Outgoing, State
-from armorclaw.delivery.sender import EXPIRED, Sender
+from armorclaw.delivery.news import news_of
+from armorclaw.delivery.receipts import TXN_PREFIX, Receipts
+from armorclaw.delivery.sender import Sender
 from armorclaw.delivery.transport import Transport
+from armorclaw.delivery.waiting import Waiting
 from armorclaw.errors import ArmorclawError
+from armorclaw.events.event import Event
+from armorclaw.events.journal import Journal
 from armorclaw.guard.audit import AuditLog
 from armorclaw.log import get_logger
 from armorclaw.store import Connection, Database
@@ -20,39 +30,6 @@ from armorclaw.store import Connection, Database
 __all__ = ["Delivery", "Outbox", "Outgoing"]
 
 log = get_logger(__name__)
-
-ACCOUNT_LIMIT = 10_000
-"""Queued messages of one account: what a homeserver that is away for hours may cost, in rows."""
-
-AGENT_LIMIT = 1_000
-"""Queued messages of one agent, so that a babbling one does not use up its account."""
-
-# ruff: noqa: S608 - the statements below are put together from constants
-_COLUMNS = (
-    "delivery_id, txn_id, account, agent, room_id, type, state, created_ms, event_id, reason, attempts,"
-    " settled_ms, seq"
-)
-_INSERT = (
-    "INSERT INTO outbox (delivery_id, txn_id, account, agent, idempotency_key, room_id, type, content, state,"
-    " created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'queued', ?)"
-)
-_BY_ID = f"SELECT {_COLUMNS} FROM outbox WHERE delivery_id = ?"
-_BY_KEY = f"SELECT {_COLUMNS} FROM outbox WHERE agent = ? AND idempotency_key = ?"
-_QUEUED = f"SELECT {_COLUMNS} FROM outbox WHERE state = 'queued' ORDER BY seq"
-_CONTENT = "SELECT content FROM outbox WHERE seq = ? AND state = 'queued'"
-_ATTEMPTED = "UPDATE outbox SET attempts = ?, reason = ? WHERE seq = ? AND state = 'queued'"
-_REQUEUE = (
-    "UPDATE outbox SET state = 'queued', content = ?, reason = NULL, attempts = 0, settled_ms = NULL, created_ms = ?,"
-    " seq = ? WHERE seq = ?"
-)
-_SETTLE = (
-    "UPDATE outbox SET state = ?1, event_id = ?2, reason = ?3, attempts = ?4, settled_ms = ?5,"
-    " content = iif(?1 = 'failed', content, x'') WHERE seq = ?6 AND state = 'queued'"
-)
-_LATEST = (
-    f"SELECT {_COLUMNS} FROM outbox WHERE (?1 IS NULL OR agent = ?1) AND (?2 IS NULL OR state = ?2)"
-    " AND (?3 IS NULL OR room_id = ?3) ORDER BY seq DESC LIMIT ?4"
-)
 
 
 def no_delivery(delivery_id: str) -> ArmorclawError:
@@ -64,21 +41,34 @@ def no_delivery(delivery_id: str) -> ArmorclawError:
 class Outbox:
     """Accepts messages at any time; sends those of an account while somebody calls `serve` for it.
 
-    What is queued is known here without its content, as of the last commit; the store has the rest.
+    What waits is known here without its content, as of the last commit; the store has the rest. Each change of a
+    message's state is an event of type `delivery` in the journal, in the same transaction. `receipts` is for syncs.
     """
 
-    def __init__(self, db: Database, audit: AuditLog, around: Surroundings) -> None:
+    def __init__(
+        self,
+        db: Database,
+        audit: AuditLog,
+        journal: Journal,
+        around: Surroundings,
+        section: DeliverySection | None = None,
+        alarm: Alarm | None = None,
+    ) -> None:
+        self.told: Counter[State] = Counter()
+        """How many messages have come to each state since the start."""
+        self.receipts = Receipts(around.clock, self._came_back)
         self._db = db
         self._audit = audit
+        self._journal = journal
         self._around = around
-        self._queued: dict[str, Delivery] = {}  # by delivery id, in order of acceptance
-        self._per_account: Counter[str] = Counter()
-        self._per_agent: Counter[str] = Counter()
-        self._loaded = False
+        self._expire_ms = (section or DeliverySection()).expire_after_h * 3_600_000
+        self._failures = FailureAlerts(alarm)
+        self._waiting = Waiting()
+        self._loaded: set[str] = set()
         self._loading = trio.Lock()
-        self._waiting: dict[str, trio.lowlevel.ParkingLot] = {}
         self._cancelling: dict[str, trio.Event] = {}
         self._senders: dict[str, Sender] = {}
+        self._flights = Flights()
 
     async def enqueue(self, out: Outgoing) -> Delivery:
         """Accepts a message: when this returns, it and its transaction id survive a power cut.
@@ -88,77 +78,82 @@ class Outbox:
         `queue_full` and what the store raises; cancelled, the message may or may not be accepted, which the same key
         tells.
         """
-        await self._load()
-        if self._full(out.account, out.agent):
+        await self._load(out.account)
+        if self._waiting.is_full(out.account, out.agent):
             return await self._earlier(out)
+        now = self._around.clock.now_ms()
+        stamp = f"{now:011x}"  # ids that come in order touch one page of their index, not one each
         delivery = Delivery(
-            delivery_id=f"d_{secrets.token_urlsafe(12)}",
-            txn_id=f"ac_{secrets.token_urlsafe(18)}",
+            delivery_id=f"d_{stamp}{secrets.token_urlsafe(9)}",
+            txn_id=f"{TXN_PREFIX}{stamp}{secrets.token_urlsafe(12)}",
             account=out.account,
             agent=out.agent,
             room_id=out.room_id,
             type=out.type,
             state="queued",
-            created_ms=self._around.clock.now_ms(),
+            created_ms=now,
+            idempotency_key=out.idempotency_key,
+            device_id=self._device(out.account),
         )
 
         def work(conn: Connection) -> Delivery:
-            if out.idempotency_key is not None:
-                row = conn.execute(_BY_KEY, (out.agent, out.idempotency_key)).fetchone()
-                if row is not None:
-                    return self._again(conn, Delivery(*row), out)
-            return self._insert(conn, delivery, out)
+            earlier = rows.earlier(conn, out)
+            if earlier is None:
+                return self._insert(conn, delivery, out.content)
+            if earlier.state != "failed" or earlier.may_be_seen:
+                return earlier
+            return rows.requeue(conn, _anew(earlier, now, delivery.device_id), out.content)
 
         def then(stored: Delivery) -> None:
-            if stored.state == "queued" and stored.delivery_id not in self._queued:
+            if stored.waiting and stored.delivery_id not in self._waiting:
                 self._accepted(stored, out.content)
 
-        return await self._db.write(work, durable=True, then=then)
+        return await self._db.write(work, durable=True, grows=True, then=then)
 
     async def status(self, delivery_id: str) -> Delivery:
         """What became of a message so far. Raises `not_found`."""
-        await self._load()
-        queued = self._queued.get(delivery_id)
-        if queued is not None:
-            return queued
-        row = await self._db.read(lambda conn: conn.execute(_BY_ID, (delivery_id,)).fetchone())
-        if row is None:
+        known = self._waiting.get(delivery_id)
+        if known is not None:
+            return known
+        found = await self._db.read(partial(rows.by_id, delivery_id=delivery_id))
+        if found is None:
             raise no_delivery(delivery_id)
-        return Delivery(*row)
+        if found.waiting and found.account not in self._loaded:  # whether it is in doubt only the whole queue tells
+            await self._load(found.account)
+            return self._waiting.get(delivery_id) or found
+        return found
 
     async def latest(
         self, limit: int, *, agent: str | None = None, state: State | None = None, room_id: str | None = None
     ) -> list[Delivery]:
         """The last messages that were accepted, the newest first; `agent` "" is the operator, None is all."""
-        row = (agent, state, room_id, limit)
-        return await self._db.read(lambda conn: [Delivery(*found) for found in conn.execute(_LATEST, row)])
+        return await self._db.read(lambda conn: rows.latest(conn, limit, agent, state, room_id))
 
     async def retry(self, delivery_id: str, *, by: str) -> Delivery:
         """Queue a failed message once more, under its transaction id; one that waits is tried at once.
 
-        Raises not_found, queue_full, and conflict for one that was sent, taken back, or may have been seen.
+        One that may have been seen is looked for in its room before it is sent again. Raises not_found, queue_full,
+        and conflict for one that was sent or taken back.
         """
         earlier = await self.status(delivery_id)
-        if earlier.state == "queued":
+        if earlier.waiting:
             self.hurry(earlier.account)
             return earlier
-        if self._full(earlier.account, earlier.agent):
-            raise self._queue_full(earlier.account, earlier.agent, earlier.room_id)
+        if self._waiting.is_full(earlier.account, earlier.agent):
+            raise self._waiting.refusal(earlier.account, earlier.agent, earlier.room_id)
+        now, device_id = self._around.clock.now_ms(), self._device(earlier.account)
 
         def work(conn: Connection) -> tuple[Delivery, bytes]:
-            known = Delivery(*conn.execute(_BY_ID, (delivery_id,)).fetchone())
-            (content,) = conn.execute("SELECT content FROM outbox WHERE seq = ?", (known.seq,)).fetchone()
-            if known.state != "failed":
+            known = rows.by_id(conn, delivery_id)
+            if known is None:  # retention deleted it in this moment
+                raise no_delivery(delivery_id)
+            content = rows.body(conn, known.seq)
+            if known.state != "failed" or not content:
                 raise _conflict(known, f"it is {known.state}")
-            if not _may_try_again(known) or not content:
-                raise _conflict(known, known.reason or "", "look into the room, and send it anew if it is not there")
             self._audit.append(conn, "message.retried", delivery_id=delivery_id, by=by)
-            return self._requeue(conn, known, content), content
+            return rows.requeue(conn, _anew(known, now, device_id), content), content
 
-        def then(queued: tuple[Delivery, bytes]) -> None:
-            self._accepted(*queued)
-
-        again, _ = await self._db.write(work, durable=True, then=then)
+        again, _ = await self._db.write(work, durable=True, then=lambda queued: self._accepted(*queued))
         return again
 
     async def cancel(self, delivery_id: str, *, by: str) -> Delivery:
@@ -167,21 +162,23 @@ class Outbox:
         Raises not_found, and conflict for one that is sent or failed, or in doubt.
         """
         settled = await self.status(delivery_id)
-        delivery = self._queued.get(delivery_id)
+        delivery = self._waiting.get(delivery_id)
         if delivery is None:
             raise _conflict(settled, f"it is {settled.state}")
         if delivery.in_doubt or delivery_id in self._cancelling:
             raise _conflict(delivery, "an attempt is under way, or may have reached the homeserver")
-        d = attrs.evolve(delivery, state="cancelled", reason=None, settled_ms=self._around.clock.now_ms())
+        now = self._around.clock.now_ms()
+        d = attrs.evolve(delivery, state="cancelled", reason=None, settled_ms=now)
 
-        def work(conn: Connection) -> None:
-            conn.execute(_SETTLE, (d.state, None, None, d.attempts, d.settled_ms, d.seq))
+        def work(conn: Connection) -> list[Event]:
+            rows.settle(conn, d)
             self._audit.append(conn, "message.cancelled", delivery_id=delivery_id, agent=d.agent, by=by)
+            return self._journal.append(conn, [news_of(d, now)])
 
         self._cancelling[delivery_id] = trio.Event()
         try:
             with trio.CancelScope(shield=True):  # its sender waits for what comes of it; the store always answers
-                await self._db.write(work, durable=True, then=lambda _: self._settled(d))
+                await self._db.write(work, durable=True, then=lambda events: self._settled(d, events))
         finally:
             self._cancelling.pop(delivery_id).set()
         return d
@@ -189,12 +186,12 @@ class Outbox:
     async def settled(self, delivery_id: str, timeout: float) -> Delivery:
         """Waits until a message is sent or failed, at most `timeout` seconds; returns what became of it so far.
 
-        Raises `not_found`.
+        While the outbox is held, it does not wait for what is not under way. Raises `not_found`.
         """
-        await self._load()
+        await self.status(delivery_id)  # so that its queue is in memory
         with trio.move_on_after(timeout):
-            while delivery_id in self._queued:
-                await self._waiting.setdefault(delivery_id, trio.lowlevel.ParkingLot()).park()
+            while delivery_id in self._waiting and (not self._flights.held or delivery_id in self._flights):
+                await self._waiting.change(delivery_id)
         return await self.status(delivery_id)
 
     async def serve(
@@ -202,18 +199,17 @@ class Outbox:
     ) -> None:
         """Sends the account's messages through `transport` until cancelled: oldest first, in order within a room.
 
-        A message that cannot be sent now holds up its own room only. Whatever is queued when this ends is sent by
+        A message that cannot be sent now holds up its own room only. Whatever waits when this ends is sent by
         the next call, under the same transaction ids. Raises what the store raises at the start; later it waits for
         the store to come back.
         """
-        await self._load()
+        await self._load(account)
         if account in self._senders:
             raise ArmorclawError("conflict", f"account {account!r}", why="its messages are being sent already")
-        sender = self._senders[account] = Sender(transport, self, self._around)
+        sender = self._senders[account] = Sender(transport, self, self._around, self._expire_ms)
         try:
-            await sender.run(
-                lambda: [one for one in self._queued.values() if one.account == account], task_status=task_status
-            )
+            await self._claim_all(account, sender.device_id)
+            await sender.run(partial(self._waiting.of, account), task_status=task_status)
         finally:
             del self._senders[account]
 
@@ -223,143 +219,204 @@ class Outbox:
         if sender is not None:
             sender.hurry()
 
+    # --- for the end of the bridge, and for figures ---
+
+    def hold(self) -> None:
+        """No new attempts begin, until `release`; what is accepted waits on disk. Attempts under way go on."""
+        if not self._flights.held:
+            self._flights.hold()
+            self._waiting.wake()
+
+    def release(self) -> None:
+        self._flights.release()
+
+    def in_flight(self, account: str | None = None) -> int:
+        """How many attempts are under way, or what came of them is being written down; of one account, or of all."""
+        return self._flights.count(account)
+
+    async def idle(self) -> None:
+        """Returns once nothing is in flight. That stays so if the outbox is held."""
+        await self._flights.idle()
+
+    def lengths(self) -> dict[str, int]:
+        """How many messages wait, by account."""
+        return self._waiting.lengths()
+
     # --- what the sender needs ---
 
     async def content(self, delivery: Delivery) -> bytes | None:
-        """The body of a message; None if it is queued no more, since an earlier sender settled it after all."""
-        row = await self._db.read(lambda conn: conn.execute(_CONTENT, (delivery.seq,)).fetchone())
-        return None if row is None else row[0]
+        """The body of a message; None if it waits no more, as an echo or an earlier sender settled it after all."""
+        found = await self._db.read(partial(rows.content, seq=delivery.seq))
+        if found is None:
+            self._waiting.remove(delivery.delivery_id)
+        return found
+
+    async def claim(self, delivery: Delivery, device_id: str) -> None:
+        """Writes down which device is about to send a message."""
+        await self._db.write(partial(rows.claim, device_id=device_id, seqs=[delivery.seq]))
 
     async def begin(self, delivery: Delivery) -> bool:
         """Whether to make the attempt: not if it was taken back, which is waited for if it is being tried."""
-        while (cancelling := self._cancelling.get(delivery.delivery_id)) is not None:
-            await cancelling.wait()
-        self._note(delivery)
-        return delivery.delivery_id in self._queued
+        delivery_id = delivery.delivery_id
+        while self._flights.held or delivery_id in self._cancelling:
+            await self._flights.released()
+            if (cancelling := self._cancelling.get(delivery_id)) is not None:
+                await cancelling.wait()
+        if delivery_id not in self._waiting:
+            return False
+        self._flights.begin(delivery_id, delivery.account)
+        return True
 
-    async def attempted(self, delivery: Delivery) -> None:
-        """Keeps the count and the reason of an attempt that must be repeated."""
-        row = (delivery.attempts, delivery.reason, delivery.seq)
-        await self._db.write(lambda conn: conn.execute(_ATTEMPTED, row), then=lambda _: self._note(delivery))
+    def note(self, delivery: Delivery) -> None:
+        self._waiting.note(delivery)
+
+    def end(self, delivery: Delivery) -> None:
+        self._flights.end(delivery.delivery_id)
+        if self._flights.held:
+            self._waiting.wake()
+
+    async def claimed(self, account: str, event_id: str) -> bool:
+        return await self._db.read(lambda conn: rows.by_event(conn, account, event_id)) is not None
+
+    async def attempted(self, delivery: Delivery) -> bool:
+        """Keeps the count and the reason of an attempt that must be repeated, and whether it may have arrived.
+
+        False if it is not to be repeated: the message came back meanwhile.
+        """
+
+        def work(conn: Connection) -> list[Event]:
+            turned = rows.attempted(conn, delivery)
+            return self._journal.append(conn, [news_of(delivery, self._around.clock.now_ms())]) if turned else []
+
+        def then(events: list[Event]) -> None:
+            self._waiting.note(delivery)
+            self._tell(events, "unknown")
+
+        await self._db.write(work, then=then)
+        return delivery.delivery_id in self._waiting
 
     async def settle(self, delivery: Delivery) -> None:
         """Keeps the end of a message, and its body only if it failed: then somebody may want it tried again.
 
         Need not survive a power cut: sent again under the same transaction id, it is the same event.
         """
-        d = attrs.evolve(delivery, settled_ms=self._around.clock.now_ms())
-        row = (d.state, d.event_id, d.reason, d.attempts, d.settled_ms, d.seq)
+        now = self._around.clock.now_ms()
+        d = attrs.evolve(delivery, settled_ms=now)
 
-        def work(conn: Connection) -> None:
-            conn.execute(_SETTLE, row)
-            if d.state == "failed":
-                self._audit.append(
-                    conn,
-                    "message.failed",
-                    delivery_id=d.delivery_id,
-                    account=d.account,
-                    agent=d.agent,
-                    room_id=d.room_id,
-                )
+        def work(conn: Connection) -> tuple[Delivery, list[Event]]:
+            came_back = d.state == "sent" and self.receipts.strayed(d.account, d.event_id or "")
+            known = attrs.evolve(d, state="delivered") if came_back else d
+            if not rows.settle(conn, known):
+                return known, []  # its echo was faster
+            new = self._journal.append(conn, [news_of(known, now)])
+            if came_back and known.event_id is not None:
+                rows.put_in_place(conn, known.account, known.event_id, new[0].seq)
+            if known.state == "failed":
+                ids = {"delivery_id": d.delivery_id, "account": d.account, "agent": d.agent, "room_id": d.room_id}
+                self._audit.append(conn, "message.failed", **ids)
+            return known, new
 
-        await self._db.write(work, then=lambda _: self._settled(d))
+        known, new = await self._db.write(work, then=lambda result: self._settled(*result))
+        if known.state == "failed" and new:
+            await self._failures.tell(known)
 
     # --- memory follows the commits ---
 
-    async def _load(self) -> None:
-        if self._loaded:
-            return
-        async with self._loading:
-            if not self._loaded:
-                rows = await self._db.read(lambda conn: [Delivery(*row) for row in conn.execute(_QUEUED)])
-                rooms: set[tuple[str, str]] = set()
-                for row in rows:
-                    # of each room the first may have been under way when the bridge before this one ended
-                    room = (row.account, row.room_id)
-                    delivery = attrs.evolve(row, in_doubt=row.attempts > 0 or room not in rooms)
-                    rooms.add(room)
-                    self._count(delivery, 1)
-                    self._queued[delivery.delivery_id] = delivery
-                self._loaded = True
+    async def _load(self, account: str) -> None:
+        """What the bridge before this one has left of an account."""
+        if account not in self._loaded:
+            async with self._loading:
+                if account not in self._loaded:
+                    await self._read_all(account)
+                    self._loaded.add(account)
 
-    def _insert(self, conn: Connection, delivery: Delivery, out: Outgoing) -> Delivery:
-        d = delivery
-        row = (d.delivery_id, d.txn_id, d.account, d.agent, out.idempotency_key, d.room_id, d.type, out.content)
-        seq = conn.execute(_INSERT, (*row, d.created_ms)).lastrowid
-        assert seq is not None
-        self._audit.append(
-            conn, "message.accepted", delivery_id=d.delivery_id, account=d.account, agent=d.agent, room_id=d.room_id
-        )
-        return attrs.evolve(delivery, seq=seq)
+    async def _read_all(self, account: str) -> None:
+        """A page at a time: a queue of many thousands must not hold up the event loop."""
+        found: list[Delivery] = []
+        rooms: set[str] = set()
+        after = 0
+        while page := await self._db.read(partial(rows.waiting, account=account, after=after)):
+            found += [_as_found(delivery, rooms) for delivery in page]
+            after = page[-1].seq
+        for delivery in found:
+            self._waiting.add(delivery)
 
-    def _again(self, conn: Connection, earlier: Delivery, out: Outgoing) -> Delivery:
-        """Queue what the homeserver refused once more; what may have reached it after all stays as it is."""
-        return self._requeue(conn, earlier, out.content) if _may_try_again(earlier) else earlier
+    async def _claim_all(self, account: str, device_id: str) -> None:
+        """What was accepted without a session, and so never tried, is this device's from now on; what another device
+        has left behind becomes so one by one, when its turn comes."""
+        fresh = [each for each in self._waiting.of(account) if each.device_id is None]
+        for start in range(0, len(fresh), rows.PAGE):
+            part = fresh[start : start + rows.PAGE]
+            await self._db.write(partial(rows.claim, device_id=device_id, seqs=[each.seq for each in part]))
+            for each in part:
+                self._waiting.note(attrs.evolve(each, device_id=device_id))
 
-    def _requeue(self, conn: Connection, earlier: Delivery, content: bytes) -> Delivery:
-        """At the end of its room's queue, and so with a new place in the order."""
-        (last,) = conn.execute("SELECT max(seq) FROM outbox").fetchone()
-        again = attrs.evolve(
-            earlier,
-            state="queued",
-            reason=None,
-            attempts=0,
-            settled_ms=None,
-            created_ms=self._around.clock.now_ms(),
-            seq=last + 1,
-        )
-        conn.execute(_REQUEUE, (content, again.created_ms, again.seq, earlier.seq))
-        return again
+    def _device(self, account: str) -> str | None:
+        sender = self._senders.get(account)
+        return None if sender is None else sender.device_id
+
+    def _insert(self, conn: Connection, delivery: Delivery, content: bytes) -> Delivery:
+        stored = rows.insert(conn, delivery, content)
+        ids = {"delivery_id": stored.delivery_id, "account": stored.account, "agent": stored.agent}
+        self._audit.append(conn, "message.accepted", **ids, room_id=stored.room_id)
+        return stored
 
     def _accepted(self, delivery: Delivery, content: bytes) -> None:
-        self._count(delivery, 1)
-        self._queued[delivery.delivery_id] = delivery
+        self._waiting.add(delivery)
+        self.told["queued"] += 1
         sender = self._senders.get(delivery.account)
         if sender is not None:
-            sender.add(delivery, content)
+            sender.handover.put(delivery, content)
 
-    def _note(self, delivery: Delivery) -> None:
-        if delivery.delivery_id in self._queued:
-            self._queued[delivery.delivery_id] = delivery
-
-    def _settled(self, delivery: Delivery) -> None:
-        if self._queued.pop(delivery.delivery_id, None) is not None:
-            self._count(delivery, -1)
-        lot = self._waiting.pop(delivery.delivery_id, None)
-        if lot is not None:
-            lot.unpark_all()
-        if delivery.state == "failed":
+    def _settled(self, delivery: Delivery, events: list[Event]) -> None:
+        self._waiting.remove(delivery.delivery_id)
+        self._tell(events, delivery.state)
+        if delivery.state == "failed" and events:
             log.warning("message failed", delivery_id=delivery.delivery_id, why=delivery.reason)
 
-    def _count(self, delivery: Delivery, by: int) -> None:
-        self._per_account[delivery.account] += by
-        self._per_agent[delivery.agent] += by
+    def _came_back(self, delivery_id: str, state: State) -> None:
+        """A sync has told of a message: its sender need not try it again."""
+        self.told[state] += 1
+        known = self._waiting.remove(delivery_id)
+        if known is not None and (sender := self._senders.get(known.account)) is not None:
+            sender.drop(known)
 
-    def _full(self, account: str, agent: str) -> bool:
-        """By what is committed: those on their way to the store at this moment, bounded by its queue, come on top."""
-        limited = agent != "" and self._per_agent[agent] >= AGENT_LIMIT
-        return limited or self._per_account[account] >= ACCOUNT_LIMIT
+    def _tell(self, events: list[Event], state: State) -> None:
+        self.told[state] += len(events)
+        self._journal.publish(events)
 
     async def _earlier(self, out: Outgoing) -> Delivery:
         """With a full queue, a message that was accepted before still has its answer."""
-        if out.idempotency_key is not None:
-            key = (out.agent, out.idempotency_key)
-            row = await self._db.read(lambda conn: conn.execute(_BY_KEY, key).fetchone())
-            if row is not None:
-                return Delivery(*row)
-        raise self._queue_full(out.account, out.agent, out.room_id)
-
-    def _queue_full(self, account: str, agent: str, room_id: str) -> ArmorclawError:
-        whose, limit = f"agent {agent!r}", AGENT_LIMIT
-        if self._per_account[account] >= ACCOUNT_LIMIT:
-            whose, limit = f"account {account!r}", ACCOUNT_LIMIT
-        why = f"{limit} messages of {whose} are waiting to be sent"
-        return ArmorclawError("queue_full", f"message to {room_id} not accepted", why=why)
+        earlier = await self._db.read(partial(rows.earlier, out=out))
+        if earlier is None:
+            raise self._waiting.refusal(out.account, out.agent, out.room_id)
+        return earlier
 
 
-def _may_try_again(delivery: Delivery) -> bool:
-    """Whether it failed without having been seen: not if attempts went on for a day, when one may have arrived."""
-    return delivery.state == "failed" and not (delivery.reason or "").startswith(EXPIRED)
+def _anew(failed: Delivery, now_ms: int, device_id: str | None) -> Delivery:
+    """A failed message as it is queued once more; one that may have been seen stays in doubt."""
+    in_doubt = failed.may_be_seen
+    return attrs.evolve(
+        failed,
+        state="unknown" if in_doubt else "queued",
+        reason=None,
+        attempts=0,
+        settled_ms=None,
+        created_ms=now_ms,
+        device_id=failed.device_id if in_doubt else device_id,
+        in_doubt=in_doubt,
+    )
+
+
+def _as_found(delivery: Delivery, rooms: set[str]) -> Delivery:
+    """What a bridge that ended left behind: of each room the first may have been under way then."""
+    first = delivery.room_id not in rooms
+    rooms.add(delivery.room_id)
+    if delivery.state == "unknown":
+        return attrs.evolve(delivery, in_doubt=True)
+    if first and delivery.device_id is not None:
+        return attrs.evolve(delivery, in_doubt=True, tried_ms=delivery.created_ms)
+    return delivery
 
 
 def _conflict(delivery: Delivery, why: str, hint: str = "") -> ArmorclawError:

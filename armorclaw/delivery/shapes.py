@@ -8,7 +8,7 @@ import attrs
 
 from armorclaw.rpc.shape import between
 
-State = Literal["queued", "sent", "failed", "cancelled"]
+State = Literal["queued", "unknown", "sent", "delivered", "read", "failed", "cancelled"]
 
 
 @attrs.frozen
@@ -31,8 +31,9 @@ class ListDeliveries:
 class DeliveryShown:
     """What became of a message. `agent` is null for one of the operator's.
 
-    `reason` says why it failed or, while it is queued, why the last of its `attempts` did. Times are milliseconds
-    since the epoch.
+    `unknown`: it waits as a queued one does, but an attempt may have reached the homeserver. `sent`: the homeserver
+    has it. `delivered`: it came back to us. `read`: somebody has read it. `reason` says why it failed or, while it
+    waits, why the last of its `attempts` did. Times are milliseconds since the epoch.
     """
 
     delivery_id: str

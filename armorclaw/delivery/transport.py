@@ -1,7 +1,8 @@
-"""The port through which messages leave: one call, and two ways in which it can fail."""
+"""The port through which messages leave: one call to send, one to look for what was sent, and two ways to fail."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 
@@ -20,20 +21,44 @@ class Delayed(Exception):  # noqa: N818 - an answer of the server, told apart fr
 
 
 class Refused(Exception):  # noqa: N818
-    """Never: the server will not take this message, now or later. `reason` as in `Delayed`."""
+    """Never: the server will not take this message, now or later. `reason` as in `Delayed`.
 
-    def __init__(self, reason: str) -> None:
+    `sure`: the server itself said so about this transaction id, so no earlier attempt under it has arrived either.
+    """
+
+    def __init__(self, reason: str, *, sure: bool = True) -> None:
         self.reason = reason
+        self.sure = sure
         super().__init__(reason)
 
 
 class Transport(Protocol):
     """A session that is logged in."""
 
+    @property
+    def device_id(self) -> str:
+        """The device it is logged in as: homeservers know transaction ids by device."""
+        ...
+
     async def put(self, room_id: str, type: str, txn_id: str, content: bytes) -> str:  # noqa: A002
         """Sends one event and returns its event id. Raises `Delayed` or `Refused`.
 
         The same `txn_id` twice makes one event, even if the answer to the first was lost: Matrix, client-server API,
         "Transaction identifiers". `content` is a JSON object.
+        """
+        ...
+
+    async def find_echo(
+        self,
+        room_id: str,
+        type: str,  # noqa: A002
+        content: bytes,
+        since_ms: int,
+        claimed: Callable[[str], Awaitable[bool]],
+    ) -> str | None:
+        """Looks in the room for our own event of this type and content, sent at `since_ms` of our clock or later.
+
+        Returns the id of the oldest that is not `claimed` by another message; None if there certainly is none. Raises
+        `Delayed` when that cannot be told now, `Refused` when it never can.
         """
         ...

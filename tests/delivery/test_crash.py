@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armorclaw.delivery.message import Outgoing
+from armorclaw.delivery.sender import BLIND_MS
 from armorclaw.delivery.transport import Delayed, Refused
 
 Out = Callable[..., Outgoing]
@@ -41,14 +43,18 @@ class Points:
 
 
 async def conversation(world: World, out: Out, points: Points) -> None:
-    """Sends all messages, as an agent does that tries again with the same keys, and waits for their end."""
+    """Sends all messages, as an agent does that tries again with the same keys, waits for their end, and syncs until
+    all came back and were read."""
     world.db.point = world.server.point = points
     outbox = world.reopen()
     async with trio.open_nursery() as nursery:
         await nursery.start(outbox.serve, "main", world.server)
         accepted = [await outbox.enqueue(out(body, room, key=body)) for body, room in MESSAGES]
         for delivery in accepted:
-            assert (await outbox.settled(delivery.delivery_id, 60)).state == "sent"
+            assert (await outbox.settled(delivery.delivery_id, 60)).state in ("sent", "delivered", "read")
+        await world.sync()
+        last = {said.room_id: said.event_id for said in world.server.timeline}
+        await world.sync(*[(room, event_id, "@ann:x") for room, event_id in last.items()])
         nursery.cancel_scope.cancel(reason="all is said")
 
 
@@ -61,11 +67,21 @@ async def crash_once(world: World, out: Out, crash_at: int) -> Points:
     return points
 
 
+def stored_news(world: World, delivery_id: str) -> list[str]:
+    rows = world.db.conn.execute("SELECT content FROM journal WHERE type = 'delivery' ORDER BY seq")
+    contents = [json.loads(content) for (content,) in rows]
+    return [each["state"] for each in contents if each["delivery_id"] == delivery_id]
+
+
 def check(world: World) -> None:
     """One row and one visible event for each message, in order in its room, one transaction id for all attempts."""
     for room in ("!0:x", "!1:x"):
         assert world.server.bodies(room) == [body for body, where in MESSAGES if where == room]
-    assert [state for state, _, _ in world.rows()] == ["sent"] * len(MESSAGES)
+    assert [state for state, _, _ in world.rows()] == ["read"] * len(MESSAGES)
+    for (delivery_id,) in world.db.conn.execute("SELECT delivery_id FROM outbox"):
+        told = stored_news(world, delivery_id)
+        assert told[-2:] == ["delivered", "read"]
+        assert len(set(told)) == len(told), "each state is told once, in the transaction that brings it"
     txns = world.db.conn.execute("SELECT txn_id FROM outbox").fetchall()
     assert {txn for _, _, txn, _ in world.server.attempts} == {txn for (txn,) in txns}
     assert len(world.audit()) == len(MESSAGES)
@@ -94,6 +110,34 @@ def test_a_crash_at_every_point_makes_nobody_see_a_message_twice_or_never(
 
     for crash_at in range(run(count)):
         run(sweep, crash_at)
+
+
+@pytest.mark.mission("P3.3")
+@pytest.mark.parametrize("change", ["a day", "another device"])
+def test_nor_if_the_homeserver_has_forgotten_everything_when_the_bridge_is_back(
+    new_world: Callable[[], World], out: Out, change: str
+) -> None:
+    """A crash at every point, and then the room itself is all that tells what has arrived."""
+
+    async def sweep(crash_at: int) -> bool:
+        world = new_world()
+        points = await crash_once(world, out, crash_at)
+        if change == "a day":
+            world.wall_offset += BLIND_MS / 1000 + 1
+            world.server.forget()
+        else:
+            world.server.device_id = "TABLET"
+        await conversation(world, out, Points(None))
+        for room in ("!0:x", "!1:x"):
+            assert world.server.bodies(room) == [body for body, where in MESSAGES if where == room]
+        assert [state for state, _, _ in world.rows()] == ["read"] * len(MESSAGES)
+        world.db.close()
+        return points.crashed
+
+    crash_at = 0
+    while trio.run(sweep, crash_at, clock=trio.testing.MockClock(autojump_threshold=0)):
+        crash_at += 1
+    assert crash_at > 20
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,11 +12,10 @@ import pytest
 import trio
 import trio.testing
 
-from armorclaw.delivery import outbox as outbox_module
 from armorclaw.delivery import sender as sender_module
+from armorclaw.delivery import waiting as waiting_module
 from armorclaw.delivery.message import Outgoing
 from armorclaw.delivery.methods import register
-from armorclaw.delivery.sender import EXPIRED
 from armorclaw.delivery.transport import Delayed, Refused
 from armorclaw.errors import ArmorclawError
 from armorclaw.rpc.local import call_local
@@ -144,14 +143,32 @@ async def test_retried_behind_what_waits(world: World, out: Out) -> None:
     assert world.server.bodies("!a:x") == ["second", "first", "third"]
 
 
+async def test_retried_after_those_behind_it_are_deleted(world: World, out: Out) -> None:
+    """Its new place in the order is beyond all there ever were, or its sender would take it for one it has had."""
+    world.server.trouble["!a:x"].append(Refused("M_FORBIDDEN"))
+    async with sending(world):
+        failed = await world.outbox.enqueue(out("failed"))
+        for number in range(3):
+            await world.outbox.enqueue(out(str(number)))
+        await quiet()
+        for body in ("failed", "one more"):
+            world.db.conn.execute("DELETE FROM outbox WHERE state = 'sent'")
+            if body == "failed":
+                await call(world, "retry", delivery_id=failed.delivery_id)
+            else:
+                await world.outbox.enqueue(out(body))
+            await quiet()
+            assert world.server.bodies("!a:x")[-1] == body
+
+
 async def test_one_that_waits_is_tried_now(world: World, out: Out, autojump_clock: trio.testing.MockClock) -> None:
-    world.server.trouble["!a:x"] += [UNSURE] * 10
+    world.server.trouble["!a:x"] += [UNSURE] * 1000
     async with sending(world):
         one = await world.outbox.enqueue(out("x"))
         await trio.sleep(20)
         before = len(world.server.attempts)
         waiting = await call(world, "retry", delivery_id=one.delivery_id)
-        assert waiting["state"] == "queued"
+        assert waiting["state"] == "unknown"
         await trio.sleep(0.001)
         assert len(world.server.attempts) == before + 1
 
@@ -160,16 +177,14 @@ async def test_what_is_not_tried_again(world: World, out: Out, monkeypatch: pyte
     async with sending(world):
         sent = await world.outbox.enqueue(out("x"))
         await quiet()
-    expired = await world.outbox.enqueue(out("x"))
-    await world.outbox.settle(attrs.evolve(expired, state="failed", reason=f"{EXPIRED} 24 hours: 502"))
     cancelled = await world.outbox.enqueue(out("x"))
     await call(world, "cancel", delivery_id=cancelled.delivery_id)
-    for each in (sent, expired, cancelled):
+    for each in (sent, cancelled):
         error = await refusal(world, "retry", delivery_id=each.delivery_id)
         assert (error.name, error.kind.retryable) == ("conflict", False)
     refused = await world.outbox.enqueue(out("x", key="k"))
     await world.outbox.settle(attrs.evolve(refused, state="failed", reason="M_FORBIDDEN"))
-    monkeypatch.setattr(outbox_module, "AGENT_LIMIT", 0)
+    monkeypatch.setattr(waiting_module, "AGENT_LIMIT", 0)
     assert (await refusal(world, "retry", delivery_id=refused.delivery_id)).name == "queue_full"
     assert len(world.server.attempts) == 1
 
@@ -212,7 +227,7 @@ async def test_not_while_an_attempt_is_under_way_nor_after_one_that_may_have_arr
 ) -> None:
     world.server.latency = 1
     world.server.trouble["!maybe:x"] += [UNSURE] * 1000
-    world.server.trouble["!no:x"] += [SURE] * 1000
+    world.server.trouble["!no:x"] += [Delayed(5, "429", sure=True)] * 1000
     world.server.trouble["!both:x"] += [UNSURE, *[SURE] * 1000]
     async with sending(world):
         maybe = await world.outbox.enqueue(out("x", "!maybe:x"))

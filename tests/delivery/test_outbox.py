@@ -10,12 +10,13 @@ import trio
 import trio.testing
 
 from armorclaw.clock import Surroundings
-from armorclaw.delivery import outbox as outbox_module
+from armorclaw.delivery import waiting as waiting_module
 from armorclaw.delivery.message import CONTENT_LIMIT, Outgoing
 from armorclaw.delivery.outbox import Outbox
 from armorclaw.delivery.sender import EXPIRED
 from armorclaw.delivery.transport import Refused
 from armorclaw.errors import ArmorclawError
+from armorclaw.events.journal import Journal
 from armorclaw.guard.audit import AuditLog
 from armorclaw.store import Database
 
@@ -109,7 +110,7 @@ async def test_the_same_key_tries_again_what_was_refused(world: World, out: Out)
 async def test_what_may_have_arrived_is_not_tried_again(world: World, out: Out) -> None:
     """After a day of attempts nobody knows whether one arrived, and the homeserver may have forgotten its id."""
     first = await world.outbox.enqueue(out("x", key="3"))
-    await world.outbox.settle(attrs.evolve(first, state="failed", reason=f"{EXPIRED} 24 hours"))
+    await world.outbox.settle(attrs.evolve(first, state="failed", reason=f"{EXPIRED} 24 hours", tried_ms=1))
     assert (await world.outbox.enqueue(out("x", key="3"))).state == "failed"
 
 
@@ -150,8 +151,8 @@ async def test_bodies_do_not_show_in_a_repr_and_go_once_sent(world: World, out: 
 
 
 async def test_an_agent_and_an_account_have_limits(world: World, out: Out, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox_module, "AGENT_LIMIT", 2)
-    monkeypatch.setattr(outbox_module, "ACCOUNT_LIMIT", 5)
+    monkeypatch.setattr(waiting_module, "AGENT_LIMIT", 2)
+    monkeypatch.setattr(waiting_module, "ACCOUNT_LIMIT", 5)
     first = await world.outbox.enqueue(out("0", key="0"))
     await world.outbox.enqueue(out("1"))
     for _ in range(2):
@@ -236,12 +237,12 @@ async def test_on_the_real_store_across_two_lives_of_it(tmp_path: Path, out: Out
     server = new_world().server
     around = Surroundings()
     async with Database.open(tmp_path / "a.db", bytes(32)) as db:
-        outbox = Outbox(db, AuditLog(around), around)
+        outbox = Outbox(db, AuditLog(around), Journal(db, around.clock), around)
         async with trio.open_nursery() as nursery:
             for number in range(50):
                 nursery.start_soon(outbox.enqueue, out(str(number), f"!{number % 5}:x", key=str(number)))
     async with Database.open(tmp_path / "a.db", bytes(32)) as db:
-        outbox = Outbox(db, AuditLog(around), around)
+        outbox = Outbox(db, AuditLog(around), Journal(db, around.clock), around)
         async with trio.open_nursery() as nursery:
             await nursery.start(outbox.serve, "main", server)
             for number in range(50):
