@@ -16,11 +16,15 @@ import trio
 from armorclaw.clock import Surroundings
 from armorclaw.config import Account
 from armorclaw.delivery.outbox import Outbox
+from armorclaw.delivery.receipts import Receipts
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.journal import Journal
 from armorclaw.guard.grants import Grants
 from armorclaw.log import get_logger
+from armorclaw.matrix.cache import CacheCounts
+from armorclaw.matrix.facts import Facts
 from armorclaw.matrix.granted import Granted
+from armorclaw.matrix.markers import ReadMarkers
 from armorclaw.matrix.rooms import Rooms
 from armorclaw.matrix.shapes import AccountStanding
 from armorclaw.matrix.status import SessionState, SessionStatus
@@ -32,6 +36,7 @@ from armorclaw.supervision.spec import ChildSpec, Restart
 from armorclaw.supervision.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from armorclaw.matrix.pools import Pools
     from armorclaw.matrix.session import Session
 
 log = get_logger(__name__)
@@ -57,6 +62,8 @@ class _Entry:
         self.granted = granted
         self.rooms = Rooms(account.name)
         self.status = SessionStatus(account.name, account.homeserver, around.clock)
+        self.facts = Facts(account.name, self.rooms)
+        self.markers = ReadMarkers(account.name, around)
         self.password: Secret | None = None
         self.logging_in = trio.Lock()
         self.logged_in = trio.Event()
@@ -75,7 +82,8 @@ class _Entry:
 class Accounts:
     """All accounts. `agents` names those that had grants before this was made; later grants are followed.
 
-    `own_rooms`, by account, are those that the bridge itself wants to be in.
+    `own_rooms`, by account, are those that the bridge itself wants to be in. `receipts` hears what becomes of our
+    messages, as part of each sync.
     """
 
     def __init__(
@@ -87,6 +95,7 @@ class Accounts:
         outbox: Outbox,
         grants: Grants,
         around: Surroundings,
+        receipts: Receipts | None = None,
         alerts: AlertPort | None = None,
         agents: Iterable[str] = (),
         own_rooms: Mapping[str, Iterable[str]] = MappingProxyType({}),
@@ -95,7 +104,9 @@ class Accounts:
         self._journal = journal
         self._outbox = outbox
         self._around = around
+        self._receipts = receipts
         self._alerts = alerts
+        self._pools: Pools | None = None
         known = tuple(agents)
         self._entries = {
             name: _Entry(account, Granted(name, grants, known, own_rooms.get(name, ())), around)
@@ -149,6 +160,23 @@ class Accounts:
                 return name
         return self._entry(None).account.name
 
+    def facts(self, account: str | None) -> Facts:
+        """What can be asked of rooms and people through an account. Raises as `until_joined`."""
+        return self._entry(account).facts
+
+    def read(self, account: str, room_id: str, event_id: str) -> None:
+        """An agent is done with everything in the room up to this event: the people there are to see it.
+
+        Never waits. Does nothing for an account that is gone, or has `read_receipts` off.
+        """
+        entry = self._entries.get(account)
+        if entry is not None and entry.account.read_receipts:
+            entry.markers.note(room_id, event_id)
+
+    def cache_counts(self) -> CacheCounts:
+        """How often a question about rooms and people could be answered without asking; of all accounts."""
+        return CacheCounts.of_all(entry.facts.cache.counts for entry in self._entries.values())
+
     async def login(self, account: str | None, user: str, password: Secret) -> SessionStatus | None:
         """Log this account in anew and restart its session; the old one goes on if that fails.
 
@@ -197,7 +225,7 @@ class Accounts:
     async def _log_in(self, entry: _Entry, user: str, password: Secret) -> None:
         from armorclaw.matrix.login import log_in_anew
 
-        fresh = await log_in_anew(self._db, entry.account, user, password, self._around.clock)
+        fresh = await log_in_anew(self._db, entry.account, user, password, self._around.clock, self._shared_pools())
         entry.password = password
         # whole, as the homeserver writes it; the token of the configuration is an older one
         entry.account = attrs.evolve(entry.account, user=fresh.user_id, access_token=None, access_token_file=None)
@@ -227,13 +255,24 @@ class Accounts:
 
         return Session(
             entry.account,
-            Services(self._db, self._journal, self._outbox, self._around),
+            Services(
+                self._db, self._journal, self._outbox, self._around, self._shared_pools(), receipts=self._receipts
+            ),
             rooms=entry.rooms,
             granted=entry.granted,
             status=entry.status,
+            facts=entry.facts,
+            markers=entry.markers,
             password=lambda: entry.password or entry.account.find_password(),
             token=entry.account.find_access_token,
         )
+
+    def _shared_pools(self) -> Pools:
+        from armorclaw.matrix.pools import Pools
+
+        if self._pools is None:
+            self._pools = Pools(len(self._entries))
+        return self._pools
 
     async def _call_for_login(self, entry: _Entry, error: ArmorclawError) -> None:
         entry.status.logged_out(error.why)

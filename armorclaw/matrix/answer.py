@@ -16,11 +16,30 @@ from armorclaw.events.event import Event, ascii_json
 _MAX_ID = 255  # bytes of an identifier, says the specification
 _MAX_TIMESTAMP = 2**53  # milliseconds; what JSON readers everywhere can hold exactly
 
+
 Raw = Mapping[str, Any]
 
 
 class BadAnswerError(ValueError):
     """An answer that cannot be used at all."""
+
+
+@attrs.frozen
+class Echo:
+    """An event of our own that came back. `txn_id` is there if it was sent by this very device."""
+
+    room_id: str
+    event_id: str
+    txn_id: str | None
+
+
+@attrs.frozen
+class Receipt:
+    """That `reader` has read a room up to this event."""
+
+    room_id: str
+    event_id: str
+    reader: str
 
 
 @attrs.frozen
@@ -33,6 +52,7 @@ class RoomUpdate:
     timeline: Sequence[Raw] = ()
     limited: bool = False
     prev_batch: str | None = None
+    receipts: Sequence[Receipt] = ()
 
     @property
     def turns_encrypted(self) -> bool:
@@ -50,7 +70,9 @@ class Answer:
     @property
     def empty(self) -> bool:
         """Whether nothing happened."""
-        return not any(room.state or room.timeline or room.membership != "join" for room in self.rooms)
+        return not any(
+            room.state or room.timeline or room.receipts or room.membership != "join" for room in self.rooms
+        )
 
 
 def read_answer(data: object) -> Answer:
@@ -77,10 +99,21 @@ def _rooms(sections: Raw) -> Iterator[RoomUpdate]:
                 events_in(timeline.get("events")),
                 timeline.get("limited") is True,
                 prev_batch if isinstance(prev_batch, str) else None,
+                list(_receipts(room_id, _table(room.get("ephemeral")).get("events"))),
             )
     for room_id in _table(sections.get("invite")):
         if is_room_id(room_id):
             yield RoomUpdate(room_id, "invite")
+
+
+def _receipts(room_id: str, events: object) -> Iterator[Receipt]:
+    for raw in events_in(events):
+        if raw.get("type") != "m.receipt":
+            continue
+        for event_id, kinds in _table(raw.get("content")).items():
+            for reader in _table(_table(kinds).get("m.read")):
+                if _is_id(event_id) and _is_id(reader):
+                    yield Receipt(room_id, event_id, reader)
 
 
 def events_in(value: object) -> list[Raw]:
@@ -99,6 +132,14 @@ def after_own_join(timeline: Sequence[Raw], user_id: str) -> Sequence[Raw] | Non
         if own_join(timeline[place], user_id):
             return timeline[place + 1 :]
     return None
+
+
+def to_echo(raw: Raw, room_id: str) -> Echo | None:
+    """The echo of a message of ours; None if it is no proper event, or one of state: those are never messages."""
+    event_id, txn_id = raw.get("event_id"), _table(raw.get("unsigned")).get("transaction_id")
+    if not _is_id(event_id) or "state_key" in raw:
+        return None
+    return Echo(room_id, event_id, txn_id if _is_id(txn_id) else None)
 
 
 def to_event(raw: Raw, room_id: str, account: str, now_ms: int) -> Event | None:

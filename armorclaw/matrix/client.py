@@ -6,7 +6,7 @@ import json
 from typing import Any
 from urllib.parse import quote
 
-from mautrix.api import Method, Path
+from mautrix.api import Method, Path, PathBuilder
 from mautrix.client import ClientAPI
 from mautrix.errors import MatrixResponseError, MNotFound
 from mautrix.types import DeviceID, RoomAlias, RoomID, SerializerError, UserID
@@ -28,7 +28,7 @@ SYNC_FILTER = json.dumps(
             "timeline": {"limit": 100, "lazy_load_members": True},
             # all we keep of a room's state; members of large rooms are megabytes
             "state": {"types": ["m.room.encryption"], "lazy_load_members": True},
-            "ephemeral": {"not_types": ["*"]},
+            "ephemeral": {"types": ["m.receipt"]},
             "account_data": {"not_types": ["*"]},
         },
     },
@@ -97,11 +97,7 @@ class MatrixClient(ClientAPI):
 
     async def is_encrypted(self, room_id: str) -> bool:
         """Ask the homeserver, who must not be guessed about: no such state means no encryption."""
-        try:
-            await self.api.request(Method.GET, Path.v3.rooms[room_id].state["m.room.encryption"])
-        except MNotFound:
-            return False
-        return True
+        return await self.state(room_id, "m.room.encryption", "") is not None
 
     async def page_back(self, room_id: str, start: str, end: str, limit: int) -> tuple[list[Raw], str | None]:
         """Events before `start` and after `end`, newest first, and where to go on; None at the end."""
@@ -109,6 +105,52 @@ class MatrixClient(ClientAPI):
         answer = await self.api.request(Method.GET, Path.v3.rooms[room_id].messages, query_params=query)
         chunk, further = events_in(answer.get("chunk")), answer.get("end")
         return chunk, further if chunk and isinstance(further, str) else None
+
+    async def latest(
+        self,
+        room_id: str,
+        limit: int,
+        *,
+        start: str | None,
+        filter: str,  # noqa: A002 - the word of the API
+    ) -> tuple[list[Raw], str | None]:
+        """Events that fit a filter, from now back or from `start`, newest first, and where to go on.
+
+        None only at the end of what we may see; a page may be empty long before that.
+        """
+        query = {"dir": "b", "from": start, "limit": limit, "filter": filter}
+        answer = await self.api.request(Method.GET, Path.v3.rooms[room_id].messages, query_params=query)
+        further = answer.get("end")
+        return events_in(answer.get("chunk")), further if isinstance(further, str) and further != start else None
+
+    async def mark_read(self, room_id: str, event_id: str) -> None:
+        """Show everybody in the room that we have read it up to this event."""
+        await self.api.request(Method.POST, Path.v3.rooms[room_id].receipt["m.read"][event_id], {})
+
+    async def members(self, room_id: str) -> dict[str, Raw]:
+        """Who has joined the room: `display_name` and `avatar_url` of each, as the homeserver says."""
+        answer = await self.api.request(Method.GET, Path.v3.rooms[room_id].joined_members)
+        joined = answer.get("joined")
+        if not isinstance(joined, dict):
+            raise MatrixResponseError("the answer about members has none")
+        return {user: facts for user, facts in joined.items() if isinstance(facts, dict)}
+
+    async def profile(self, user_id: str) -> Raw | None:
+        """What the user's own homeserver says of them; None if it knows no such user."""
+        return await self._found(Path.v3.profile[user_id])
+
+    async def state(self, room_id: str, type_: str, state_key: str) -> Raw | None:
+        """The content of one piece of a room's state; None if there is none."""
+        # without a key the path must not end in a slash, which some homeservers take for another one
+        path = Path.v3.rooms[room_id].state[type_]
+        return await self._found(path[state_key] if state_key else path)
+
+    async def _found(self, path: PathBuilder) -> Raw | None:
+        try:
+            answer: Raw = await self.api.request(Method.GET, path)
+        except MNotFound:
+            return None
+        return answer
 
     async def enter(self, room_id: str) -> None:
         """Join a room by its id. Joining twice is joining once."""

@@ -12,6 +12,7 @@ from armorclaw.config import Account
 from armorclaw.errors import ArmorclawError
 from armorclaw.matrix import aliases
 from armorclaw.matrix.client import MatrixClient, same_user
+from armorclaw.matrix.pools import Pools
 from armorclaw.matrix.transport import judge, open_api
 from armorclaw.store import Connection, Database
 from armorclaw.structure import Secret
@@ -89,14 +90,16 @@ def new_device_id() -> str:
     return f"ARMORCLAW{secrets.token_hex(4).upper()}"
 
 
-async def log_in_anew(db: Database, account: Account, user: str, password: Secret, clock: Clock) -> Login:
-    """Log in over a connection of its own, beside a session that may be running, and store the result.
+async def log_in_anew(
+    db: Database, account: Account, user: str, password: Secret, clock: Clock, pools: Pools | None = None
+) -> Login:
+    """Log in beside a session that may be running, and store the result.
 
     Raises matrix_login_failed or unavailable; then nothing has changed.
     """
     stored = await db.read(lambda conn: load(conn, account.name))
     device = account.device_id or (stored.device_id if stored else "") or new_device_id()
-    async with open_api(account.homeserver, clock) as api:
+    async with open_api(account.homeserver, clock, pools) as api:
         try:
             fresh = await with_password(MatrixClient(api), account.homeserver, user, password, device)
         except MatrixError as error:

@@ -7,7 +7,7 @@ comes within 4.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 import trio
@@ -16,10 +16,11 @@ from armorclaw.delivery.message import Delivery, Outgoing
 from armorclaw.delivery.outbox import Outbox
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event, ascii_json
-from armorclaw.events.subscriptions import Subscriptions
+from armorclaw.events.subscriptions import MAIN, Subscriptions
 from armorclaw.guard.grants import Grants
 from armorclaw.matrix.accounts import Accounts
 from armorclaw.matrix.answer import is_room_id
+from armorclaw.matrix.lookups import Lookups
 from armorclaw.matrix.shapes import (
     LoggedIn,
     LoginParams,
@@ -54,6 +55,10 @@ _WRITERS = frozenset({Role.OPERATOR, Role.AGENT})
 _READERS = _WRITERS | {Role.OBSERVER}
 
 
+_Consumer = tuple[str, str]
+"""Who polls: an agent, or "" for operators, and the name of the cursor."""
+
+
 class MatrixMethods:
     """The handlers; `register` gives them their names."""
 
@@ -62,8 +67,9 @@ class MatrixMethods:
         self._outbox = outbox
         self._subscriptions = subscriptions
         self._grants = grants
-        self._given: dict[str, str] = {}  # owner → the cursor given last
-        self._polling: set[str] = set()  # owners that have a receive under way
+        self._lookups = Lookups(accounts, grants)
+        self._given: dict[_Consumer, str] = {}  # the cursor given last
+        self._polling: set[_Consumer] = set()  # those that have a receive under way
 
     def register(self, registry: Registry) -> None:
         """Add them to the table."""
@@ -75,6 +81,7 @@ class MatrixMethods:
         method("matrix.send", params=SendParams, result=MatrixSent, roles=_WRITERS, quota="messages")(self.send)
         # clients of other versions send what this one does not know
         method("matrix.receive", params=ReceiveParams, result=Received, roles=_WRITERS, open=True)(self.receive)
+        self._lookups.register(registry)
 
     async def login(self, call: Call, params: LoginParams) -> LoggedIn:
         """Log a Matrix account in with a password. A session that runs goes on if this fails."""
@@ -120,7 +127,7 @@ class MatrixMethods:
             idempotency_key=params.idempotency_key,
         )
         delivery = await self._outbox.enqueue(out)
-        if delivery.state == "queued":
+        if delivery.waiting:
             wait = max(deadline - trio.current_time(), 0.0)
             delivery = await self._outbox.settled(delivery.delivery_id, wait)
         return _sent(delivery)
@@ -129,22 +136,25 @@ class MatrixMethods:
         """Poll for events of granted rooms.
 
         Each call acknowledges the batch before. Without a cursor, a batch whose answer was lost on its way is lost;
-        a call with the cursor of the last answer that did arrive has it again. There is one call at a time for each
-        agent, and one for all operators; events that are pushed to a connection cannot be polled as well.
+        a call with the cursor of the last answer that did arrive has it again. Each consumer has all events: an
+        agent is one, and operators are one for each `consumer` they name, or for each uid. A consumer has one call
+        at a time. Events that are pushed to a connection of an agent cannot be polled as well.
         """
-        owner = call.agent or ""
-        if owner in self._polling:
-            what = f"{owner or 'the operator'} has a matrix.receive under way"
-            raise ArmorclawError("conflict", what, hint=f"wait for its answer, {POLL_LIMIT:g} s at most")
-        self._polling.add(owner)
+        consumer = _consumer(call, params)
+        if consumer in self._polling:
+            what = f"{_in_words(consumer)} has a matrix.receive under way"
+            hint = f"wait for its answer, {POLL_LIMIT:g} s at most"
+            raise ArmorclawError("conflict", what, hint=hint)
+        self._polling.add(consumer)
         try:
-            return await self._receive(call, owner, params)
+            return await self._receive(call, consumer, params)
         finally:
-            self._polling.discard(owner)
+            self._polling.discard(consumer)
 
-    async def _receive(self, call: Call, owner: str, params: ReceiveParams) -> Received:
-        if params.cursor and self._given.get(owner) not in (None, params.cursor):
-            self._subscriptions.forget_batch(owner)  # the answer with the other cursor has not arrived
+    async def _receive(self, call: Call, consumer: _Consumer, params: ReceiveParams) -> Received:
+        owner, name = consumer
+        if params.cursor and self._given.get(consumer) not in (None, params.cursor):
+            self._subscriptions.forget_batch(owner, name)  # the answer with the other cursor has not arrived
 
         def allowed(event: Event) -> bool:
             if event.event_id is None or event.room_id is None:
@@ -153,10 +163,10 @@ class MatrixMethods:
             return call.agent is None or call.agent in self._grants.agents_in(event.account or "", event.room_id)
 
         wait = min(params.timeout_ms / 1000, POLL_LIMIT)
-        events = await self._subscriptions.take(owner, params.limit, allowed=allowed, wait=wait)
+        events = await self._subscriptions.take(owner, params.limit, name=name, allowed=allowed, wait=wait)
         if events:
-            self._given[owner] = str(events[-1].seq)
-        cursor = self._given.get(owner, params.cursor)
+            self._given[consumer] = str(events[-1].seq)
+        cursor = self._given.get(consumer, params.cursor)
         return Received([_received(event) for event in events], len(events), cursor)
 
     def _account_for(self, call: Call, params: SendParams) -> str:
@@ -169,6 +179,21 @@ class MatrixMethods:
         if account is None or not self._grants.may(call.agent, params.room_id):
             raise ArmorclawError("room_denied", f"agent {call.agent!r} has no grant for room {params.room_id}")
         return account
+
+
+def _consumer(call: Call, params: ReceiveParams) -> _Consumer:
+    """Whose cursor moves, and its name."""
+    if call.agent is None:
+        return "", f"receive.{params.consumer or f'uid-{call.uid}'}"
+    if params.consumer:
+        hint = "leave it out"
+        raise ArmorclawError("invalid_params", "an agent is one consumer", hint=hint, fields=["consumer"])
+    return call.agent, MAIN
+
+
+def _in_words(consumer: _Consumer) -> str:
+    owner, name = consumer
+    return owner or f"the consumer {name.removeprefix('receive.')}"
 
 
 def _short(status: SessionStatus) -> MatrixStatus:
@@ -192,7 +217,9 @@ def _sent(delivery: Delivery) -> MatrixSent:
         raise ArmorclawError(
             "matrix_refused", f"room {delivery.room_id}", why=reason, delivery_id=delivery.delivery_id
         )
-    return MatrixSent(delivery.event_id, delivery.room_id, delivery.delivery_id, delivery.state)
+    # whether it was delivered and read by now is told by delivery.status
+    status: Literal["queued", "sent"] = "queued" if delivery.event_id is None else "sent"
+    return MatrixSent(delivery.event_id, delivery.room_id, delivery.delivery_id, status)
 
 
 def _encrypted(room_id: str) -> ArmorclawError:

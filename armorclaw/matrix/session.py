@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import attrs
 import trio
@@ -11,16 +11,21 @@ from mautrix.errors import MatrixError
 from armorclaw.clock import Surroundings
 from armorclaw.config import Account
 from armorclaw.delivery.outbox import Outbox
-from armorclaw.delivery.transport import Refused
+from armorclaw.delivery.receipts import Receipts
+from armorclaw.delivery.transport import Delayed, Refused
 from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.events.journal import Journal
 from armorclaw.log import get_logger
-from armorclaw.matrix import aliases, login
+from armorclaw.matrix import aliases, echo, login
 from armorclaw.matrix.client import MatrixClient
 from armorclaw.matrix.doorman import Doorman
+from armorclaw.matrix.facts import Facts
 from armorclaw.matrix.granted import Granted
+from armorclaw.matrix.intake import Intake
 from armorclaw.matrix.login import Login
+from armorclaw.matrix.markers import ReadMarkers
 from armorclaw.matrix.pacing import Pacing
+from armorclaw.matrix.pools import Pools
 from armorclaw.matrix.rooms import Rooms
 from armorclaw.matrix.status import SessionStatus
 from armorclaw.matrix.sync import SyncLoop
@@ -45,10 +50,12 @@ class Services:
     journal: Journal
     outbox: Outbox
     around: Surroundings
+    pools: Pools
+    receipts: Receipts | None = None
 
 
 class Session:
-    """One account's session; `put` makes it the outbox's transport.
+    """One account's session; `put`, `find_echo` and `device_id` make it the outbox's transport.
 
     `password` and `token` fetch what the operator gave. They are asked only when they are needed: after the first
     login the stored one is enough, and the files may be gone.
@@ -62,6 +69,8 @@ class Session:
         rooms: Rooms,
         granted: Granted,
         status: SessionStatus,
+        facts: Facts,
+        markers: ReadMarkers,
         password: GivenSecret,
         token: GivenSecret,
     ) -> None:
@@ -70,6 +79,8 @@ class Session:
         self._rooms = rooms
         self._granted = granted
         self._status = status
+        self._facts = facts
+        self._markers = markers
         self._password = password
         self._token = token
         self._client: MatrixClient | None = None
@@ -79,12 +90,13 @@ class Session:
 
         Raises matrix_login_failed when the homeserver does not let us in and nothing we have can change that.
         """
-        async with open_api(self._account.homeserver, self._services.around.clock) as api:
+        services = self._services
+        async with open_api(self._account.homeserver, services.around.clock, services.pools) as api:
             self._client = MatrixClient(api)
-            known = await self._services.db.read(lambda db: login.load(db, self._account.name))
+            known = await services.db.read(lambda db: login.load(db, self._account.name))
             if known is not None and not known.serves(self._account, self._token_at_hand()):
                 known = None
-            pacing = Pacing(self._services.around.random, first=0.5, cap=60.0)
+            pacing = Pacing(services.around.random, first=0.5, cap=60.0)
             while True:
                 self._status.starting()
                 began = trio.current_time()
@@ -94,15 +106,35 @@ class Session:
                     pacing.reset()
                 await trio.sleep(pacing.next())  # it may forget the next one as fast
 
+    @property
+    def device_id(self) -> str:
+        """The device that we are now: homeservers know transaction ids by device."""
+        assert self._client is not None
+        return str(self._client.device_id)
+
     async def put(self, room_id: str, type_: str, txn_id: str, content: bytes) -> str:
         """Send one event and return its id. Raises Delayed or Refused, as the outbox wants it."""
         assert self._client is not None
         try:
-            if await self.is_encrypted(room_id):
-                raise Refused("room_encrypted: a message there would be in the clear")
+            encrypted = await self.is_encrypted(room_id)
+        except MatrixError as error:  # nothing was sent now, and of earlier attempts this says nothing
+            verdict = judge(error)
+            if verdict.again:
+                raise Delayed(verdict.after, verdict.reason, sure=True) from error
+            raise Refused(verdict.reason, sure=False) from error
+        if encrypted:
+            raise Refused("room_encrypted: a message there would be in the clear", sure=False)
+        try:
             return await self._client.put_event(room_id, type_, txn_id, content)
         except MatrixError as error:
             raise judge(error).exception() from error
+
+    async def find_echo(
+        self, room_id: str, type_: str, content: bytes, since_ms: int, claimed: Callable[[str], Awaitable[bool]]
+    ) -> str | None:
+        """As `echo.find_echo`: whether a message that may have been sent is in the room."""
+        assert self._client is not None
+        return await echo.find_echo(self._client, room_id, type_, content, since_ms, claimed)
 
     async def is_encrypted(self, room_id: str) -> bool:
         """Whether a message in this room must be encrypted; asks the homeserver if nothing is known of the room."""
@@ -166,21 +198,35 @@ class Session:
             self._account.name,
             self._client,
             stored.next_batch,
-            journal=self._services.journal,
+            intake=Intake(name, db, self._services.journal, self._services.receipts),
+            cache=self._facts.cache,
             rooms=self._rooms,
             granted=self._granted,
             status=self._status,
             around=self._services.around,
-            connected=lambda: self._services.outbox.hurry(self._account.name),
+            connected=self._hurry,
         )
-        with one_error():
+        with one_error(), self._facts.answered_by(self._client):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._services.outbox.serve, self._account.name, self)
+                if self._account.read_receipts:
+                    nursery.start_soon(self._markers.run, self._mark_read)
                 await doorman.look_up_aliases(self._status.waiting)
                 nursery.start_soon(self._keep_the_door, doorman)
                 await sync.run()
                 log.warning("access token no longer known", account=self._account.name)
                 nursery.cancel_scope.cancel(reason="the access token is no longer good")
+
+    def _hurry(self) -> None:
+        self._services.outbox.hurry(self._account.name)
+        self._markers.hurry()
+
+    async def _mark_read(self, room_id: str, event_id: str) -> None:
+        assert self._client is not None
+        try:
+            await self._client.mark_read(room_id, event_id)
+        except MatrixError as error:
+            raise judge(error).exception() from error
 
     async def _keep_alias(self, alias: str, room_id: str) -> None:
         await self._services.db.write(lambda conn: aliases.save(conn, self._account.name, alias, room_id))

@@ -14,21 +14,25 @@ from mautrix.errors import MatrixError, MatrixRequestError
 from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
-from armorclaw.events.journal import Journal
 from armorclaw.log import get_logger
 from armorclaw.matrix import login
 from armorclaw.matrix.answer import (
     Answer,
     BadAnswerError,
+    Echo,
     Raw,
+    Receipt,
     RoomUpdate,
     after_own_join,
     own_join,
     read_answer,
+    to_echo,
     to_event,
 )
+from armorclaw.matrix.cache import Cache
 from armorclaw.matrix.client import POLL_SECONDS, MatrixClient
 from armorclaw.matrix.granted import Granted
+from armorclaw.matrix.intake import Batch, Intake
 from armorclaw.matrix.pacing import Pacing
 from armorclaw.matrix.rooms import Rooms, RoomState
 from armorclaw.matrix.status import SessionStatus
@@ -50,9 +54,11 @@ _BREATH = 500  # events turned into ours between two looks at the other tasks
 
 
 class SyncLoop:
-    """One account's sync. Only rooms that are granted to an agent are journalled; `since` is where the loop stands.
+    """One account's sync; `since` is where the loop stands.
 
-    `connected` is called when the homeserver answers for the first time, and again after each time it did not.
+    Of what others say only rooms that are granted to an agent are journalled; what becomes of our own messages counts
+    everywhere. What an answer changes of the `cache` is forgotten before that answer is anybody's. `connected` is
+    called when the homeserver answers for the first time, and again after each time it did not.
     """
 
     def __init__(
@@ -61,7 +67,8 @@ class SyncLoop:
         client: MatrixClient,
         since: str | None,
         *,
-        journal: Journal,
+        intake: Intake,
+        cache: Cache,
         rooms: Rooms,
         granted: Granted,
         status: SessionStatus,
@@ -71,7 +78,8 @@ class SyncLoop:
         self.since = since
         self._account = account
         self._client = client
-        self._journal = journal
+        self._intake = intake
+        self._cache = cache
         self._rooms = rooms
         self._granted = granted
         self._status = status
@@ -138,34 +146,50 @@ class SyncLoop:
         log.warning("sync token refused, starting over", account=self._account, why=reason)
         joined = [room for room in self._rooms.joined_ids() if self._granted.covers(room)]
         gaps = [self._gap_event(room, "the homeserver refused the sync token") for room in joined]
-        await self._journal.record(gaps, also=lambda db: login.save_place(db, self._account, None))
+        self._cache.clear()
+        await self._intake.take(Batch(gaps), also=lambda db: login.save_place(db, self._account, None))
         self.since = None
 
     async def _take_in(self, answer: Answer) -> None:
         first = self.since is None
         changes: dict[str, RoomState] = {}
-        events: list[Event] = []
+        entries: list[Event | Echo] = []
+        receipts: list[Receipt] = []
         for update in answer.rooms:
             known = self._rooms.get(update.room_id)
+            self._cache.follow(update)
             if (state := _state_after(update, known)) != known:
                 changes[update.room_id] = state
             # an account that is new here has a past, which is nobody's to answer
-            if not first and update.timeline and self._granted.covers(update.room_id):
-                events += await self._events_of(update, newly_joined=known is None or known.membership != "join")
-        if not events and not changes and answer.next_batch == self.since:
+            if first or not self._granted.covers(update.room_id):
+                entries += self._echoes(update)
+            elif update.timeline:
+                entries += await self._entries(update, newly_joined=known is None or known.membership != "join")
+            receipts += self._of_others(update)
+        if not entries and not receipts and not changes and answer.next_batch == self.since:
             return
 
         def also(db: Connection) -> None:
             login.save_place(db, self._account, answer.next_batch)
             self._rooms.save(db, changes)
 
-        await self._journal.record(events, also=also)
+        await self._intake.take(Batch(entries, receipts), also=also)
         self.since = answer.next_batch
         if changes:
             self._rooms.apply(changes)
             self._granted.poke()
 
-    async def _events_of(self, update: RoomUpdate, *, newly_joined: bool) -> list[Event]:
+    def _echoes(self, update: RoomUpdate) -> list[Echo]:
+        own = str(self._client.mxid)
+        found = (to_echo(raw, update.room_id) for raw in update.timeline if raw.get("sender") == own)
+        return [echo for echo in found if echo is not None]
+
+    def _of_others(self, update: RoomUpdate) -> list[Receipt]:
+        """Each event once: that a second one has read it too tells nothing new."""
+        own = str(self._client.mxid)
+        return list({each.event_id: each for each in update.receipts if each.reader != own}.values())
+
+    async def _entries(self, update: RoomUpdate, *, newly_joined: bool) -> list[Event | Echo]:
         own = str(self._client.mxid)
         timeline, gap = update.timeline, False
         if newly_joined and (since_join := after_own_join(timeline, own)) is not None:
@@ -173,19 +197,22 @@ class SyncLoop:
         elif update.limited and update.prev_batch:
             older, gap = await self._fill_gap(update.room_id, update.prev_batch, newly_joined=newly_joined)
             timeline = [*older, *timeline]
-        events = [self._gap_event(update.room_id, f"more than {GAP_LIMIT} events were missed")] if gap else []
+        entries: list[Event | Echo] = []
+        if gap:
+            entries.append(self._gap_event(update.room_id, f"more than {GAP_LIMIT} events were missed"))
         now = self._around.clock.now_ms()
         for number, raw in enumerate(timeline):
             if number % _BREATH == _BREATH - 1:
                 await trio.lowlevel.checkpoint()
             if raw.get("sender") == own:
-                continue
-            event = to_event(raw, update.room_id, self._account, now)
-            if event is None:
-                log.warning("malformed event left out", account=self._account, room=update.room_id)
+                entry: Event | Echo | None = to_echo(raw, update.room_id)
             else:
-                events.append(event)
-        return events
+                entry = to_event(raw, update.room_id, self._account, now)
+                if entry is None:
+                    log.warning("malformed event left out", account=self._account, room=update.room_id)
+            if entry is not None:
+                entries.append(entry)
+        return entries
 
     async def _fill_gap(self, room_id: str, prev_batch: str, *, newly_joined: bool) -> tuple[Sequence[Raw], bool]:
         """What the timeline left out, in order, and whether even that is not all.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import email.utils
 import json
-import ssl
 import zlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -32,6 +31,7 @@ from mautrix.errors import (
 from armorclaw._version import __version__
 from armorclaw.clock import Clock
 from armorclaw.delivery.transport import Delayed, Refused
+from armorclaw.matrix.pools import Pools
 
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 30.0
@@ -47,8 +47,6 @@ MAX_WAIT = 300.0
 """Seconds a homeserver may tell us to wait; more is cut to this."""
 
 _DECODE_INLINE = 1024 * 1024  # bytes; more is decoded in a thread, since 1 MiB costs about 5 ms
-# 16 sends at once (delivery.sender), the sync, and a few calls
-_LIMITS = httpx.Limits(max_connections=24, max_keepalive_connections=8, keepalive_expiry=30)
 _HEADERS = {
     "Accept-Encoding": "gzip",
     "Content-Type": "application/json",
@@ -167,7 +165,9 @@ class Verdict:
 
     def exception(self) -> Delayed | Refused:
         """The same for the outbox."""
-        return Delayed(self.after, self.reason, sure=self.sure) if self.again else Refused(self.reason)
+        return (
+            Delayed(self.after, self.reason, sure=self.sure) if self.again else Refused(self.reason, sure=self.sure)
+        )
 
 
 def judge(error: MatrixError) -> Verdict:
@@ -192,16 +192,9 @@ def judge(error: MatrixError) -> Verdict:
 
 
 @asynccontextmanager
-async def open_api(homeserver: str, clock: Clock) -> AsyncIterator[TrioHTTPAPI]:
-    """A pool of connections to one homeserver, closed on leaving.
-
-    TLS trusts the authorities httpx brings, or those of SSL_CERT_FILE and SSL_CERT_DIR.
-    """
-    if homeserver.startswith("https:"):
-        context = httpx.create_ssl_context()
-    else:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # loading authorities takes 20 ms and 2 MiB
-    async with httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=_LIMITS) as pool:
+async def open_api(homeserver: str, clock: Clock, pools: Pools | None = None) -> AsyncIterator[TrioHTTPAPI]:
+    """A way to one homeserver, over connections of `pools`, or of its own; what nobody uses is closed on leaving."""
+    async with (pools or Pools()).pool(homeserver) as pool:
         yield TrioHTTPAPI(homeserver, pool, clock)
 
 

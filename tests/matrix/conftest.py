@@ -71,8 +71,35 @@ class Person:
         answer = await self.call("GET", f"rooms/{room_id}/messages?dir=b&limit={limit}")
         return [raw for raw in answer["chunk"][::-1] if raw["type"] == "m.room.message"]
 
+    async def has_read(self, room_id: str, event_id: str) -> None:
+        """Tell everybody so."""
+        await self.call("POST", f"rooms/{room_id}/receipt/m.read/{event_id}", {})
+
     async def member_of(self, room_id: str, user_id: str) -> bool:
         return user_id in (await self.call("GET", f"rooms/{room_id}/joined_members"))["joined"]
+
+
+@attrs.define
+class Watch:
+    """What a client of somebody's shows of who has read what in a room, from now on."""
+
+    person: Person
+    room_id: str
+    since: str = ""
+    seen: list[tuple[str, str]] = attrs.field(factory=list)
+    """Readers and events, in order."""
+
+    async def look(self) -> list[tuple[str, str]]:
+        """What was seen so far."""
+        place = f"&since={self.since}" if self.since else ""  # a second first sync would come out of a cache
+        answer = await self.person.call("GET", f"sync?timeout=0{place}")
+        self.since = answer["next_batch"]
+        part = answer.get("rooms", {}).get("join", {}).get(self.room_id, {})
+        for raw in part.get("ephemeral", {}).get("events", []):
+            if raw["type"] == "m.receipt":
+                for event_id, kinds in raw["content"].items():
+                    self.seen += [(reader, event_id) for reader in kinds.get("m.read", {})]
+        return self.seen
 
 
 @attrs.frozen
@@ -94,6 +121,7 @@ class Bench:
             outbox=self.outbox,
             grants=self.grants,
             around=self.around,
+            receipts=self.outbox.receipts,
             alerts=alerts,
             agents=["echo"],
         )
@@ -110,7 +138,7 @@ async def open_bench(folder: Path) -> AsyncIterator[Bench]:
         journal = Journal(db)
         events: list[Event] = []
         journal.subscribe_hub(events.extend)
-        outbox = Outbox(db, AuditLog(around), around)
+        outbox = Outbox(db, AuditLog(around), journal, around)
         yield Bench(db, journal, outbox, Grants(), around, events)
 
 

@@ -57,11 +57,12 @@ Script = Callable[[Asked], Awaitable[Reply | Raw]]
 
 @attrs.define
 class FakeHomeserver:
-    """`script` answers; `asked` remembers every request."""
+    """`script` answers; `asked` remembers every request, `connections` counts those that were opened."""
 
     url: str
     script: Script
     asked: list[Asked] = attrs.field(factory=list)
+    connections: int = 0
 
     def to(self, word: str) -> list[Asked]:
         """The requests whose path holds `word`."""
@@ -75,12 +76,13 @@ async def fake_homeserver(script: Script) -> AsyncIterator[FakeHomeserver]:
     fake = FakeHomeserver(f"http://127.0.0.1:{port}", script)
 
     async def serve(stream: trio.SocketStream) -> None:
+        fake.connections += 1
         async with stream:
             try:
                 while await _answer(fake, stream, h11.Connection(h11.SERVER)):
                     pass
-            except trio.BrokenResourceError:
-                pass  # the client went away
+            except (trio.BrokenResourceError, h11.RemoteProtocolError):
+                pass  # the client went away, perhaps in the middle of a request
 
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, serve, [listener])

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 from armorclaw.matrix.answer import (
     BadAnswerError,
+    Echo,
+    Receipt,
     after_own_join,
     is_room_id,
     read_answer,
+    to_echo,
     to_event,
 )
 
@@ -72,6 +75,40 @@ def test_nothing_happened() -> None:
     assert not read_answer({"next_batch": "s", "rooms": {"invite": {"!a": {}}}}).empty
 
 
+def test_receipts_of_others_and_only_those_that_are_public() -> None:
+    content = {
+        "$1": {
+            "m.read": {"@ann:x": {"ts": 1}, "@bob:x": {"ts": 2, "thread_id": "main"}},
+            "m.read.private": {"@c:x": {}},
+        },
+        "$2": {"m.read": {"": {}, "@dan:x": None}},
+        "": {"m.read": {"@ann:x": {}}},
+        "$3": [],
+    }
+    events = [
+        {"type": "m.typing", "content": content},
+        {"type": "m.receipt", "content": content},
+        {"type": "m.receipt"},
+    ]
+    answer = read_answer({"next_batch": "s", "rooms": {"join": {"!a:x": {"ephemeral": {"events": events}}}}})
+    assert list(answer.rooms[0].receipts) == [
+        Receipt("!a:x", "$1", "@ann:x"),
+        Receipt("!a:x", "$1", "@bob:x"),
+        Receipt("!a:x", "$2", "@dan:x"),
+    ]
+    assert not answer.empty
+
+
+def test_echoes() -> None:
+    assert to_echo(message(unsigned={"transaction_id": "t"}), "!a:x") == Echo("!a:x", "$1", "t")
+    odd: list[Any] = [..., None, {}, [], {"transaction_id": None}, {"transaction_id": "x" * 256}]
+    for unsigned in odd:
+        assert to_echo(message(unsigned=unsigned), "!a:x") == Echo("!a:x", "$1", None)
+    assert to_echo(message(state_key=""), "!a:x") is None  # no message
+    for event_id in (..., None, "", 5, "$" * 256):
+        assert to_echo(message(event_id=event_id), "!a:x") is None
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
@@ -90,9 +127,10 @@ WORDS = [
     "prev_batch",
     "next_batch",
 ]
+WORDS += ["ephemeral", "m.receipt", "m.read", "unsigned", "transaction_id"]
 WORDS += ["type", "sender", "event_id", "content", "state_key", "origin_server_ts", "m.room.encryption"]
 near_misses = st.recursive(
-    st.sampled_from(["join", "s1", "", None, 0, True, "m.room.encryption"]) | json_values,
+    st.sampled_from(["join", "s1", "", None, 0, True, "m.room.encryption", "m.receipt"]) | json_values,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=5),
     max_leaves=30,
 )
@@ -109,6 +147,10 @@ def test_no_answer_whatever_raises_anything_else(data: object) -> None:
         assert update.turns_encrypted in (True, False)
         for raw in update.timeline:
             to_event(raw, update.room_id, "main", NOW)
+            to_echo(raw, update.room_id)
+        for receipt in update.receipts:
+            assert receipt.event_id
+            assert receipt.reader
 
 
 @given(st.dictionaries(st.sampled_from(WORDS), near_misses))

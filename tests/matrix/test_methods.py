@@ -30,12 +30,12 @@ def methods_of(bench: Bench, accounts: Accounts) -> Caller:
     subscriptions = Subscriptions(bench.db, bench.journal, bench.around)
     MatrixMethods(accounts, bench.outbox, subscriptions, bench.grants).register(registry)
 
-    async def call(name: str, *, agent: str | None = None, **params: Any) -> Any:
+    async def call(name: str, *, agent: str | None = None, uid: int = 1000, **params: Any) -> Any:
         role = Role.AGENT if agent else Role.OPERATOR
         method = registry.table(role).get(name)
         if method is None:
             raise ArmorclawError("denied", name)
-        caller: Any = SimpleNamespace(role=role, agent=agent)
+        caller: Any = SimpleNamespace(role=role, agent=agent, uid=uid)
         result = method.handler(caller, method.read(params))
         return method.write(await result if method.is_async else result)
 
@@ -138,9 +138,39 @@ async def test_polling_acknowledges_the_batch_before(
         assert (third, nothing) == (["2"], [])
 
 
+async def test_consumers_do_not_steal_from_each_other(
+    bench: Bench, homeserver: Homeserver, person: MakePerson
+) -> None:
+    ann, bot = await person("ann"), await person("bot")
+    room = await ann.create_room(bot.user_id)
+    bench.grants.set("echo", "main", [room])
+    async with running(bench.accounts(account_of(bot, homeserver))) as accounts:
+        call = methods_of(bench, accounts)
+        await until(lambda: ann.member_of(room, bot.user_id))
+        consumers: list[dict[str, Any]] = [
+            {"agent": "echo"},
+            {},
+            {"uid": 1001},
+            {"consumer": "archive"},
+            {"consumer": "uid-1001x"},
+            {"consumer": "archive", "uid": 1001},  # a name is one consumer, whoever uses it
+        ]
+        for who in consumers:
+            await call("matrix.receive", **who)
+        await ann.say(room, "for all of you")
+        await until(lambda: bool(bench.messages()))
+        got = [(await call("matrix.receive", **who))["count"] for who in consumers]
+        assert got == [1, 1, 1, 1, 1, 0]
+        with pytest.raises(ArmorclawError) as caught:
+            await call("matrix.receive", agent="echo", consumer="another")
+        assert (caught.value.name, caught.value.data["fields"]) == ("invalid_params", ["consumer"])
+
+
 @pytest.mark.parametrize(
     "params",
     [
+        {"consumer": "a/b"},
+        {"consumer": "x" * 57},
         {"cursor": "x"},
         {"cursor": "1" * 33},
         {"cursor": "x" * 1_000_000},
@@ -176,6 +206,7 @@ async def test_one_receive_at_a_time(bench: Bench, monkeypatch: pytest.MonkeyPat
                 await call("matrix.receive", agent="echo", timeout_ms=timeout)
             assert caught.value.name == "conflict"
         assert await call("matrix.receive", agent="other") == nothing
+        assert await call("matrix.receive", consumer="archive") == nothing
         assert await call("matrix.receive") == nothing
         assert answers == []
     assert answers == [nothing]

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -14,16 +15,22 @@ from mautrix.errors import MatrixConnectionError, make_request_error
 from structlog.testing import capture_logs
 
 from armorclaw.clock import Clock, Surroundings
+from armorclaw.delivery import rows
+from armorclaw.delivery.message import Delivery
+from armorclaw.delivery.receipts import Receipts
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
+from armorclaw.events.journal import Journal
 from armorclaw.guard.grants import Grants
-from armorclaw.matrix import sync
+from armorclaw.matrix import cache, sync
+from armorclaw.matrix.cache import Cache, Key
 from armorclaw.matrix.granted import Granted
+from armorclaw.matrix.intake import Intake
 from armorclaw.matrix.login import Login, load, save
 from armorclaw.matrix.rooms import Rooms, RoomState
 from armorclaw.matrix.status import SessionState, SessionStatus
 from armorclaw.matrix.sync import SyncLoop
-from armorclaw.store.schema import MIGRATIONS
+from tests.events.inline_store import InlineDatabase
 
 BOT = "@bot:x"
 ROOM = "!room:x"
@@ -63,27 +70,16 @@ def _given(step: Step) -> dict[str, Any]:
     return step
 
 
-class Journal:
-    """The journal's contract in memory: all or nothing, and each event once."""
+class Store(InlineDatabase):
+    """Fails as often as there are `failures`."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self.db = db
-        self.events: list[Event] = []
+    def __init__(self) -> None:
+        super().__init__()
         self.failures: list[ArmorclawError] = []
 
-    async def record(self, events: Sequence[Event], *, also: Callable[[Any], object]) -> list[Event]:
-        await trio.lowlevel.checkpoint()
+    def _check(self) -> None:
         if self.failures:
             raise self.failures.pop(0)
-        also(self.db)
-        seen = {event.id for event in self.events}
-        new = [event for event in events if event.id not in seen]
-        self.events += new
-        return new
-
-    @property
-    def bodies(self) -> list[str]:
-        return [event.plain()["content"]["body"] for event in self.events if event.type == "m.room.message"]
 
 
 class House:
@@ -91,12 +87,16 @@ class House:
 
     def __init__(self, homeserver: Homeserver, since: str | None = "s0") -> None:
         self.homeserver = homeserver
-        self.db = sqlite3.connect(":memory:")
-        self.db.executescript("".join(migration.sql for migration in MIGRATIONS))
-        save(self.db, "main", Login("http://x", BOT, "DEVICE", "token"))
-        self.db.execute("UPDATE accounts SET next_batch = ?", [since])
+        self.db = Store()
+        save(self.conn, "main", Login("http://x", BOT, "DEVICE", "token"))
+        self.conn.execute("UPDATE accounts SET next_batch = ?", [since])
         around = Surroundings(Clock(wall=lambda: 1.7e9), random.Random(1))
-        self.journal = Journal(self.db)
+        db: Any = self.db
+        journal = Journal(db, around.clock)
+        self.events: list[Event] = []
+        journal.subscribe_hub(self.events.extend)
+        self.receipts = Receipts(around.clock)
+        self.cache = Cache()
         grants = Grants()
         grants.set("echo", "main", [ROOM])
         self.rooms = Rooms("main")
@@ -107,13 +107,22 @@ class House:
             "main",
             homeserver,  # type: ignore[arg-type]
             since,
-            journal=self.journal,  # type: ignore[arg-type]
+            intake=Intake("main", db, journal, self.receipts),
+            cache=self.cache,
             rooms=self.rooms,
             granted=Granted("main", grants, ["echo"]),
             status=self.status,
             around=around,
             connected=self.count,
         )
+
+    @property
+    def conn(self) -> sqlite3.Connection:
+        return self.db.conn
+
+    @property
+    def bodies(self) -> list[str]:
+        return [event.plain()["content"]["body"] for event in self.events if event.type == "m.room.message"]
 
     def count(self) -> None:
         self.connected += 1
@@ -126,7 +135,7 @@ class House:
 
     @property
     def place(self) -> str | None:
-        login = load(self.db, "main")
+        login = load(self.conn, "main")
         assert login is not None
         return login.next_batch
 
@@ -146,7 +155,7 @@ async def test_events_come_once_and_in_order(autojump_clock: trio.testing.MockCl
     own = {**said("mine")[0], "sender": BOT}
     house = House(Homeserver(answer("s1", *said("a", "b"), own), answer("s2", *said("b", "c"))))
     await house.run(100)
-    assert house.journal.bodies == ["a", "b", "c"]
+    assert house.bodies == ["a", "b", "c"]
     assert house.loop.since == "s2"
     assert [since for _, since, _ in house.homeserver.polls[:3]] == ["s0", "s1", "s2"]
     assert house.homeserver.polls[0][2] == 0  # the first answer is wanted at once
@@ -157,7 +166,7 @@ async def test_events_come_once_and_in_order(autojump_clock: trio.testing.MockCl
 async def test_the_first_sync_takes_the_token_and_no_history(autojump_clock: trio.testing.MockClock) -> None:
     house = House(Homeserver(answer("s1", *said("old")), answer("s2", *said("new"))), since=None)
     await house.run(10)
-    assert house.journal.bodies == ["new"]
+    assert house.bodies == ["new"]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +209,7 @@ async def test_it_comes_back_within_two_seconds_and_loses_nothing(autojump_clock
     house = House(homeserver)
     with capture_logs() as logs:
         await house.run(700)
-    assert house.journal.bodies == ["waited"]
+    assert house.bodies == ["waited"]
     times = [at for at, _, _ in homeserver.polls]
     assert min(at for at in times if at >= down_until) - down_until <= 2
     assert [line["event"] for line in logs] == ["waiting for homeserver", "homeserver answers again"]
@@ -212,7 +221,7 @@ async def test_new_trouble_after_good_times_is_retried_soon(autojump_clock: trio
     homeserver = Homeserver(*[lost] * 6, answer("s1", *said("a")), lost, answer("s2", *said("b")))
     house = House(homeserver)
     await house.run(60)
-    assert house.journal.bodies == ["a", "b"]
+    assert house.bodies == ["a", "b"]
     failed, again = (at for at, _, _ in homeserver.polls[7:9])
     assert again - failed <= 0.25
 
@@ -227,7 +236,7 @@ async def test_a_rate_limit_is_kept(told: float | None, autojump_clock: trio.tes
     first, second = (at for at, _, _ in homeserver.polls[:2])
     assert second - first >= (told or 0.12)
     assert second - first <= (told or 0.12) + 0.2
-    assert house.journal.bodies == ["a"]
+    assert house.bodies == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -243,7 +252,7 @@ async def test_a_homeserver_that_never_holds_back_is_not_asked_in_a_hot_loop(
     house = House(homeserver)
     await house.run(600)
     assert len(homeserver.polls) <= 600
-    assert len(house.journal.bodies) <= 1
+    assert len(house.bodies) <= 1
 
 
 async def test_an_unknown_token_ends_the_loop(autojump_clock: trio.testing.MockClock) -> None:
@@ -259,7 +268,7 @@ async def test_a_refused_place_begins_anew_and_says_that_something_may_be_missin
     refusal = make_request_error(400, "", "M_UNKNOWN_POS", "unknown position")
     house = House(Homeserver(refusal, answer("t1", *said("old")), answer("t2", *said("new"))))
     await house.run(20)
-    gap, new = house.journal.events
+    gap, new = house.events
     assert (gap.type, gap.room_id) == ("gap", ROOM)
     assert new.event_id == "$new"
     assert [since for _, since, _ in house.homeserver.polls[:3]] == ["s0", None, "t1"]
@@ -277,7 +286,7 @@ async def test_a_gap_is_filled_in_order(autojump_clock: trio.testing.MockClock) 
     pages: list[Step] = [{"chunk": said("d", "c"), "end": "p1"}, {"chunk": said("b", "a"), "end": None}]
     house = House(Homeserver(answer("s1", *said("e", "f"), limited=True, prev_batch="p0"), pages=pages))
     await house.run(10)
-    assert house.journal.bodies == ["a", "b", "c", "d", "e", "f"]
+    assert house.bodies == ["a", "b", "c", "d", "e", "f"]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +304,7 @@ async def test_a_gap_that_fails_in_the_middle_is_asked_again_as_a_whole(
     ]
     house = House(Homeserver(cut, cut, pages=pages))
     await house.run(10)
-    assert house.journal.bodies == ["a", "b", "c"]
+    assert house.bodies == ["a", "b", "c"]
     assert house.homeserver.polls[1][1] == "s0"
 
 
@@ -309,8 +318,8 @@ async def test_a_gap_that_is_refused_or_too_long_is_told(
     for pages, bodies in ((long, ["1", "0", "c"]), (refused, ["c"])):
         house = House(Homeserver(cut, pages=pages))
         await house.run(10)
-        assert house.journal.events[0].type == "gap"
-        assert house.journal.bodies == bodies
+        assert house.events[0].type == "gap"
+        assert house.bodies == bodies
 
 
 async def test_pages_without_end_are_bounded(autojump_clock: trio.testing.MockClock) -> None:
@@ -318,20 +327,20 @@ async def test_pages_without_end_are_bounded(autojump_clock: trio.testing.MockCl
     cut = answer("s1", *said("c"), limited=True, prev_batch="p0")
     house = House(Homeserver(cut, pages=[{"chunk": [], "end": None}]))
     await house.run(10)
-    assert house.journal.bodies == ["c"]
+    assert house.bodies == ["c"]
 
 
 async def test_a_store_that_restarts_costs_nothing(autojump_clock: trio.testing.MockClock) -> None:
     house = House(Homeserver(answer("s1", *said("a")), answer("s1", *said("a"))))
-    house.journal.failures = [ArmorclawError("unavailable", "the store is restarting")]
+    house.db.failures = [ArmorclawError("unavailable", "the store is restarting")]
     await house.run(10)
-    assert house.journal.bodies == ["a"]
+    assert house.bodies == ["a"]
     assert [since for _, since, _ in house.homeserver.polls[:3]] == ["s0", "s0", "s1"]
 
 
 async def test_a_store_that_is_broken_ends_the_loop(autojump_clock: trio.testing.MockClock) -> None:
     house = House(Homeserver(answer("s1", *said("a"))))
-    house.journal.failures = [ArmorclawError("storage_corrupt", "no")]
+    house.db.failures = [ArmorclawError("storage_corrupt", "no")]
     with pytest.raises(ArmorclawError):
         await house.loop.run()
 
@@ -345,7 +354,7 @@ async def test_a_room_joined_now_gives_nothing_from_before(autojump_clock: trio.
     for house, bodies in ((whole, ["after"]), (cut, ["b", "c"])):
         house.rooms.replace({})
         await house.run(10)
-        assert house.journal.bodies == bodies
+        assert house.bodies == bodies
 
 
 async def test_the_rooms_and_the_place_are_stored_with_the_events(autojump_clock: trio.testing.MockClock) -> None:
@@ -358,7 +367,7 @@ async def test_the_rooms_and_the_place_are_stored_with_the_events(autojump_clock
         await house.loop.run()
     assert house.place == "s2"
     fresh = Rooms("main")
-    assert fresh.load(house.db) == {"!new:x": RoomState("leave", True), "!asked:x": RoomState("invite")}
+    assert fresh.load(house.conn) == {"!new:x": RoomState("leave", True), "!asked:x": RoomState("invite")}
     assert house.rooms.encrypted("!new:x")
     house.db.close()
 
@@ -377,8 +386,184 @@ async def test_many_events_leave_room_for_others(autojump_clock: trio.testing.Mo
     async with trio.open_nursery() as nursery:
         nursery.start_soon(other)
         nursery.start_soon(house.loop.run)
-        while len(house.journal.events) < 20_000:
+        while len(house.events) < 20_000:
             await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
     assert turns > 30
     house.db.close()
+
+
+# --- what becomes of our own messages ---
+
+
+def accept(house: House, number: int, *, room: str = ROOM, sent: bool = True) -> None:
+    """A message of the outbox; its event id is `$m<number>`, known here if its PUT was answered."""
+    delivery = Delivery(f"d{number}", f"ac_{number}", "main", "echo", room, "m.room.message", "queued", 0)
+    delivery = rows.insert(house.conn, delivery, b"{}")
+    if sent:
+        rows.settle(house.conn, attrs.evolve(delivery, state="sent", event_id=f"$m{number}"))
+
+
+def own(number: int, **more: Any) -> dict[str, Any]:
+    """Its echo."""
+    return {**said(f"m{number}")[0], "sender": BOT, **more}
+
+
+def read_by(**readers: str) -> dict[str, Any]:
+    """The receipts of a room, by the reader's name: `ann="$event"`."""
+    content: dict[str, Any] = {}
+    for name, event_id in readers.items():
+        content.setdefault(event_id, {"m.read": {}})["m.read"][f"@{name}:x"] = {"ts": 1}
+    return {"ephemeral": {"events": [{"type": "m.receipt", "content": content}]}}
+
+
+def room_answer(token: str, part: dict[str, Any], room: str = ROOM) -> dict[str, Any]:
+    return {"next_batch": token, "rooms": {"join": {room: part}}}
+
+
+def told(house: House) -> list[tuple[str, str]]:
+    """What senders were told, and what others said, in the order of the journal."""
+    found = []
+    for event in house.events:
+        content = event.plain()["content"]
+        is_told = event.type == "delivery"
+        found.append((content["delivery_id"], content["state"]) if is_told else (event.event_id or "", event.type))
+    return found
+
+
+async def test_echoes_are_told_at_their_place_and_receipts_cover_what_is_before(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    house = House(
+        Homeserver(
+            answer("s1", own(1), *said("a"), own(2, unsigned={"transaction_id": "ac_2"}), *said("b"), own(3)),
+            room_answer("s2", read_by(ann="$b")),
+            room_answer("s3", read_by(ann="$m3")),
+        )
+    )
+    accept(house, 1)
+    accept(house, 2, sent=False)  # its answer was lost: only the transaction id tells whose it is
+    accept(house, 3)
+    await house.run(10)
+    assert told(house) == [
+        ("d1", "delivered"),
+        ("$a", "m.room.message"),
+        ("d2", "delivered"),
+        ("$b", "m.room.message"),
+        ("d3", "delivered"),
+        ("d1", "read"),
+        ("d2", "read"),
+        ("d3", "read"),
+    ]
+    assert [event.seq for event in house.events] == sorted(event.seq for event in house.events)
+    assert house.events[-1].plain()["content"]["by"] == "@ann:x"
+
+
+async def test_an_echo_and_its_receipt_in_one_answer_and_a_receipt_that_is_ahead(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    house = House(
+        Homeserver(
+            room_answer("s1", {"timeline": {"events": [own(1)]}, **read_by(ann="$m1")}),
+            room_answer("s2", read_by(ann="$later")),
+            answer("s3", own(2), *said("later")),
+        )
+    )
+    for number in (1, 2):
+        accept(house, number)
+    await house.run(10)
+    assert [one for one in told(house) if one[1] != "m.room.message"] == [
+        ("d1", "delivered"),
+        ("d1", "read"),
+        ("d2", "delivered"),
+        ("d2", "read"),
+    ]
+
+
+async def test_our_own_receipts_say_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    house = House(Homeserver(answer("s1", own(1)), room_answer("s2", read_by(bot="$m1"))))
+    accept(house, 1)
+    await house.run(10)
+    assert told(house) == [("d1", "delivered")]
+
+
+async def test_somebody_else_read_what_we_did_too(autojump_clock: trio.testing.MockClock) -> None:
+    """One event, two readers: ours first."""
+    house = House(Homeserver(answer("s1", own(1)), room_answer("s2", read_by(bot="$m1", ann="$m1"))))
+    accept(house, 1)
+    await house.run(10)
+    assert told(house)[-1] == ("d1", "read")
+
+
+async def test_messages_count_in_rooms_that_nobody_is_granted_and_in_the_first_sync(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    other = "!other:x"
+    part = {"timeline": {"events": [*said("private"), own(1)]}, **read_by(ann="$m1")}
+    for since in ("s0", None):
+        house = House(Homeserver(room_answer("s1", part, other)), since)
+        accept(house, 1, room=other)
+        await house.run(10)
+        assert told(house) == [("d1", "delivered"), ("d1", "read")]
+
+
+async def test_an_echo_in_a_gap_is_found(autojump_clock: trio.testing.MockClock) -> None:
+    pages: list[Step] = [{"chunk": [*said("b"), own(1), *said("a")], "end": None}]
+    house = House(Homeserver(answer("s1", *said("c"), limited=True, prev_batch="p0"), pages=pages))
+    accept(house, 1)
+    await house.run(10)
+    assert [one for one, _ in told(house)] == ["$a", "d1", "$b", "$c"]
+
+
+async def test_what_is_told_twice_is_journalled_once(autojump_clock: trio.testing.MockClock) -> None:
+    """The store fails after the answer has come, so all of it comes again; nor does it come a third time."""
+    part = {"timeline": {"events": [own(1), *said("a")]}, **read_by(ann="$a")}
+    house = House(Homeserver(room_answer("s1", part), room_answer("s1", part), room_answer("s2", part)))
+    accept(house, 1)
+    house.db.failures = [ArmorclawError("storage_full", "no space left")]
+    await house.run(10)
+    assert told(house) == [("d1", "delivered"), ("$a", "m.room.message"), ("d1", "read")]
+
+
+async def test_a_crash_at_the_commit_tells_all_or_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    part = {"timeline": {"events": [own(1), *said("a")]}, **read_by(ann="$a")}
+
+    class CrashError(Exception):
+        pass
+
+    for moment, rows_there in (("before commit", 0), ("after commit", 3)):
+        house = House(Homeserver(room_answer("s1", part)))
+        accept(house, 1)
+
+        def crash(at: str, moment: str = moment) -> None:
+            if at == moment:
+                raise CrashError
+
+        house.db.point = crash
+        with pytest.raises(CrashError):
+            await house.loop.run()
+        (count,) = house.conn.execute("SELECT count(*) FROM journal").fetchone()
+        (state,) = house.conn.execute("SELECT state FROM outbox").fetchone()
+        assert (count, state, house.place) == ((3, "read", "s1") if rows_there else (0, "sent", "s0"))
+
+
+async def test_what_a_sync_changes_is_forgotten(autojump_clock: trio.testing.MockClock) -> None:
+    async def ask(key: Key) -> str:
+        value: str = await house.cache.get(key, fetch)
+        return value
+
+    async def fetch() -> str:
+        asked.append(1)
+        return "known"
+
+    asked: list[int] = []
+    member = {"type": "m.room.member", "state_key": "@ann:x", "sender": "@ann:x", "content": {"membership": "join"}}
+    house = House(Homeserver(answer("s1", {**member, "event_id": "$1"})))
+    keys = [cache.members_of(ROOM), cache.profile_of("@ann:x"), cache.state_of(ROOM, "m.room.topic", "")]
+    for key in keys * 2:
+        await ask(key)
+    assert len(asked) == 3
+    await house.run(10)
+    for key in keys:
+        await ask(key)
+    assert len(asked) == 5  # all but the topic

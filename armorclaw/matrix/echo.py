@@ -1,0 +1,82 @@
+"""Whether a message that may have been sent is there: looked up in the timeline, never guessed.
+
+Homeservers forget transaction ids after a day, and know them by device. After that the room itself is all there is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from mautrix.errors import MatrixError
+
+from armorclaw.delivery.transport import Refused
+from armorclaw.matrix.answer import Raw
+from armorclaw.matrix.client import MatrixClient
+from armorclaw.matrix.transport import judge
+
+PAGE = 200
+PAGES = 50
+"""Read at most; the homeserver gives only what we sent ourselves, so this is ten thousand messages of ours."""
+
+CLOCKS_MS = 5 * 60 * 1000
+"""How far the homeserver's clock may be behind ours."""
+
+
+async def find_echo(
+    client: MatrixClient,
+    room_id: str,
+    type_: str,
+    content: bytes,
+    since_ms: int,
+    claimed: Callable[[str], Awaitable[bool]],
+) -> str | None:
+    """The id of our own event with this content that no other delivery has; None if there certainly is none.
+
+    Looks at what was sent since `since_ms`, and of several takes the first. Raises Delayed if the homeserver cannot
+    tell now, Refused if it never can.
+    """
+    wanted = json.loads(content)
+    found: list[str] = []
+    for raw in await _own_since(client, room_id, type_, since_ms - CLOCKS_MS):
+        event_id = raw.get("event_id")
+        if not isinstance(event_id, str) or raw.get("sender") != client.mxid or raw.get("type") != type_:
+            continue
+        if raw.get("content") == wanted:
+            found.append(event_id)
+        elif _redacted(raw) and not await claimed(event_id):
+            raise Refused("somebody has removed a message there that may have been this one")
+    for event_id in reversed(found):
+        if not await claimed(event_id):
+            return event_id
+    return None
+
+
+async def _own_since(client: MatrixClient, room_id: str, type_: str, since_ms: int) -> list[Raw]:
+    """What we sent to the room, the newest first, down to the first from before that time."""
+    only = json.dumps({"senders": [str(client.mxid)], "types": [type_]}, separators=(",", ":"))
+    found: list[Raw] = []
+    at: str | None = None
+    for _ in range(PAGES):
+        try:
+            chunk, at = await client.latest(room_id, PAGE, start=at, filter=only)
+        except MatrixError as error:
+            raise judge(error).exception() from error
+        for raw in chunk:
+            if _time(raw) < since_ms:
+                return found
+            found.append(raw)
+        if at is None:
+            return found
+    raise Refused("too much was said there since to tell whether it was sent")
+
+
+def _time(raw: Raw) -> float:
+    at: Any = raw.get("origin_server_ts")
+    return at if type(at) is int else float("inf")
+
+
+def _redacted(raw: Raw) -> bool:
+    unsigned = raw.get("unsigned")
+    return isinstance(unsigned, dict) and "redacted_because" in unsigned

@@ -1,0 +1,67 @@
+"""Connections to homeservers, shared by all accounts that are on the same one."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import trio
+
+PER_ACCOUNT = 24
+"""Connections that one account may use at a time: 16 sends (delivery.sender), the sync, and a few calls."""
+
+_IDLE = 8  # kept open by one account that has nothing to ask
+_IDLE_SECONDS = 30.0
+
+
+class Pools:
+    """One pool for each homeserver, made for the first that needs it and closed with the last.
+
+    `accounts` is how many may be on one homeserver, so that the long polls of many leave connections for their sends.
+    """
+
+    def __init__(self, accounts: int = 1) -> None:
+        self._accounts = max(accounts, 1)
+        self._pools: dict[str, httpx.AsyncHTTPTransport] = {}
+        self._users: dict[str, int] = {}
+
+    @property
+    def open_count(self) -> int:
+        return len(self._pools)
+
+    @asynccontextmanager
+    async def pool(self, homeserver: str) -> AsyncIterator[httpx.AsyncBaseTransport]:
+        """The pool of a homeserver, for the length of a block. TLS as in `open_pool`."""
+        origin = httpx.URL(homeserver)
+        key = f"{origin.scheme}://{origin.netloc.decode()}".lower()
+        if key not in self._pools:
+            self._pools[key] = open_pool(homeserver, self._accounts)
+        pool = self._pools[key]
+        self._users[key] = self._users.get(key, 0) + 1
+        try:
+            yield pool
+        finally:
+            self._users[key] -= 1
+            if not self._users[key]:
+                del self._users[key], self._pools[key]
+                with trio.CancelScope(shield=True):  # closing sockets: nothing is waited for
+                    await pool.aclose()
+
+
+def open_pool(homeserver: str, accounts: int = 1) -> httpx.AsyncHTTPTransport:
+    """Connections to one homeserver; whoever opens them closes them.
+
+    TLS trusts the authorities httpx brings, or those of SSL_CERT_FILE and SSL_CERT_DIR.
+    """
+    if homeserver.startswith("https:"):
+        context = httpx.create_ssl_context()
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # loading authorities takes 20 ms and 2 MiB
+    limits = httpx.Limits(
+        max_connections=PER_ACCOUNT * accounts,
+        max_keepalive_connections=_IDLE + 2 * (accounts - 1),
+        keepalive_expiry=_IDLE_SECONDS,
+    )
+    return httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=limits)
