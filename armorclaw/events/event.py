@@ -13,10 +13,16 @@ import attrs
 CONTENT_LIMIT = 256 * 1024
 """Bytes of one event's content. A Matrix event has at most 64 KiB, and writing it in ASCII at most triples that."""
 
+SEVERITIES = ("info", "warning", "error", "critical")
+"""How bad what happened is, for those events that say so."""
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
 
 def ascii_json(value: object) -> bytes:
     """Compact JSON in ASCII: one line, whatever the strings hold. Raises ValueError for NaN and infinity."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
+    return _ENCODER.encode(value).encode("ascii")
 
 
 def _check_content(_event: object, _field: object, content: bytes) -> None:
@@ -32,7 +38,8 @@ class Event:
     """Something that happened; `seq` is its place in the journal, 0 as long as it has none.
 
     `id` is ours and the same however often the event is seen; `event_id` is Matrix's. `at_ms` is when it happened, in
-    milliseconds since the epoch. `agent` names the agent it is about, which is not who may read it.
+    milliseconds since the epoch. `agent` names the agent it is about, which is not who may read it. `severity` is one
+    of `SEVERITIES`, or None. Of an event that is `erased` only the envelope is left: its content is `{}`.
     """
 
     type: str
@@ -45,6 +52,8 @@ class Event:
     sender: str | None = None
     event_id: str | None = None
     seq: int = 0
+    severity: str | None = None
+    erased: bool = attrs.field(default=False, converter=bool)
     _wire: bytes = attrs.field(init=False, default=b"", eq=False, repr=False)
 
     @classmethod
@@ -60,13 +69,26 @@ class Event:
         room_id: str | None = None,
         sender: str | None = None,
         event_id: str | None = None,
+        severity: str | None = None,
     ) -> Event:
         """An event from content that is not encoded yet; without an `id` it gets a fresh one.
 
-        Raises ValueError for content that JSON cannot hold or that is too large.
+        Raises ValueError for content that JSON cannot hold or that is too large, and for a severity that is none.
         """
-        encoded = ascii_json(content)
-        return cls(type, encoded, at_ms, id or secrets.token_urlsafe(12), account, agent, room_id, sender, event_id)
+        if severity is not None and severity not in SEVERITIES:
+            raise ValueError(f"the severity {severity!r} of an event is none of {', '.join(SEVERITIES)}")
+        return cls(
+            type,
+            ascii_json(content),
+            at_ms,
+            id or secrets.token_urlsafe(12),
+            account,
+            agent,
+            room_id,
+            sender,
+            event_id,
+            severity=severity,
+        )
 
     def wire(self) -> bytes:
         """The members every subscriber gets, from `"seq":` to the content, without the braces around them.
@@ -84,9 +106,12 @@ class Event:
             ("room_id", self.room_id),
             ("sender", self.sender),
             ("event_id", self.event_id),
+            ("severity", self.severity),
         ):
             if value is not None:
                 members.append(f'"{name}":{quote(value)}')
+        if self.erased:
+            members.append('"erased":true')
         return b'%b,"content":%b' % (",".join(members).encode("ascii"), self.content)
 
     def plain(self) -> dict[str, Any]:
@@ -105,4 +130,4 @@ def frame_head(subscription: str, redelivered: int) -> bytes:
 
 def frame(head: bytes, event: Event) -> bytes:
     """A whole `event` notification, newline included."""
-    return b"%b%b}}\n" % (head, event.wire())
+    return b"%b%b}}\n" % (head, event._wire or event.wire())

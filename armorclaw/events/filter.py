@@ -25,27 +25,30 @@ FILTER_LIMIT = 8 * 1024
 class EventFilter:
     """An event matches if every field that is not empty has a pattern for it; `*` stands for any characters.
 
-    An event without, say, a room never matches a filter that names rooms.
+    An event without, say, a room never matches a filter that names rooms, and one without a severity none that names
+    severities.
     """
 
     types: tuple[str, ...] = ()
     rooms: tuple[str, ...] = ()
     senders: tuple[str, ...] = ()
     agents: tuple[str, ...] = ()
+    severities: tuple[str, ...] = ()
     _tests: tuple[tuple[str, _Patterns], ...] = attrs.field(init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        fields = (("type", "types"), ("room_id", "rooms"), ("sender", "senders"), ("agent", "agents"))
-        tests = (
-            (of_event, _Patterns.of(ours, getattr(self, ours))) for of_event, ours in fields if getattr(self, ours)
-        )
+        given = ((of_event, ours, getattr(self, ours)) for ours, of_event in _FIELDS.items())
+        tests = ((of_event, _Patterns.of(ours, patterns)) for of_event, ours, patterns in given if patterns)
         object.__setattr__(self, "_tests", tuple(tests))
         if self._tests and len(self.to_json()) > FILTER_LIMIT:
             raise _invalid("filter", f"it may have {FILTER_LIMIT} bytes")
 
     def matches(self, event: Event) -> bool:
         """Whether the event passes. Safe to call on any thread."""
-        return all(patterns.match(getattr(event, name)) for name, patterns in self._tests)
+        for name, patterns in self._tests:  # noqa: SIM110 - in a hurry: each event is tried for each subscriber
+            if not patterns.match(getattr(event, name)):
+                return False
+        return True
 
     def to_json(self) -> str:
         """As the store and the wire write it."""
@@ -66,7 +69,8 @@ class EventFilter:
         return cls(**{field: tuple(patterns) for field, patterns in given.items()})
 
 
-_FIELDS = ("types", "rooms", "senders", "agents")
+_FIELDS = {"types": "type", "rooms": "room_id", "senders": "sender", "agents": "agent", "severities": "severity"}
+"""Each field of a filter, and what of an event it is about."""
 
 
 def _invalid(place: str, why: str) -> ArmorclawError:
@@ -93,7 +97,7 @@ class _Patterns:
     def match(self, value: str | None) -> bool:
         if value is None:
             return False
-        return value in self.names or any(_glob(parts, value) for parts in self.wild)
+        return value in self.names or (bool(self.wild) and any(_glob(parts, value) for parts in self.wild))
 
 
 def _glob(parts: tuple[str, ...], text: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import trio
@@ -34,6 +35,10 @@ class Inbox:
         await subscription.run(task_status=task_status)
         self._closed = subscription.closed_because or "it ended"  # told behind what has come
         self._wake()
+
+    def push_all(self, frames: Sequence[bytes]) -> None:
+        for frame in frames:
+            self.push(frame)
 
     def push(self, frame: bytes) -> None:
         self._frames.append(frame)

@@ -25,11 +25,14 @@ SCAN_LIMIT = 4096
 """Rows looked at for one page; a filter that fits rarely must not hold the reading thread for long."""
 
 # ruff: noqa: S608 - the statements below are put together from constants
-_COLUMNS = "type, content, at_ms, id, account, agent, room_id, sender, event_id"
-_INSERT = f"INSERT INTO journal ({_COLUMNS}, stored_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-_AFTER = f"SELECT {_COLUMNS}, seq FROM journal WHERE seq > ? ORDER BY seq LIMIT {SCAN_LIMIT}"
-_ONE = f"SELECT {_COLUMNS}, seq FROM journal WHERE seq = ?"
+_WRITTEN = "type, content, at_ms, id, account, agent, room_id, sender, event_id, severity, erased, stored_ms"
+_INSERT = f"INSERT INTO journal ({_WRITTEN}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_COLUMNS = "type, content, at_ms, id, account, agent, room_id, sender, event_id, seq, severity, erased"  # of an Event
+_AFTER = f"SELECT {_COLUMNS} FROM journal WHERE seq > ? ORDER BY seq LIMIT {SCAN_LIMIT}"
+_ONE = f"SELECT {_COLUMNS} FROM journal WHERE seq = ?"
 _HEAD = "SELECT seq FROM sqlite_sequence WHERE name = 'journal'"  # also right when old rows are gone
+_TRIMMED = "SELECT seq FROM trimmed"
+_STORED = "SELECT seq, stored_ms FROM journal WHERE seq >= ? AND seq < ? ORDER BY seq LIMIT 1"
 
 
 @attrs.frozen
@@ -41,6 +44,8 @@ class Page:
     """Everything up to here was looked at."""
     complete: bool
     """Nothing more was there when it was read."""
+    trimmed: int
+    """Events up to here are deleted (`trimmed_to`): whoever asked from below has missed them."""
 
 
 class Journal:
@@ -76,18 +81,25 @@ class Journal:
         now = self._clock.now_ms()
         for event in events:
             row = (event.type, event.content, event.at_ms, event.id, event.account, event.agent)
-            cursor = conn.execute(_INSERT, (*row, event.room_id, event.sender, event.event_id, now))
+            whose = (event.room_id, event.sender, event.event_id, event.severity, event.erased)
+            cursor = conn.execute(_INSERT, (*row, *whose, now))
             if cursor.rowcount == 1 and cursor.lastrowid is not None:
                 new.append(attrs.evolve(event, seq=cursor.lastrowid))
         return new
 
     async def record(
-        self, events: Sequence[Event], *, also: Callable[[Connection], object] | None = None, durable: bool = False
+        self,
+        events: Sequence[Event],
+        *,
+        also: Callable[[Connection], object] | None = None,
+        durable: bool = False,
+        grows: bool = True,
     ) -> list[Event]:
         """Appends events and does `also` in one transaction, then publishes; returns the new events.
 
         Survives kill -9, and with `durable` a power cut. Not needed where the same transaction holds the token from
-        which the source would send the events again. Raises what the store raises.
+        which the source would send the events again. While the disk is full it is refused, except without `grows`:
+        for the few that somebody must hear of then. Raises what the store raises.
         """
 
         def work(conn: Connection) -> list[Event]:
@@ -96,7 +108,7 @@ class Journal:
                 also(conn)
             return new
 
-        return await self._db.write(work, durable=durable, then=self.publish)
+        return await self._db.write(work, durable=durable, grows=grows, then=self.publish)
 
     def publish(self, events: Sequence[Event]) -> None:
         """Tells every listener about events just committed; for the `then` of a write, which keeps the order."""
@@ -160,6 +172,26 @@ class Journal:
             self._raise_known(await self._db.read(head))
         return self._known or 0
 
+    @staticmethod
+    def trimmed(conn: Connection) -> int:
+        """The highest number that retention has deleted; 0 if it has deleted nothing. All up to there are gone.
+
+        It is kept: the first row left cannot tell, as an event that came twice has used up a number too.
+        """
+        return int(conn.execute(_TRIMMED).fetchone()[0])
+
+    async def trimmed_to(self) -> int:
+        """As `trimmed`, in a transaction of its own."""
+        return await self._db.read(self.trimmed)
+
+    async def seq_at(self, time_ms: int) -> int:
+        """The number behind which a replay from a time begins: what was stored at `time_ms` or later is behind it.
+
+        That is by the wall clock of the bridge, as it was then, in milliseconds since the epoch. For a time before
+        all that is left it is 0, so that a subscriber hears of what is deleted.
+        """
+        return await self._db.read(lambda conn: _seq_at(conn, time_ms))
+
     async def beyond(self, seq: int) -> None:
         """Returns once there is an event behind `seq`, as far as is known here."""
         while self._known is None or self._known <= seq:
@@ -175,6 +207,19 @@ def head(conn: Connection) -> int:
     return 0 if row is None else int(row[0])
 
 
+def _seq_at(conn: Connection, time_ms: int) -> int:
+    """Halves what is left, as numbers rise with time: each event would pay for an index that is so rarely asked."""
+    low, high = 0, head(conn) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        row = conn.execute(_STORED, (middle, high)).fetchone()
+        if row is not None and row[1] < time_ms:
+            low = int(row[0])
+        else:
+            high = middle
+    return low
+
+
 def _page(
     conn: Connection,
     seq: int,
@@ -183,10 +228,10 @@ def _page(
     allowed: Callable[[Event], bool] | None,
 ) -> Page:
     events: list[Event] = []
-    position, size, looked_at = seq, 0, 0
+    position, size, looked_at, gone = seq, 0, 0, Journal.trimmed(conn)
     for row in conn.execute(_AFTER, (seq,)):
         if len(events) == limit or (events and size + len(row[1]) > PAGE_BYTES):
-            return Page(tuple(events), position, False)
+            return Page(tuple(events), position, False, gone)
         event = Event(*row)
         looked_at += 1
         position = event.seq
@@ -194,5 +239,5 @@ def _page(
             events.append(event)
             size += len(event.content)
     if looked_at == SCAN_LIMIT:
-        return Page(tuple(events), position, False)
-    return Page(tuple(events), max(position, head(conn)), True)  # the last rows may be gone
+        return Page(tuple(events), position, False, gone)
+    return Page(tuple(events), max(position, head(conn)), True, gone)  # the last rows may be gone

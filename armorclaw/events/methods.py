@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from weakref import WeakKeyDictionary
 
 import trio
 
 from armorclaw.errors import ArmorclawError
+from armorclaw.events import dead_letter_methods
+from armorclaw.events.cursor import Start
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
-from armorclaw.events.shapes import Ack, Done, Forget, Subscribe, Subscribed, Unsubscribe
+from armorclaw.events.shapes import (
+    Ack,
+    Done,
+    Forget,
+    Subscribe,
+    Subscribed,
+    SubscriptionStats,
+    Unsubscribe,
+)
 from armorclaw.events.subscription import Subscription
-from armorclaw.events.subscriptions import MAIN, Subscriptions
+from armorclaw.events.subscriptions import MAIN, Subscriptions, is_agent
 from armorclaw.guard.grants import Grants
 from armorclaw.guard.limits import Quota
 from armorclaw.rpc.call import Call
 from armorclaw.rpc.peer import Peer
-from armorclaw.rpc.registry import Registry, Role
+from armorclaw.rpc.registry import NoParams, Registry, Role
 
 MAX_SUBSCRIPTIONS = 32
 """Of one agent, on all its connections together, or of one connection of an operator: each is asked at each event."""
@@ -33,12 +46,18 @@ FOR_OTHERS = frozenset(
 """Events about an agent that it does not hear itself: its own words, and the record of its life, which would wake it
 from the sleep that it tells of."""
 
+PUBLISHED = "app."
+"""How the types begin of events that agents and operators publish; the agent that did does not hear its own."""
+
 
 def hears(grants: Grants, agent: str, event: Event) -> bool:
-    """Whether an agent may hear an event: one of a room granted to it, or about itself and not `FOR_OTHERS`."""
+    """Whether an agent may hear an event: one of a room granted to it, or about itself and not `FOR_OTHERS`.
+
+    What has become of its own messages (`delivery`) is about itself.
+    """
     if event.room_id is not None:
         return event.account == grants.account_of(agent) and grants.may(agent, event.room_id)
-    return event.agent == agent and event.type not in FOR_OTHERS
+    return event.agent == agent and event.type not in FOR_OTHERS and not event.type.startswith(PUBLISHED)
 
 
 def _everything(event: Event) -> bool:
@@ -46,8 +65,19 @@ def _everything(event: Event) -> bool:
 
 
 def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -> None:
-    """Adds events.subscribe, .unsubscribe, .forget and .ack for operators and agents."""
+    """Adds events.subscribe, .unsubscribe, .forget, .ack and .stats, for operators and agents.
+
+    Those of `dead_letter_methods` as well, if dead letters are kept.
+    """
     listeners = {Role.OPERATOR, Role.AGENT}
+
+    def policy(owner: str) -> Callable[[Event], bool] | None:
+        if not is_agent(owner):
+            return _everything
+        # without any grant, even of no room, it is not there now: what it may hear when it is, nobody knows
+        return None if grants.account_of(owner) is None else partial(hears, grants, owner)
+
+    subscriptions.policy = policy
     by_peer: WeakKeyDictionary[Peer, dict[str, Subscription]] = WeakKeyDictionary()
     quota = Quota("subscriptions", MAX_SUBSCRIPTIONS)  # those about to be count as well
 
@@ -81,10 +111,12 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
             raise ArmorclawError("invalid_request", "events.subscribe needs a connection to push to")
         allowed = _everything if call.agent is None else partial(hears, grants, call.agent)
         wanted = EventFilter.from_json(params.filter)
-        start = params.from_
+        start = await start_of(subscriptions, params.from_)
         if call.agent is not None and start != "now":
             start = max(start, await subscriptions.floor(call.agent))
-        subscription = subscriptions.open(call.agent or "", params.name, wanted, start, allowed, call.peer)
+        subscription = subscriptions.open(
+            call.agent or "", params.name, wanted, start, allowed, call.peer, commons=call.peer.commons
+        )
         subscription.hold()
         await call.peer.nursery.start(serve, subscription, call)
         try:
@@ -101,7 +133,9 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
         doc="End a subscription of this connection. What is kept for its name stays: see `events.forget`.",
     )
     def unsubscribe(call: Call, params: Unsubscribe) -> Done:
-        find(call, params.subscription).close("unsubscribed")
+        subscription = find(call, params.subscription)
+        del by_peer[call.peer][subscription.id]  # now: its end may wait for the store
+        subscription.close("unsubscribed", orderly=True)
         return Done()
 
     doc = (
@@ -121,7 +155,12 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
 
     @registry.method("events.ack", params=Ack, result=Done, roles=listeners, doc="Say what became of an event.")
     async def ack(call: Call, params: Ack) -> Done:
-        if params.nack_ms is not None:
+        if params.working + params.cumulative + (params.nack_ms is not None) > 1:
+            what = "working, cumulative and nack_ms exclude each other"
+            raise ArmorclawError("invalid_params", what, fields=["working", "cumulative", "nack_ms"])
+        if params.working:
+            await find(call, params.subscription).working(params.seq)
+        elif params.nack_ms is not None:
             await find(call, params.subscription).nack(params.seq, params.nack_ms)
         elif params.subscription in by_peer.get(call.peer, ()):
             await find(call, params.subscription).ack(params.seq, cumulative=params.cumulative)
@@ -131,6 +170,33 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
         if call.agent is not None:
             subscriptions.on_work(call.agent)
         return Done()
+
+    doc = (
+        "How subscriptions stand, connected or not: what is in hand, how far each is behind. An agent sees its own, "
+        "an operator all."
+    )
+
+    @registry.method("events.stats", result=list[SubscriptionStats], roles=listeners, doc=doc)
+    async def stats(call: Call, params: NoParams) -> list[SubscriptionStats]:
+        return await subscriptions.stats(call.agent)
+
+    if subscriptions.dead is not None:
+        dead_letter_methods.register(registry, subscriptions, subscriptions.dead)
+
+
+async def start_of(subscriptions: Subscriptions, given: str | int) -> Start:
+    """Raises `invalid_params` for what is no time, and what the store raises."""
+    if isinstance(given, int) or given == "now":
+        return given if isinstance(given, int) else "now"
+    try:
+        time = datetime.fromisoformat(given)
+        if len(given) > 40 or time.tzinfo is None:
+            raise ValueError
+        time_ms = math.ceil(time.timestamp() * 1000)
+    except (ValueError, OverflowError):
+        why = 'it must be "now", a number, or a time with its zone, such as 2026-01-31T09:30:00Z'
+        raise ArmorclawError("invalid_params", "from", why=why, fields=["from"]) from None
+    return await subscriptions.seq_at(time_ms)
 
 
 async def _release(subscription: Subscription) -> None:

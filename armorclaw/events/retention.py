@@ -1,84 +1,166 @@
-"""What is no longer needed is deleted, so that a bridge that runs for years needs the disk of a month.
+"""What is no longer needed is forgotten: bodies of messages soon, events and messages when they are old.
 
-The audit trail is never deleted: it is there to be complete.
+So a bridge that runs for years needs the disk of a month, and a stolen disk tells of a day. The audit trail is never
+deleted: it is there to be complete.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import attrs
 import trio
 
 from armorclaw.clock import Surroundings
+from armorclaw.config.sections import EventsSection
 from armorclaw.errors import ArmorclawError
+from armorclaw.events import pruning
+from armorclaw.events.event import Event
+from armorclaw.events.journal import Journal
+from armorclaw.events.pruning import DAY_MS, Batch
+from armorclaw.events.tally import Tally
 from armorclaw.log import get_logger
 from armorclaw.store import Connection, Database
 
 log = get_logger(__name__)
 
-DAY_MS = 24 * 3600 * 1000
+HOUR_MS = 3600 * 1000
 
-ACKNOWLEDGED_MS = DAY_MS
-"""An event that every durable subscription has acknowledged is kept for so long, to know it when it comes again."""
+LONGEST_PERIOD, SHORTEST_PERIOD = 3600.0, 1.0
+"""Seconds between two looks; within these, a quarter of the time after which bodies are erased."""
 
-UNACKNOWLEDGED_MS = 30 * DAY_MS
-"""No event is kept longer, though somebody who has been away for so long may still want it."""
+LONGEST_PAUSE = 1.0
+"""Seconds at most between two batches. A batch is followed by a pause as long as itself: with much to delete, the
+store still is others' half of the time."""
 
-SETTLED_MS = UNACKNOWLEDGED_MS
-"""A message that was sent, or has failed, is kept as long as the event it may answer: so long its key works."""
+T = TypeVar("T")
 
-PERIOD = 3600.0
-"""Seconds between two looks."""
 
-BATCH = 2_000
-"""Rows deleted in one transaction, so that nobody waits long for the writer."""
+@attrs.frozen
+class Forgotten:
+    """What one look did: how many bodies were erased, how many events and messages deleted."""
 
-# ruff: noqa: S608 - the statements below are put together from constants
-_FLOOR = "SELECT coalesce(min(floor), (SELECT coalesce(max(seq), 0) FROM journal)) FROM subscriptions"
-_EVENTS = (
-    "DELETE FROM journal WHERE seq IN (SELECT seq FROM journal"
-    f" WHERE stored_ms < :unacknowledged OR (stored_ms < :acknowledged AND seq <= ({_FLOOR}))"
-    f" ORDER BY seq LIMIT {BATCH})"
-)
-_MESSAGES = (
-    "DELETE FROM outbox WHERE seq IN (SELECT seq FROM outbox"
-    f" WHERE state != 'queued' AND settled_ms < :settled ORDER BY seq LIMIT {BATCH})"
-)
+    erased: int
+    events: int
+    messages: int
 
 
 class Retention:
-    """Deletes old events and settled messages, once an hour."""
+    """Erases and deletes what is due, at most an hour late.
 
-    def __init__(self, db: Database, around: Surroundings) -> None:
+    A body is erased once every named subscription has acknowledged its event for `section.erase_after_h` hours,
+    unless the event is a dead letter: it may have to be given again. What is older than `section.keep_days`, or
+    beyond `section.keep_mb`, is deleted whoever wants it still: they are told of the gap, and everybody of an event
+    `events.trimmed`. `settle_idle` is awaited first, so that nobody holds up events that are not meant for them.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        around: Surroundings,
+        section: EventsSection,
+        settle_idle: Callable[[], Awaitable[object]],
+        journal: Journal,
+    ) -> None:
         self._db = db
         self._clock = around.clock
+        self._settle_idle = settle_idle
+        self._journal = journal
+        self._erase_after_ms = round(section.erase_after_h * HOUR_MS)
+        self._keep_ms = round(section.keep_days * DAY_MS)
+        self._keep_bytes = round(section.keep_mb * 1024 * 1024)
+        self._tally = Tally(self._keep_bytes)
+
+    @property
+    def period(self) -> float:
+        """Seconds between two looks."""
+        return min(LONGEST_PERIOD, max(SHORTEST_PERIOD, self._erase_after_ms / 4000))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled. A store that is away or full is tried again an hour later."""
+        """Until cancelled. A store that is away or full is tried again at the next look."""
         task_status.started()
         while True:
             try:
                 await self.prune()
             except ArmorclawError as error:
-                log.warning("old events could not be deleted", why=str(error))
-            await trio.sleep(PERIOD)
+                log.warning("what is old could not be deleted", why=str(error))
+            await trio.sleep(self.period)
 
-    async def prune(self) -> tuple[int, int]:
-        """Delete what is due; how many events and messages that were. Raises what the store raises."""
+    async def prune(self) -> Forgotten:
+        """One look: erase and delete all that is due. Raises what the store raises; what is done by then is done."""
+        await self._settle_idle()
         now = self._clock.now_ms()
-        bounds = {
-            "unacknowledged": now - UNACKNOWLEDGED_MS,
-            "acknowledged": now - ACKNOWLEDGED_MS,
-            "settled": now - SETTLED_MS,
-        }
-        counts = []
-        for statement in (_EVENTS, _MESSAGES):
-            total = 0
-            while deleted := await self._db.write(lambda db, sql=statement: _delete(db, sql, bounds)):  # type: ignore[misc]
-                total += deleted
-            counts.append(total)
-        if any(counts):
-            log.info("deleted what is old", events=counts[0], messages=counts[1])
-        return counts[0], counts[1]
+        await self._db.write(lambda conn: pruning.mark(conn, now))
+        erased = await self._erase(now)
+        events = await self._trim(now)
+        messages = await self._sweep(now)
+        done = Forgotten(erased, events, messages)
+        if done != Forgotten(0, 0, 0):
+            log.info("forgot what is old", erased=erased, events=events, messages=messages)
+        return done
+
+    async def _erase(self, now: int) -> int:
+        floor = await self._db.write(lambda conn: pruning.settled_since(conn, now - self._erase_after_ms))
+        total = 0
+        while (batch := await self._batch(lambda conn: pruning.erase(conn, floor))).freed:
+            self._tally.free(batch.freed)
+            total += len(batch.freed)
+        return total
+
+    async def _trim(self, now: int) -> int:
+        upto = await self._beyond_size()
+
+        def work(conn: Connection) -> Batch:
+            return pruning.trim(conn, before_ms=now - self._keep_ms, now_ms=now, upto=upto)
+
+        first = last = total = unacknowledged = 0
+        try:
+            while (batch := await self._batch(work)).freed:
+                first, last = first or batch.freed[0][0], batch.freed[-1][0]
+                total += len(batch.freed)
+                unacknowledged += batch.unacknowledged
+                self._tally.free(batch.freed)
+                self._tally.forget(last)
+        finally:
+            if unacknowledged:
+                with trio.CancelScope(shield=True):  # one write: what was deleted is told, also when we stop half-way
+                    await self._tell(first, last, unacknowledged)
+        return total
+
+    async def _tell(self, first: int, last: int, unacknowledged: int) -> None:
+        content = {"from": first, "to": last, "unacknowledged": unacknowledged}
+        log.warning("deleted events that somebody has not acknowledged", **content)
+        now = self._clock.now_ms()
+        event = Event.make("events.trimmed", content, at_ms=now, severity="warning")
+        await self._journal.record([event], grows=False)
+
+    async def _beyond_size(self) -> int:
+        """The number up to which events must go for the journal to be within its bound; 0 for none."""
+        if await self._db.read(_bytes_used) <= self._keep_bytes:
+            return 0  # not even all there is, with everything else, is too much
+        while rows := await self._paced(self._db.read(lambda conn: pruning.sizes(conn, self._tally.counted))):
+            self._tally.count(rows)
+        return self._tally.cut()
+
+    async def _sweep(self, now: int) -> int:
+        total = 0
+        while count := await self._batch(lambda conn: pruning.sweep(conn, now - self._keep_ms)):
+            total += count
+        return total
+
+    async def _batch(self, work: Callable[[Connection], T]) -> T:
+        return await self._paced(self._db.write(work))
+
+    async def _paced(self, work: Awaitable[T]) -> T:
+        began = trio.current_time()
+        result = await work
+        await trio.sleep(min(trio.current_time() - began, LONGEST_PAUSE))
+        return result
 
 
-def _delete(db: Connection, statement: str, bounds: dict[str, int]) -> int:
-    return db.execute(statement, bounds).rowcount
+def _bytes_used(conn: Connection) -> int:
+    pages, free, size = (
+        int(conn.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "freelist_count", "page_size")
+    )
+    return (pages - free) * size

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
 
+from armorclaw.clock import Clock
 from armorclaw.errors import ArmorclawError
-from armorclaw.events.cursor import ACKED_LIMIT, Cursor, Start
-from armorclaw.events.event import Event, ascii_json, frame, frame_head
+from armorclaw.events.backlog import Backlog
+from armorclaw.events.cursor import Cursor, Start
+from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
+from armorclaw.events.hand import Hand
 from armorclaw.events.journal import Journal
-from armorclaw.events.window import WINDOW_EVENTS, Window
+from armorclaw.events.outlet import Outlet, Sink
+from armorclaw.events.totals import Totals
 from armorclaw.log import get_logger
 
 log = get_logger(__name__)
@@ -25,31 +29,28 @@ FLOOR_LAG = 4096
 """Events not meant for a subscriber after which its floor is moved over them, so that its next connection need not
 look at them again."""
 
+END_SECONDS = 1.0
+"""What the end of a connection may take, to write down what it was given."""
+
 RETRY_FIRST, RETRY_LAST = 0.1, 5.0
 """Seconds between attempts while the store does not answer."""
 
 
-class Sink(Protocol):
-    """Where frames go: a connection, or an agent in this process."""
+class Followers(Protocol):
+    """Those who are told of each commit by one task: a relay."""
 
-    def push(self, frame: bytes) -> None:
-        """Takes one whole JSON-RPC notification, newline included. Never blocks, never refuses."""
-
-    def room(self) -> int:
-        """Bytes it can take now without growing past its soft limit."""
-        ...
-
-    async def wait_room(self) -> None:
-        """Returns when `room()` is above 0."""
+    def add(self, follower: Subscription, /) -> None: ...
+    def discard(self, follower: Subscription, /) -> None: ...
 
 
 class Subscription:
     """Events for one sink, in order, until its connection goes.
 
-    Every event is in the journal, so a slow reader costs nothing: while it is caught up, new events are pushed from
-    the commit straight into the sink, with no task in between; when sink or window is full it falls behind, and the
-    pump (`run`) reads the journal as room appears. With a cursor, what is not acknowledged counts towards a window
-    and is pushed again on the next connection; without one, nothing is kept and nothing acknowledged.
+    Every event is in the journal, so a slow reader costs nothing: while it is caught up, what its relay offers is
+    pushed straight into the sink, with no task of its own in between; when sink or window is full it falls behind,
+    and the pump (`run`) reads the journal as room appears. With a cursor, what is not acknowledged counts towards a
+    window and is pushed again, after a while or on the next connection; without one, nothing is kept, nothing written
+    and nothing acknowledged. Events that are kept nowhere are pushed if there is room, or counted.
     """
 
     def __init__(
@@ -62,26 +63,27 @@ class Subscription:
         allowed: Callable[[Event], bool],
         cursor: Cursor | None,
         start: Start,
-        followers: set[Subscription],
+        followers: Followers,
+        owner: str = "",
+        clock: Clock | None = None,
+        totals: Totals | None = None,
     ) -> None:
         self.id = id
-        self.closed_because: str | None = None
+        self.owner = owner
         self._journal = journal
-        self._sink = sink
         self._matching = matching
         self._allowed = allowed
         self._cursor = cursor
         self._start = start
         self._followers = followers
-        self._window = Window()
+        clock, self._totals = clock or Clock(), totals or Totals()
+        self._hand = None if cursor is None else Hand(cursor, self._totals)
+        self._outlet = Outlet(id, sink, self._hand, clock, self._totals)
+        self._backlog = Backlog(id, journal, clock)
         self._position = 0  # everything up to here was pushed, or is not for us
-        self._ahead: deque[Event] = deque()  # read from the journal and not yet looked at: at most a window of them
-        self._scanned = 0  # how far the journal was read for them
         self._live = False
-        self._held = False
         self._wakeup = trio.Event()
         self._scope = trio.CancelScope()
-        self._first_head = frame_head(id, 0)
 
     def __repr__(self) -> str:
         return f"<Subscription {self.id} at {self._position} {'live' if self._live else 'behind'}>"
@@ -90,6 +92,21 @@ class Subscription:
     def position(self) -> int:
         """The number of the last event that was pushed, or passed over as not meant for this subscriber."""
         return self._position
+
+    @property
+    def closed_because(self) -> str | None:
+        """Why it was closed; None if it was not."""
+        return self._outlet.closed_because
+
+    @property
+    def redelivered(self) -> int:
+        """Events pushed that had been given before."""
+        return self._outlet.redelivered
+
+    @property
+    def missed(self) -> int:
+        """Events kept nowhere for which there was no room."""
+        return self._outlet.missed
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serves the sink until cancelled or closed; reports itself started once no event can be missed any more.
@@ -103,30 +120,63 @@ class Subscription:
                 task_status.started()
                 await self._pump()
             finally:
-                self._end()
+                await self._end()
 
     def hold(self) -> None:
         """Pushes nothing until `release`: so the answer to whoever subscribed can go first."""
-        self._held = True
+        self._outlet.held = True
 
     def release(self) -> None:
         """Pushes what is there, and what comes."""
-        self._held = False
+        self._outlet.held = False
         self._wakeup.set()
 
-    def close(self, reason: str, *, tell: bool = False) -> None:
-        """Ends `run`; with `tell` the subscriber hears why, in an `events.closed` notification."""
+    def pause(self) -> None:
+        """Pushes nothing until `resume`. What was pushed may still be answered; if its connection ends instead, that
+        is nobody's fault."""
+        self._outlet.paused = True
+        self.excuse()
+
+    def resume(self) -> None:
+        """Takes `pause` back."""
+        self._outlet.paused = False
+        if self._hand is not None:
+            self._hand.excused = False
+        self._wakeup.set()
+
+    def excuse(self) -> None:
+        """The bridge stops: that the connection ends with events unanswered is not counted against those."""
+        if self._hand is not None:
+            self._hand.excused = True
+
+    def close(self, reason: str, *, tell: bool = False, orderly: bool = False) -> None:
+        """Ends `run`; with `tell` the subscriber hears why, and where it was, in an `events.closed` notification.
+
+        `orderly`: what it leaves unanswered is not counted as lost.
+        """
         if self.closed_because is None:
-            self.closed_because = reason
+            self._outlet.closed_because = reason
             self._live = False
+            if self._hand is not None:
+                self._hand.excused |= orderly
+                self._hand.leave()  # now: the connection that takes over looks at the counts
             self._scope.cancel(reason=f"subscription closed: {reason}")
             if tell:
-                params = {"subscription": self.id, "reason": reason}
-                self._sink.push(ascii_json({"jsonrpc": "2.0", "method": "events.closed", "params": params}) + b"\n")
+                self._outlet.tell_closed(self._position)
 
     async def ack(self, seq: int, *, cumulative: bool = False) -> None:
         """The subscriber is done with an event, or with `cumulative` with all up to it; see `Cursor.ack`."""
-        await self._named("acknowledge").ack(seq, cumulative=cumulative)
+        await self._named("acknowledge").cursor.ack(seq, cumulative=cumulative)
+
+    async def working(self, seq: int) -> None:
+        """The subscriber is still at an event: its time to answer begins anew.
+
+        Raises `not_found` for an event that is not in its hands.
+        """
+        hand = self._named("keep")
+        await trio.lowlevel.checkpoint()
+        if not hand.window.touch(seq, trio.current_time()):
+            raise self._not_in_hand(seq)
 
     async def nack(self, seq: int, delay_ms: int) -> None:
         """The subscriber could not handle an event and wants it again after `delay_ms`, on this connection.
@@ -134,15 +184,14 @@ class Subscription:
         A new connection gets it at once. Raises `not_found` for an event that is not in its hands, `invalid_params`
         for a delay out of range.
         """
-        self._named("put off")
+        hand = self._named("put off")
         if not 0 <= delay_ms <= NACK_LIMIT_MS:
             why = f"0 to {NACK_LIMIT_MS} is allowed"
             raise ArmorclawError("invalid_params", f"nack_ms {delay_ms}", why=why, fields=["nack_ms"])
         await trio.lowlevel.checkpoint()
-        if seq not in self._window:
-            why = "it is acknowledged, or was not pushed on this connection"
-            raise ArmorclawError("not_found", f"event {seq} of subscription {self.id}", why=why)
-        self._window.postpone(seq, trio.current_time() + delay_ms / 1000)
+        if seq not in hand.window:
+            raise self._not_in_hand(seq)
+        hand.window.postpone(seq, trio.current_time() + delay_ms / 1000)
         self._fill()
         self._wakeup.set()
 
@@ -158,11 +207,32 @@ class Subscription:
         if self._floor_lags():
             self._wakeup.set()
 
+    def fall_behind(self) -> None:
+        """Events were not offered: the pump reads them from the journal."""
+        if self._live:
+            self._live = False
+            self._wakeup.set()
+
+    def offer_ephemeral(self, events: Sequence[Event]) -> None:
+        """Events that are kept nowhere: pushed now, or missed for want of room. Not for those with a name."""
+        if self._hand is not None:
+            return
+        allowed, matching = self._allowed, self._matching
+        wanted = [event for event in events if allowed(event) and (matching is None or matching.matches(event))]
+        if wanted and not self._outlet.push_ephemeral(wanted, self._position):
+            self.missed_ephemeral(len(wanted))
+
+    def missed_ephemeral(self, count: int) -> None:
+        """So many such events did not come this far; the subscriber is told as soon as there is room."""
+        if self._hand is None and not self._outlet.held:  # held, it has not begun
+            self._outlet.miss(count)
+            self._wakeup.set()
+
     # --- the cursor's view of its holder ---
 
     def settled_floor(self, without: int, *, cumulative: bool) -> int:
         """See `Holder`."""
-        lowest = self._window.lowest(without, cumulative=cumulative)
+        lowest = None if self._hand is None else self._hand.window.lowest(without, cumulative=cumulative)
         return self._position if lowest is None else lowest - 1
 
     def knows(self, seq: int) -> bool:
@@ -171,99 +241,119 @@ class Subscription:
 
     def gave(self, seq: int) -> bool:
         """See `Holder`."""
-        return seq in self._window
+        return self._hand is not None and seq in self._hand.window
 
     def held(self) -> tuple[int, float | None]:
         """See `Holder`."""
-        return self._window.held
+        return (0, None) if self._hand is None else self._hand.window.held
+
+    def owe(self, seq: int) -> None:
+        """See `Holder`."""
+        if self._hand is not None:
+            self._hand.window.owe(seq, trio.current_time())
+            self._wakeup.set()
 
     def give_way(self, sink: object, reason: str) -> None:
         """See `Holder`: the connection that did it needs no telling."""
-        self.close(reason, tell=sink is not self._sink)
+        self.close(reason, tell=sink is not self._outlet.sink)
 
     def settled(self, floor: int, seq: int | None) -> None:
         """See `Holder`: the window has room again, so what waits for it goes out now."""
-        self._window.settle_to(floor)
+        if self._hand is None:
+            return
+        window = self._hand.window
+        window.settle_to(floor)
         if seq is not None:
-            self._window.settle(seq)
+            window.settle(seq)
         self._position = max(self._position, floor)
         if not self._live:
             self._fill()
             self._wakeup.set()
-        elif not self._window.empty:
+        elif window.waiting:
             self._wakeup.set()  # an event to be given again may have waited for room
 
     # --- beginning and end ---
 
     async def _begin(self) -> None:
-        cursor = self._cursor
-        if cursor is None:
+        cursor, hand = self._cursor, self._hand
+        if cursor is None or hand is None:
             head = await self._journal.head()
             self._position = head if self._start == "now" else min(max(self._start, 0), head)
         else:
             await cursor.load(self._matching, self._start)
+            await cursor.attempts.prepare((), max(cursor.floor, self._journal.known or 0))
             if cursor.holder is not None:
-                cursor.holder.give_way(self._sink, "another connection took over")
+                cursor.holder.give_way(self._outlet.sink, "another connection took over")
             cursor.holder = self
             cursor.given = None  # a batch given to a poller is pushed again
             self._matching = cursor.filter
             self._position = cursor.floor
-        self._live = not self._held and self._at_head()
+            hand.owe_all(trio.current_time())
+        self._live = not self._outlet.held and self._at_head()
         self._followers.add(self)
 
-    def _end(self) -> None:
+    async def _end(self) -> None:
         self._live = False
-        self._ahead.clear()
+        self._backlog.clear()
         self._followers.discard(self)
-        if self._cursor is not None and self._cursor.holder is self:
+        if self._cursor is None or self._hand is None:
+            return
+        self._hand.leave()
+        if self._cursor.holder is self:
             self._cursor.holder = None
+            with trio.move_on_after(END_SECONDS, shield=True):
+                try:
+                    await self._cursor.attempts.close()
+                except ArmorclawError as error:  # some events may be marked as given that were not
+                    log.info("what was given is not on record", subscription=self.id, why=str(error))
 
-    def _named(self, doing: str) -> Cursor:
-        if self._cursor is None:
+    def _named(self, doing: str) -> Hand:
+        if self._hand is None:
             why = "it has no name, so nothing is kept for it"
             hint = "give the subscription a name to have its events kept until acknowledged"
             what = f"cannot {doing} events of subscription {self.id}"
             raise ArmorclawError("invalid_params", what, why=why, hint=hint, fields=["subscription"])
-        return self._cursor
+        return self._hand
+
+    def _not_in_hand(self, seq: int) -> ArmorclawError:
+        why = "it is acknowledged, or was not pushed on this connection"
+        return ArmorclawError("not_found", f"event {seq} of subscription {self.id}", why=why)
 
     # --- pushing ---
 
     def _consider(self, event: Event) -> bool:
-        """Pushes an event or passes over it; False if it must wait for room."""
+        """Pushes an event or passes over it; False if it must wait."""
         if self._wants(event):
-            if self._crowded() or self._blocked():
+            if self._outlet.blocked or (self._hand is not None and not self._hand.accepts(event)):
                 return False
             self._push(event)
         self._position = event.seq
         return True
 
     def _wants(self, event: Event) -> bool:
+        if event is self._backlog.gap:
+            return True
         if self._cursor is not None and self._cursor.done(event.seq):
             return False
         # `allowed` first: it is cheap, and how long a filter takes must not tell of events of others
         return self._allowed(event) and (self._matching is None or self._matching.matches(event))
 
-    def _crowded(self) -> bool:
-        return self._cursor is not None and (self._window.crowded or len(self._cursor.acked) >= ACKED_LIMIT)
-
-    def _blocked(self) -> bool:
-        return self._held or self.closed_because is not None or self._sink.room() <= 0
+    def _stuck(self) -> bool:
+        """Whether nothing new can go out before something is answered."""
+        hand = self._hand
+        return hand is not None and (hand.crowded or bool(self._backlog and hand.blocks(self._backlog.first)))
 
     def _push(self, event: Event) -> None:
-        cursor = self._cursor
-        times = 0 if cursor is None else cursor.pushes.get(event.seq, 0)
-        whole = frame(self._first_head if times == 0 else frame_head(self.id, times), event)
-        self._sink.push(whole)
-        if cursor is not None:
-            cursor.pushes[event.seq] = times + 1
-            self._window.give(event.seq, len(whole), trio.current_time())
+        self._outlet.push(event)
+        self._totals.gaps += event is self._backlog.gap
 
     def _fill(self) -> None:
         """Pushes from what was read ahead, as far as there is room."""
-        while self._ahead and (self._ahead[0].seq <= self._position or self._consider(self._ahead[0])):
-            self._ahead.popleft()
-        if not self._ahead:
-            self._position = max(self._position, self._scanned)
+        backlog = self._backlog
+        while backlog and (backlog.first.seq <= self._position or self._consider(backlog.first)):
+            backlog.pop()
+        if not backlog:
+            self._position = max(self._position, backlog.scanned)
 
     # --- the pump ---
 
@@ -285,48 +375,62 @@ class Subscription:
 
     async def _step(self) -> None:
         """Does the one thing that is to be done next, or waits until there is one."""
-        due = [] if self._window.full else self._window.due(trio.current_time(), WINDOW_EVENTS)
-        behind = not self._live and not self._crowded()
-        if self._held:
+        if self._outlet.held or self._outlet.paused:
             await self._wakeup.wait()
-        elif (due or behind) and self._sink.room() <= 0:
-            await self._sink.wait_room()
-        elif due:
-            await self._give_again(due)
+            return
+        hand, now = self._hand, trio.current_time()
+        due = [] if hand is None else hand.due(now)
+        behind = not self._live and not self._stuck()
+        if (due or behind or self._outlet.untold) and self._outlet.full:
+            too_slow = await self._outlet.wait_room()
+            if too_slow:
+                self.close(too_slow, tell=True)
+        elif self._outlet.untold:
+            self._outlet.tell_missed(self._position)
+        elif due and hand is not None:
+            await self._give_again(hand, due)
         elif behind:
             await self._catch_up()
         elif self._cursor is not None and self._floor_lags():
             await self._cursor.advance(self._position)
         else:
-            with trio.move_on_at(float("inf") if self._window.full else self._window.next_due):
+            with trio.move_on_at(math.inf if hand is None else hand.next_time(now)):
                 await self._wakeup.wait()
 
     async def _catch_up(self) -> None:
-        if not self._ahead and not self._at_head():
-            page = await self._journal.after(self._position, WINDOW_EVENTS, self._matching, self._allowed)
-            self._ahead.extend(page.events)
-            self._scanned = page.position
+        backlog, hand = self._backlog, self._hand
+        if not backlog and not self._at_head():
+            await backlog.read(self._position, self._matching, self._allowed)
+            if hand is not None and backlog and backlog.first is backlog.gap:
+                hand.cursor.attempts.replaced(backlog.first.seq)
+        if hand is not None:
+            wanted = [event for event in backlog if event.seq > self._position and self._wants(event)]
+            await hand.prepare(wanted)
         self._fill()
-        self._live = not self._ahead and self._at_head()
+        self._live = not backlog and self._at_head()
 
     def _at_head(self) -> bool:
         """Whether everything there is was looked at; what comes next will be offered."""
         known = self._journal.known
         return known is not None and known <= self._position
 
-    async def _give_again(self, due: Sequence[int]) -> None:
-        found = {event.seq: event for event in await self._journal.find(due)}
+    async def _give_again(self, hand: Hand, due: list[int]) -> None:
+        found = await self._backlog.find(due)
+        events = []
         for seq in due:
-            if seq not in self._window:
-                continue  # acknowledged while we read
             event = found.get(seq)
-            if event is None or not self._wants(event):
-                self._window.settle(seq)  # gone from the journal, or not allowed any more
-            elif self._window.full or self._blocked():
+            if event is not None and (self._wants(event) or (hand.owes(seq) and self._allowed(event))):
+                events.append(event)
+            elif seq in hand.window:
+                hand.window.settle(seq)  # gone from the journal, acknowledged meanwhile, or not allowed any more
+        await hand.prepare(events)
+        for event in events:
+            if event.seq not in hand.window:
+                continue
+            if self._outlet.blocked or not hand.accepts_again(event):
                 return
-            else:
-                self._push(event)
+            self._push(event)
 
     def _floor_lags(self) -> bool:
-        cursor = self._cursor
-        return cursor is not None and self._window.empty and self._position - cursor.floor >= FLOOR_LAG
+        hand = self._hand
+        return hand is not None and hand.window.empty and self._position - hand.cursor.floor >= FLOOR_LAG

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import trio
 
 from armorclaw.clock import Surroundings
-from armorclaw.errors import ArmorclawError, trace
+from armorclaw.config import EventsSection
+from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.events.cursor import Cursor, Start
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
+from armorclaw.events.hub import Hub
+from armorclaw.events.idle import settle_idle
 from armorclaw.events.journal import Journal
-from armorclaw.events.subscription import RETRY_FIRST, RETRY_LAST, Sink, Subscription
+from armorclaw.events.outlet import Sink
+from armorclaw.events.reading import Seen
+from armorclaw.events.relay import Relay
+from armorclaw.events.shapes import SubscriptionStats
+from armorclaw.events.standing import of_all
+from armorclaw.events.subscription import RETRY_FIRST, RETRY_LAST, Subscription
+from armorclaw.events.totals import Totals
 from armorclaw.log import get_logger
 from armorclaw.store import Database
+
+if TYPE_CHECKING:
+    from armorclaw.events.dead_letters import DeadLetters
 
 log = get_logger(__name__)
 
@@ -28,28 +41,64 @@ TAKE_LIMIT = 100
 Allowed = Callable[[Event], bool]
 
 
-class Subscriptions:
-    """The one listener to the journal on behalf of all subscribers.
+def is_agent(owner: str) -> bool:
+    """Whether a name stands for an agent: not for an operator (""), nor for a part of the bridge ("@alerts")."""
+    return owner[:1] not in ("", "@")
 
-    `owner` is an agent's name, or "" for operators; names of different owners never meet.
+
+class Subscriptions:
+    """All who follow the journal.
+
+    `owner` is an agent's name, "" for operators, or "@" and a name for a part of the bridge; names of different
+    owners never meet. Events come to those who follow through the relay of their nursery.
     """
 
-    def __init__(self, db: Database, journal: Journal, around: Surroundings) -> None:
+    def __init__(
+        self,
+        db: Database,
+        journal: Journal,
+        around: Surroundings,
+        section: EventsSection | None = None,
+        dead: DeadLetters | None = None,
+    ) -> None:
+        self.dead = dead
+        """Events that were given up, if those are kept."""
         self._db = db
         self._journal = journal
         self._around = around
+        self._section = section or EventsSection()
+        self.totals = Totals()
+        """What happened to all of them since the start, for metrics."""
+        self._hub = Hub()
+        self._holding = False
+        self._owed = trio.lowlevel.ParkingLot()  # those that wait for work
         self._cursors: WeakValueDictionary[tuple[str, str], Cursor] = WeakValueDictionary()
         self._kept: set[Cursor] = set()  # those the store has: names that it refuses take no memory
-        self._followers: set[Subscription] = set()
         self._opened = 0
         self.on_work: Callable[[str], object] = lambda owner: None
         """Called when an agent has answered for an event: it works."""
-        journal.subscribe_hub(self._offer)
+        self.on_read: Callable[[Seen], object] | None = None
+        """Called with a Matrix event when an agent is done with it and with all it had before it in its room. Set it
+        before anything is given."""
+        self.on_dead: Callable[[str, str, Event, int, int, str], object] = lambda *dead: None
+        """Called when an event is given up: owner, name, event, how often it was given, lost, and why."""
+        self.policy: Callable[[str], Allowed | None] = lambda owner: None
+        """What an owner may hear; None: that cannot be told now, so whatever there is may be for it."""
+        journal.subscribe_hub(self._hub.publish)
 
     @property
     def open_count(self) -> int:
         """Subscriptions being served now."""
-        return len(self._followers)
+        return len(self._hub.followers)
+
+    @property
+    def overflows(self) -> int:
+        """How often a batch had no room on its way to followers, who then read it from the journal."""
+        return self._hub.overflows
+
+    def publish_ephemeral(self, event: Event) -> None:
+        """Give an event that is kept nowhere to those without a name who follow now and have room."""
+        self._hub.publish((event,))
 
     async def ensure(self, owner: str, name: str, *, filter: EventFilter | None = None, at: Start = "now") -> None:  # noqa: A002
         """From now on events are kept for (owner, name), whether it is connected or not.
@@ -67,17 +116,22 @@ class Subscriptions:
         start: Start,
         allowed: Allowed,
         sink: Sink,
+        *,
+        commons: trio.Nursery | None = None,
     ) -> Subscription:
         """A subscription that serves `sink` while its `run` does.
 
         With a name it goes on from the cursor of that name, which is made at `start` if there is none, and takes
         over from the connection that had it. Its id is its name, so an acknowledgement that comes late still finds
         it. `allowed` is the access policy: asked at each push, so it may change its mind, and on the store's reading
-        thread, so it must be quick and may only look things up; `filter` only narrows it.
+        thread, so it must be quick and may only look things up; `filter` only narrows it. `commons` is a nursery in
+        which `run` will live, with others that follow: one task there serves all of them.
         """
         cursor = None if name is None else self._cursor(owner, name)
         self._opened += 1
-        return Subscription(
+        relay = self._hub.relay() if commons is None else self._hub.relay_of(commons)
+        made = Subscription if commons is not None else _Alone
+        subscription = made(
             f"#{self._opened}" if name is None else name,
             self._journal,
             sink,
@@ -85,8 +139,55 @@ class Subscriptions:
             allowed=allowed,
             cursor=cursor,
             start=start,
-            followers=self._followers,
+            followers=relay,
+            owner=owner,
+            clock=self._around.clock,
+            totals=self.totals,
         )
+        if self._holding:
+            self._hold(subscription)
+        return subscription
+
+    async def seq_at(self, time_ms: int) -> int:
+        """See `Journal.seq_at`."""
+        return await self._journal.seq_at(time_ms)
+
+    def hold_all(self) -> None:
+        """Give agents nothing new from now on; for what they have, they may answer. Others do not notice."""
+        self._holding = True
+        for follower in self._hub.followers:
+            self._hold(follower)
+
+    def release_all(self) -> None:
+        """Take `hold_all` back."""
+        self._holding = False
+        for follower in self._hub.followers:
+            follower.resume()
+
+    def in_hand(self) -> int:
+        """How many events were pushed to agents and are not answered, those put off left aside."""
+        return sum(follower.held()[0] for follower in self._hub.followers if is_agent(follower.owner))
+
+    async def settle_idle(self) -> None:
+        """Move the floor of every name over events that are not for it, as far as nothing before them is owed.
+
+        So what may be erased does not wait for who has nothing to acknowledge. Raises what the store raises.
+        """
+        await settle_idle(self._db, self._journal, self._cursor, self.policy)
+
+    async def give_again(self, owner: str, name: str, seq: int) -> None:
+        """Owes a dead letter to its subscription once more, and wakes an agent that sleeps.
+
+        Raises `not_found`, and what the store raises; see `DeadLetters.again`.
+        """
+        if self.dead is None:
+            raise ArmorclawError("not_found", f"dead letter {seq} of subscription {name[:80]!r}")
+        await self.dead.again(owner, name, seq)
+        self._owed.unpark_all()
+
+    async def stats(self, owner: str | None = None) -> list[SubscriptionStats]:
+        """How each subscription stands, connected or not, of one owner or of all. Raises what the store raises."""
+        return await of_all(self._db, self._journal, self._hub.followers, owner)
 
     async def ack(self, owner: str, name: str, seq: int, *, cumulative: bool = False) -> None:
         """Settles events of a named subscription, whoever is connected to it; see `Cursor.ack`.
@@ -98,26 +199,36 @@ class Subscriptions:
             raise ArmorclawError("not_found", f"subscription {name[:80]!r}", hint="subscribe first")
         await cursor.ack(seq, cumulative=cumulative)
 
-    async def take(self, owner: str, limit: int, *, allowed: Allowed, wait: float = 0.0) -> list[Event]:
-        """The next events of the owner's main cursor, for those who poll; waits up to `wait` seconds for the first.
+    async def take(
+        self, owner: str, limit: int, *, name: str = MAIN, allowed: Allowed, wait: float = 0.0
+    ) -> list[Event]:
+        """The next events of one of the owner's names, for those who poll; waits up to `wait` seconds for the first.
 
         Each call acknowledges the batch before it; a batch that was not followed by another call is given again
         after a restart, or after `forget_batch`. Raises `conflict` while the events are being pushed to a
         connection, and what the store raises.
         """
-        cursor = self._cursor(owner, MAIN)
+        cursor = self._cursor(owner, name)
         await cursor.load(None, "now")
         async with cursor.turn:
             if cursor.given is not None:
                 await cursor.advance(cursor.given)
                 cursor.given = None
                 self.on_work(owner)
+            if self._holds(owner):
+                await trio.sleep(wait)
+                return []
             limit = min(max(limit, 1), TAKE_LIMIT)
             batch, end = await self._batch(cursor, limit, allowed)
             with trio.move_on_after(wait):
                 while not batch:
                     await self._journal.beyond(end)
+                    if self._holds(owner):
+                        await trio.sleep_forever()  # as long as it would wait
                     batch, end = await self._batch(cursor, limit, allowed)
+            if cursor.on_settled is not None:
+                for event in batch:
+                    cursor.reading.give(event)
             if end > cursor.floor:
                 cursor.given = end
                 cursor.taken = (len(batch), trio.current_time() if batch else None)
@@ -157,7 +268,7 @@ class Subscriptions:
             if found:
                 return
             delay = RETRY_FIRST
-            await self._journal.beyond(position)
+            await self._news(position)
 
     async def has_work(self, owner: str, *, allowed: Allowed) -> bool:
         """Whether `until_work` would return at once. Raises what the store raises."""
@@ -179,17 +290,41 @@ class Subscriptions:
         """
         await self._cursor(owner, name).forget(sink)
 
-    def forget_batch(self, owner: str) -> None:
+    def forget_batch(self, owner: str, name: str = MAIN) -> None:
         """The batch given out last was lost on its way: the next `take` gives it again."""
-        cursor = self._cursors.get((owner, MAIN))
+        cursor = self._cursors.get((owner, name))
         if cursor is not None:
             cursor.given = None
+
+    def cursor(self, owner: str, name: str) -> Cursor:
+        """What is kept for a name, for those who read by it. Raises `invalid_params` for an odd name."""
+        return self._cursor(owner, name)
+
+    def _hold(self, subscription: Subscription) -> None:
+        if is_agent(subscription.owner):
+            subscription.pause()
+        else:
+            subscription.excuse()  # its connection is going to end, and nobody is to blame
+
+    def _holds(self, owner: str) -> bool:
+        return self._holding and is_agent(owner)
 
     def _cursor(self, owner: str, name: str) -> Cursor:
         cursor = self._cursors.get((owner, name))
         if cursor is None:
-            cursor = self._cursors[owner, name] = Cursor(self._db, owner, name, self._kept)
+            cursor = self._cursors[owner, name] = Cursor(
+                self._db, owner, name, self._kept, section=self._section, dead=self.dead, on_dead=self._died
+            )
+            if self.on_read is not None and name == MAIN and is_agent(owner):
+                cursor.on_settled = self._settled
         return cursor
+
+    def _settled(self, owner: str, seen: Seen) -> None:
+        if self.on_read is not None:
+            self.on_read(seen)
+
+    def _died(self, owner: str, name: str, event: Event, given: int, lost: int, reason: str) -> None:
+        self.on_dead(owner, name, event, given, lost, reason)
 
     async def _batch(self, cursor: Cursor, limit: int, allowed: Allowed) -> tuple[list[Event], int]:
         """What comes next, and up to where it was looked for."""
@@ -204,6 +339,9 @@ class Subscriptions:
                     why="its events are being pushed to a connection",
                     hint="use one of the two",
                 )
+            if page.trimmed > position:
+                log.warning("events were deleted before they were polled", agent=cursor.owner, to=page.trimmed)
+                self.totals.gaps += 1
             for event in page.events:
                 if not cursor.done(event.seq) and allowed(event):
                     batch.append(event)
@@ -213,8 +351,22 @@ class Subscriptions:
             if page.complete:
                 return batch, position
 
+    async def _news(self, position: int) -> None:
+        """Until there is an event behind `position`, or one is owed again."""
+        async with trio.open_nursery() as nursery:
+
+            async def committed() -> None:
+                await self._journal.beyond(position)
+                nursery.cancel_scope.cancel(reason="there is a new event")
+
+            nursery.start_soon(committed)
+            await self._owed.park()
+            nursery.cancel_scope.cancel(reason="an event is owed again")
+
     async def _waiting(self, cursor: Cursor, position: int, allowed: Allowed) -> tuple[bool, int]:
         """Whether an event behind `position` is not settled, and, if none is, up to where that was looked for."""
+        if cursor.attempts.owed:
+            return True, position
         while True:
             page = await self._journal.after(position, TAKE_LIMIT, cursor.filter, allowed)
             if any(not cursor.done(event.seq) for event in page.events):
@@ -223,11 +375,14 @@ class Subscriptions:
             if page.complete:
                 return False, position
 
-    def _offer(self, events: Sequence[Event]) -> None:
-        """Runs between a commit and whoever waits for it: no task is woken for those who keep up."""
-        for follower in tuple(self._followers):
-            try:
-                follower.offer(events)
-            except Exception as error:  # noqa: BLE001 - its sink is broken: the others must not notice
-                log.error("cannot push to a subscriber", subscription=follower.id, trace=trace(error))
-                follower.close("its sink is broken")
+
+class _Alone(Subscription):
+    """One that has no nursery in common with others: it brings a relay of its own."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        assert isinstance(self._followers, Relay)
+        with one_error():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._followers.run, name="relay of events")
+                await super().run(task_status=task_status)
+                nursery.cancel_scope.cancel(reason="the subscription has ended")

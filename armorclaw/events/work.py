@@ -9,14 +9,17 @@ from armorclaw.events.methods import hears
 from armorclaw.events.subscriptions import Subscriptions
 from armorclaw.guard.grants import Grants
 
+_NO_WORK = frozenset({"alert", "delivery", "gap"})
+
 
 def wakes(grants: Grants, agent: str, event: Event) -> bool:
-    """Whether an event is worth its being awake: it may hear it, and it is not news of its own container.
+    """Whether an event is worth its being awake: it may hear it, and it is not news of its own container or messages.
 
-    That it was put to sleep is an event about it, too.
+    That it was put to sleep is an event about it, too; and what became of a message can wait until there is more.
     """
-    about_itself = event.room_id is None and (event.type.startswith("agent.") or event.type == "alert")
-    return not about_itself and hears(grants, agent, event)
+    if event.type in _NO_WORK or (event.room_id is None and event.type.startswith("agent.")):
+        return False
+    return hears(grants, agent, event)
 
 
 class AgentWork:

@@ -47,7 +47,13 @@ async def call_local(
             return await stream.result()
     call = Call(cast("Peer", _Here(role, agent)), method)
     value = found.handler(call, found.read(params))
-    result = found.write(await value if found.is_async else value)
+    if found.is_async:
+        registry.answering[method] += 1
+        try:
+            value = await value
+        finally:
+            registry.answering[method] -= 1
+    result = found.write(value)
     return msgspec.json.decode(result) if type(result) is msgspec.Raw else result
 
 
@@ -71,7 +77,11 @@ async def stream_local(
     with one_error():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stream.run, given, name=f"call {method}")
-            yield stream
+            registry.answering[method] += 1
+            try:
+                yield stream
+            finally:
+                registry.answering[method] -= 1
             nursery.cancel_scope.cancel(reason=f"the caller of {method} has left")
 
 

@@ -61,6 +61,22 @@ class Outgoing:
             self._fresh.append(data)
         self.buffered += len(data)
 
+    def send(self, data: bytes) -> None:
+        """`add` and `flush` of one message without descriptors. While nothing waits, that is one system call."""
+        if self.buffered or self._nursery is None:
+            self.add(data)
+            self.flush()
+            return
+        try:
+            sent = self._wire.send_now(data)
+        except trio.BrokenResourceError:
+            self._lose("the other side is gone")
+            return
+        if sent < len(data):
+            self._fresh.append(data[sent:] if sent else data)
+            self.buffered = len(data) - sent
+            self._start_draining()
+
     def flush(self) -> None:
         """Send what the socket takes; a task sees to the rest."""
         if self.draining:
@@ -70,9 +86,8 @@ class Outgoing:
         if not self.buffered:
             return
         try:
-            if not self._send_now() and self._nursery is not None:
-                self.draining = True
-                self._nursery.start_soon(self._drain, name="drain")
+            if not self._send_now():
+                self._start_draining()
         except trio.BrokenResourceError:
             self._lose("the other side is gone")
 
@@ -84,6 +99,11 @@ class Outgoing:
         except trio.BrokenResourceError:
             pass
         self._discard()
+
+    def _start_draining(self) -> None:
+        if self._nursery is not None and not self.draining:
+            self.draining = True
+            self._nursery.start_soon(self._drain, name="drain")
 
     async def _drain(self) -> None:
         try:

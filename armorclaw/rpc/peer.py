@@ -85,7 +85,7 @@ class Peer:
     `role` and `agent` say where the connection came in, `uid` and `pid` who made it (the pid for records only). The
     peer takes the stream over. It is a sink of events: `push`, `room`, `wait_room`. Connections that share a `quiet`
     share what they may write into the log. An `allowance` is asked before each call and after each read. Connections
-    that share `ears` cost less each.
+    that share `ears` cost less each. `commons` is the nursery that they live in, if they have one in common.
     """
 
     def __init__(
@@ -102,11 +102,14 @@ class Peer:
         quiet: Quiet | None = None,
         allowance: Allowance | None = None,
         ears: Ears | None = None,
+        commons: trio.Nursery | None = None,
     ) -> None:
         self.role = role
         self.agent = agent
         self.uid = uid
         self.pid = pid
+        self.commons = commons
+        """What its listener's connections live in, all of them: for tasks that serve several."""
         self.closed = trio.Event()
         """Set once nothing comes in or goes out any more."""
         self.reads = 0
@@ -220,7 +223,11 @@ class Peer:
 
     def push(self, frame: bytes) -> None:
         """Send a whole message, newline included. Never waits; ask `room` first."""
-        self._write(frame)
+        (self._out.add if self._reading else self._out.send)(frame)
+
+    def push_all(self, frames: Sequence[bytes]) -> None:
+        """Send some of them in one piece."""
+        self.push(b"".join(frames))
 
     def room(self) -> int:
         """Bytes that may be pushed before this reader counts as slow; 0 or less: wait."""
@@ -368,10 +375,12 @@ class Peer:
                 raise ArmorclawError("invalid_request", "a stream that has not ended yet has the same id")
             text, message.params = message.params, None  # read once: a handler that waits must not keep it
             params = method.read_text(text)
-            if method.is_async:
+            if not method.is_async:
+                value = method.handler(call, params)
+            elif method.quick is None or (value := method.quick(call, params)) is None:
                 self._start(method, call, message, params, len(text or b""))
                 return
-            answer = self._answer(message, method, method.handler(call, params))
+            answer = self._answer(message, method, value)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is the caller's answer
             answer = self._failure(call, message, error)
         self._write(answer, call.take_fds())
@@ -384,6 +393,7 @@ class Peer:
             nursery, deadline, size = self._nursery, math.inf, 0
         assert nursery is not None
         self._in_flight += 1
+        self._registry.answering[method.name] += 1
         self._params_in_flight += size
         scope = self._streams.scope(message, deadline)
         nursery.start_soon(self._run, method, call, message, params, size, scope, name=f"call {method.name}")
@@ -412,6 +422,7 @@ class Peer:
             raise
         finally:
             self._in_flight -= 1
+            self._registry.answering[method.name] -= 1
             self._params_in_flight -= size
             self._streams.close(message)
             self._write(answer, call.take_fds())

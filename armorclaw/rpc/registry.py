@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import attrs
@@ -19,6 +20,7 @@ from armorclaw.rpc.plain import text_reader, text_writer
 from armorclaw.rpc.structure import piece_reader, reader, writer
 
 if TYPE_CHECKING:
+    from armorclaw.errors import ArmorclawError
     from armorclaw.rpc.call import Call
 
 _encode = MsgspecCodec().encode
@@ -59,6 +61,9 @@ class Method:
     pieces of the result are that it sends (`call.send`), `upload` what it reads from its caller (`call.uploads`):
     `bytes`, which is base64 on the wire, an attrs class, or a type of JSON values.
 
+    `quick`: a plain function beside an async handler, asked first on a connection: what it returns is the answer, and
+    a task is saved; None leaves the call to the handler, which must be able to answer all.
+
     `raw`: for a handler that hands its params on. It gets their JSON text unread (`codec.Text`), "{}" if there were
     none, and `params` only documents them. It may answer with such a text as a `msgspec.Raw`.
     """
@@ -75,6 +80,7 @@ class Method:
     upload: Any = None
     raw: bool = False
     quota: Counted = "calls"
+    quick: Callable[[Call, Any], Any] | None = None
     is_async: bool = attrs.field(init=False)
     streams: bool = attrs.field(init=False)
     read: Callable[[Any], Any] = attrs.field(init=False, repr=False, eq=False)
@@ -136,6 +142,8 @@ class Registry:
     def __init__(self, methods: Iterable[Method] = ()) -> None:
         self._methods: dict[str, Method] = {}
         self._tables: dict[Role, dict[str, Method]] = {role: {} for role in Role}
+        self.answering: Counter[str] = Counter()
+        """How many calls of each async method are being answered now, whoever made them."""
         for method in methods:
             self.add(method)
 
@@ -161,12 +169,13 @@ class Registry:
         upload: Any = None,
         raw: bool = False,
         quota: Counted = "calls",
+        quick: Callable[[Call, Any], Any] | None = None,
     ) -> Callable[[H], H]:
         """Decorator: add the function as the handler of `name`; its docstring is the doc unless one is given."""
 
         def register(handler: H) -> H:
             text = doc or inspect.getdoc(handler) or ""
-            shapes = (params, result, frozenset(roles), text, open, rate, chunk, upload, raw, quota)
+            shapes = (params, result, frozenset(roles), text, open, rate, chunk, upload, raw, quota, quick)
             self.add(Method(name, handler, *shapes))
             return handler
 
@@ -179,9 +188,25 @@ class Registry:
         """What `role` may call, by name; it grows with the registry."""
         return self._tables[role]
 
+    def close(self, role: Role, *, but: Container[str], error: Callable[[str], ArmorclawError]) -> None:
+        """From now on every call of `role`, except of the methods `but`, is answered with `error(name)`.
+
+        Here and not where calls are taken: so it costs nothing before, and holds on every connection at once.
+        """
+        table = self._tables[role]
+        for name in [name for name in table if name not in but]:
+            table[name] = _refusing(name, error)
+
     def names(self, role: Role | None = None) -> list[str]:
         """The names that `role` may call, or all, sorted."""
         return sorted(self._methods if role is None else self._tables[role])
 
     def __iter__(self) -> Iterator[Method]:
         return iter(sorted(self._methods.values(), key=lambda method: method.name))
+
+
+def _refusing(name: str, error: Callable[[str], ArmorclawError]) -> Method:
+    def refuse(call: Call, params: Any) -> None:
+        raise error(name)
+
+    return Method(name, refuse, raw=True)

@@ -230,6 +230,7 @@ async def serve_unix(
                     quiet=quiet,
                     allowance=allowance,
                     ears=ears,
+                    commons=nursery,
                 )
                 await peer.serve()
         except Exception as error:  # noqa: BLE001 - it is this connection's own

@@ -1,8 +1,12 @@
-"""The processes that `push` measures: `python -m tests.bench._push_sides product|floor|lax PORT FOLDER`.
+"""The processes that `push` measures: `python -m tests.bench._push_sides product|floor|lax|passing|bare PORT FOLDER`.
 
-Both take a /sync answer from 127.0.0.1:PORT, write it down, and give an `event` frame to whoever is connected to
-FOLDER/agent.sock. One is the bridge with nothing left out, one the least that any program could do, and one that with
-a commit as the bridge makes it here: it survives kill -9, and after a power cut the homeserver is asked again.
+The first three take a /sync answer from 127.0.0.1:PORT, write it down, and give an `event` frame to whoever has
+connected to FOLDER/agent.sock. One is the bridge with nothing left out, one the least that any program could do, and
+one that with a commit as the bridge makes it here: it survives kill -9, and after a power cut the homeserver is asked
+again.
+
+The others give what comes on one connection of FOLDER/agent.sock to another, and write nothing down: the bridge with
+events that are ephemeral, and bare Trio.
 """
 
 from __future__ import annotations
@@ -68,6 +72,29 @@ async def floor(port: int, folder: Path, *, synchronous: str = "FULL") -> None:
         await unix.send_all(frame)
 
 
+async def passing(port: int, folder: Path) -> None:
+    """A bridge that knows no homeserver, and a socket as operators have one."""
+    around = Surroundings()
+    bridge = Bridge(Config(bridge=BridgeSection(state_dir=folder / "state", runtime_dir=folder / "run")), around)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bridge.run)
+        listener = bind_unix(folder / "agent.sock")
+        await nursery.start(partial(serve_unix, listener, bridge.registry, role=Role.OPERATOR, around=around))
+        print("ready", flush=True)
+
+
+async def bare(port: int, folder: Path) -> None:
+    """From the first connection to the second, which begins with what each of them is sent for every message."""
+    listener = bind_unix(folder / "agent.sock")
+    print("ready", flush=True)
+    publisher = await listener.accept()
+    subscriber = await listener.accept()
+    answer, frame = (await _line(subscriber)).splitlines(keepends=True)
+    while await _line(publisher):
+        await publisher.send_all(answer)
+        await subscriber.send_all(frame)
+
+
 async def _line(stream: trio.SocketStream) -> bytes:
     """What comes up to the newline at the end of a message, which is always alone; empty when no more will come."""
     data = b""
@@ -85,5 +112,7 @@ if __name__ == "__main__":
         "product": product,
         "floor": floor,
         "lax": partial(floor, synchronous="NORMAL"),
+        "passing": passing,
+        "bare": bare,
     }
     trio.run(sides[sys.argv[1]], int(sys.argv[2]), Path(sys.argv[3]))

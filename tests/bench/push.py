@@ -5,6 +5,9 @@ takes the time until the whole `event` frame has come out of the Unix socket. Be
 its own, the bridge (HTTP, session, journal, subscription, JSON-RPC), or the floor, which gets the same bytes, commits
 them with synchronous=FULL in a thread, and writes the same frame. They take turns in blocks. A frame is acknowledged,
 as an agent does, once its time is taken.
+
+Events that are ephemeral come from `events.publish` on one connection and go to a subscriber on another; their floor
+is bare Trio, which reads the same request and writes the same answer and frame, and there is no commit.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ PATIENCE = 30.0
 
 
 def run(quick: bool) -> list[Figure]:
-    """About 12 s when quick, 33 s otherwise."""
+    """About 18 s when quick, 55 s otherwise."""
     count = QUICK_MESSAGES if quick else MESSAGES
     with ExitStack() as stack:
         bridge = stack.enter_context(product())
@@ -44,7 +47,21 @@ def run(quick: bool) -> list[Figure]:
             bare.carry(number)
             lax.carry(number)
         product_ms, floor_ms, lax_ms = _in_turns([bridge, bare, lax], range(WARM_UP, WARM_UP + count))
+        ephemeral = stack.enter_context(passing())
+        given = [ephemeral.carry(number) for number in range(WARM_UP)][-1]
+        trio = stack.enter_context(passing(given, ephemeral.answer))
+        for number in range(WARM_UP):
+            trio.carry(number)
+        passing_ms, trio_ms = _in_turns([ephemeral, trio], range(WARM_UP, WARM_UP + count))
     figures = []
+    for share, limit in ((0.5, 4.0), (0.99, 8.0)):
+        ours, least = percentile(passing_ms, share), percentile(trio_ms, share)
+        name = f"ephemeral, p{share * 100:g}"
+        figures += [
+            Figure(f"{name}, bridge", ours, "ms"),
+            Figure(f"{name}, bare Trio", least, "ms"),
+            Figure(f"{name}, bridge / bare Trio", ours / least, "x", limit),
+        ]
     for share, limit in ((0.5, 5.0), (0.99, 10.0)):
         ours, least = percentile(product_ms, share), percentile(floor_ms, share)
         name = f"p{share * 100:g}"
@@ -136,6 +153,37 @@ class Floor:
         return frame
 
 
+class Passing:
+    """From one connection to another. With a `frame` and an `answer`, the floor is told to write those."""
+
+    def __init__(self, publisher: socket.socket, subscriber: socket.socket, frame: bytes, answer: bytes) -> None:
+        self.seconds = 0.0
+        self.answer = answer
+        self._publisher = publisher
+        self._answers, self._frames = publisher.makefile("rb"), subscriber.makefile("rb")
+        if frame:
+            subscriber.sendall(answer + frame)
+        else:
+            params = {"filter": {"types": ["app.message"]}}
+            request = {"jsonrpc": "2.0", "id": 1, "method": "events.subscribe", "params": params}
+            subscriber.sendall(json.dumps(request).encode() + b"\n")
+            assert b"result" in self._frames.readline()
+
+    def carry(self, number: int) -> bytes:
+        content = {"msgtype": "m.text", "body": f"message {number}: the quick brown fox jumps over the lazy dog"}
+        params = {"type": "app.message", "content": content, "ephemeral": True}
+        request = (
+            json.dumps({"jsonrpc": "2.0", "id": 1, "method": "events.publish", "params": params}).encode() + b"\n"
+        )
+        began = time.perf_counter()
+        self._publisher.sendall(request)
+        frame = self._frames.readline()
+        self.seconds = time.perf_counter() - began
+        self.answer = self._answers.readline()
+        assert b"app.message" in frame, frame
+        return frame
+
+
 class Requests:
     """The HTTP requests of one connection, none of which has a body."""
 
@@ -179,6 +227,15 @@ def floor(kind: str, frame: bytes) -> Iterator[Floor]:
             yield Floor(tcp, agent, frame)
 
 
+@contextmanager
+def passing(frame: bytes = b"", answer: bytes = b"") -> Iterator[Passing]:
+    """The bridge, or the floor that writes `frame` and `answer`."""
+    kind = "bare" if frame else "passing"
+    with folder() as home, _listening() as unused, _side(kind, unused, home) as process:
+        with _agent(process, home) as publisher, _agent_at(home) as subscriber:
+            yield Passing(publisher, subscriber, frame, answer)
+
+
 def _listening() -> socket.socket:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(PATIENCE)
@@ -206,6 +263,10 @@ def _side(name: str, listener: socket.socket, home: Path) -> Iterator[subprocess
 def _agent(process: subprocess.Popen[bytes], home: Path) -> socket.socket:
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
+    return _agent_at(home)
+
+
+def _agent_at(home: Path) -> socket.socket:
     agent = socket.socket(socket.AF_UNIX)
     agent.settimeout(PATIENCE)
     agent.connect(str(home / "agent.sock"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import trio
 from armorclaw.events.event import Event
 from armorclaw.store import Database
 from tests.events.inline_store import InlineDatabase
+from tests.events.world import World
 
 
 class Pushed:
@@ -38,6 +39,10 @@ class FakeSink:
         self._on_push = on_push
         self._open = trio.Event()
         self._open.set()
+
+    def push_all(self, frames: Sequence[bytes]) -> None:
+        for frame in frames:
+            self.push(frame)
 
     def push(self, frame: bytes) -> None:
         if self.broken:
@@ -112,3 +117,10 @@ def db(inline_db: InlineDatabase) -> Database:
 async def real_db(tmp_path: Path) -> AsyncIterator[Database]:
     async with Database.open(tmp_path / "store.db", bytes(32)) as database:
         yield database
+
+
+@pytest.fixture
+async def world(inline_db: InlineDatabase) -> AsyncIterator[World]:
+    async with trio.open_nursery() as nursery:
+        yield World(inline_db, make_event, FakeSink, nursery)
+        nursery.cancel_scope.cancel(reason="the test is over")

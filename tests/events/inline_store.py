@@ -37,7 +37,12 @@ class InlineDatabase:
         self.conn.close()
 
     async def write(
-        self, work: Callable[[Connection], T], *, durable: bool = False, then: Callable[[T], object] | None = None
+        self,
+        work: Callable[[Connection], T],
+        *,
+        durable: bool = False,
+        grows: bool = False,
+        then: Callable[[T], object] | None = None,
     ) -> T:
         await trio.lowlevel.checkpoint()
         self._check()

@@ -7,13 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armorclaw.events.event import CONTENT_LIMIT, Event, ascii_json, frame, frame_head
+from armorclaw.events.event import CONTENT_LIMIT, SEVERITIES, Event, ascii_json, frame, frame_head
 
 texts = st.text(max_size=40)
 maybe = st.none() | texts
 
 
-@given(texts, texts, maybe, maybe, maybe, maybe, st.dictionaries(texts, texts), st.integers(0, 2**62), texts)
+severities = st.none() | st.sampled_from(SEVERITIES)
+
+
+@given(
+    *(texts, texts, maybe, maybe, maybe, maybe, st.dictionaries(texts, texts), st.integers(0, 2**62), texts),
+    *(severities, st.booleans()),
+)
 def test_a_frame_is_one_line_of_json_with_what_the_event_holds(
     type_: str,
     id_: str,
@@ -24,6 +30,8 @@ def test_a_frame_is_one_line_of_json_with_what_the_event_holds(
     content: dict[str, str],
     seq: int,
     subscription: str,
+    severity: str | None,
+    erased: bool,
 ) -> None:
     event = Event.make(
         type_,
@@ -35,13 +43,21 @@ def test_a_frame_is_one_line_of_json_with_what_the_event_holds(
         sender=sender,
         event_id=event_id,
         account="m",
+        severity=severity,
     )
-    event = attrs.evolve(event, seq=seq)
+    event = attrs.evolve(event, seq=seq, erased=erased)
     whole = frame(frame_head(subscription, 3), event)
     assert whole.isascii()
     assert whole.index(b"\n") == len(whole) - 1
     params = {"subscription": subscription, "redelivered": 3, "seq": seq, "id": id_ or "x", "type": type_, "at_ms": 7}
-    optional = {"agent": agent, "room_id": room, "sender": sender, "event_id": event_id}
+    optional: dict[str, object] = {
+        "agent": agent,
+        "room_id": room,
+        "sender": sender,
+        "event_id": event_id,
+        "severity": severity,
+    }
+    optional |= {"erased": True} if erased else {}
     params |= {name: value for name, value in optional.items() if value is not None} | {"content": content}
     assert json.loads(whole) == {"jsonrpc": "2.0", "method": "event", "params": params}
     del params["subscription"], params["redelivered"]
@@ -77,6 +93,18 @@ def test_content_has_a_limit() -> None:
 def test_numbers_that_json_does_not_have_are_refused() -> None:
     with pytest.raises(ValueError):
         ascii_json({"a": float("nan")})
+
+
+def test_the_order_on_the_wire_is_the_same_for_all() -> None:
+    event = Event.make("a", {}, at_ms=1, id="i", event_id="$e", severity="error")
+    event = attrs.evolve(event, seq=2, erased=True)
+    expected = '"seq":2,"id":"i","type":"a","at_ms":1,"event_id":"$e","severity":"error","erased":true,"content":{}'
+    assert event.wire() == expected.encode()
+
+
+def test_a_severity_is_one_of_a_few() -> None:
+    with pytest.raises(ValueError, match=r"'bad'.*info, warning, error, critical"):
+        Event.make("a", {}, at_ms=1, severity="bad")
 
 
 def test_bodies_do_not_show_in_a_repr() -> None:

@@ -48,6 +48,25 @@ def test_agents(new_event: MakeEvent) -> None:
     assert EventFilter(agents=("ech*",)).matches(new_event(agent="echo"))
 
 
+@pytest.mark.parametrize(
+    "severities, of_event, matches",
+    [
+        (["warning", "error"], "warning", True),
+        (["warning", "error"], "info", False),
+        (["*"], "critical", True),
+        (["*"], None, False),
+        ([], None, True),
+    ],
+)
+def test_severities(severities: list[str], of_event: str | None, matches: bool) -> None:
+    event = Event.make("alert", {}, at_ms=1, severity=of_event)
+    assert EventFilter.from_json({"severities": severities}).matches(event) is matches
+
+
+def test_a_filter_kept_by_an_older_version_is_read() -> None:
+    assert EventFilter.from_json('{"types":["a"],"rooms":[],"senders":[],"agents":[]}') == EventFilter(types=("a",))
+
+
 pattern = st.text(st.sampled_from("ab*"), max_size=8)
 
 
@@ -66,9 +85,12 @@ def test_no_pattern_is_slow() -> None:
     assert thread_time() - started < 5  # some 5 ms; a backtracking matcher would need hours
 
 
-@given(st.lists(st.text(max_size=10), max_size=4), st.lists(st.text(max_size=10), max_size=4))
-def test_json_and_back(types: list[str], rooms: list[str]) -> None:
-    original = EventFilter(types=tuple(types), rooms=tuple(rooms))
+patterns = st.lists(st.text(max_size=10), max_size=4).map(tuple)
+
+
+@given(patterns, patterns, patterns)
+def test_json_and_back(types: tuple[str, ...], rooms: tuple[str, ...], severities: tuple[str, ...]) -> None:
+    original = EventFilter(types=types, rooms=rooms, severities=severities)
     assert EventFilter.from_json(original.to_json()) == original
     assert original.to_json().isascii()
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from armorclaw.clock import Clock
+from armorclaw.events import pruning
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
 from armorclaw.events.journal import PAGE_BYTES, SCAN_LIMIT, Journal
@@ -20,12 +22,13 @@ def journal(db: Database) -> Journal:
 
 
 async def test_events_are_numbered_and_read_back_as_they_were(journal: Journal, new_event: MakeEvent) -> None:
-    given = [new_event(agent="echo"), Event.make("alert", {"text": "é"}, at_ms=3)]
+    given = [new_event(agent="echo"), Event.make("alert", {"text": "é"}, at_ms=3, severity="error")]
     recorded = await journal.record(given)
     assert [event.seq for event in recorded] == [1, 2]
     page = await journal.after(0, 10)
     assert list(page.events) == recorded
     assert page.events[0].content == given[0].content
+    assert page.events[1].severity == "error"
     assert page.complete
     assert await journal.find([2, 7]) == recorded[1:]
 
@@ -130,6 +133,58 @@ async def test_the_head_survives_the_events(journal: Journal, db: Database, new_
     page = await Journal(db).after(0, 9)
     assert (page.events, page.position, page.complete) == ((), 2, True)
     assert await Journal(db).head() == 2
+
+
+async def test_what_is_erased_is_read_as_erased(journal: Journal, db: Database, new_event: MakeEvent) -> None:
+    await journal.record([new_event(), new_event()])
+    await db.write(lambda conn: conn.execute("UPDATE journal SET content = CAST('{}' AS BLOB), erased = 1"))
+    (first, _) = (await journal.after(0, 9)).events
+    assert first.erased is True
+    assert first.content == b"{}"
+    assert first.plain()["erased"] is True
+    assert (await journal.find([1])) == [first]
+
+
+async def test_a_page_says_what_is_deleted(journal: Journal, db: Database, new_event: MakeEvent) -> None:
+    await journal.record([new_event() for _ in range(5)])
+    assert (await journal.after(0, 2)).trimmed == await journal.trimmed_to() == 0
+    await db.write(lambda conn: pruning.trim(conn, before_ms=0, now_ms=2**62, upto=3))
+    for limit, matching in ((1, None), (9, None), (9, EventFilter(("x",)))):
+        assert (await journal.after(0, limit, matching)).trimmed == 3
+    assert await journal.trimmed_to() == 3
+    assert await db.write(journal.trimmed) == 3
+    await db.write(lambda conn: pruning.trim(conn, before_ms=0, now_ms=2**62, upto=9))
+    page = await journal.after(0, 9)
+    assert (page.events, page.position, page.complete, page.trimmed) == ((), 5, True, 5)
+
+
+async def test_a_number_used_up_by_what_came_twice_is_not_deleted(
+    journal: Journal, db: Database, new_event: MakeEvent
+) -> None:
+    first = new_event()
+    await journal.record([first, new_event()])
+    assert await journal.record([first]) == []
+    (last,) = await journal.record([new_event()])
+    assert last.seq == 4  # the premise: it used up 3
+    await db.write(lambda conn: pruning.trim(conn, before_ms=0, now_ms=2**62, upto=2))
+    assert (await journal.after(2, 9)).trimmed == 2, "who has seen 2 has missed nothing"
+
+
+async def test_a_replay_begins_behind_what_was_stored_before(db: Database, new_event: MakeEvent) -> None:
+    now = [0]
+    journal = Journal(db, Clock(wall=lambda: now[0] / 1000))
+    assert await journal.seq_at(50) == 0
+    seen = new_event()
+    for now[0] in (10_000, 20_000, 20_000, 30_000):
+        await journal.record([seen, new_event(), new_event()])  # leaves holes in the numbers
+    stored = await db.read(lambda conn: conn.execute("SELECT seq, stored_ms FROM journal").fetchall())
+    for time_ms in (0, 9_999, 10_000, 10_001, 19_999, 20_000, 20_001, 30_000, 30_001, 10**12):
+        expected = max((seq for seq, at in stored if at < time_ms), default=0)
+        assert await journal.seq_at(time_ms) == expected
+    await db.write(lambda conn: pruning.trim(conn, before_ms=20_000, now_ms=now[0], upto=0))
+    assert await journal.seq_at(20_000) == 0, "what was deleted may have been wanted: the gap is told"
+    await db.write(lambda conn: pruning.trim(conn, before_ms=10**12, now_ms=now[0], upto=0))
+    assert await journal.seq_at(30_000) == 0
 
 
 async def test_waiting_for_what_is_behind_a_number(

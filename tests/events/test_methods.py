@@ -5,23 +5,30 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from armorclaw.clock import Surroundings
+from armorclaw.clock import Clock, Surroundings
+from armorclaw.config import EventsSection
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.cursor import CURSORS_LIMIT
+from armorclaw.events.dead_letters import DeadLetters
 from armorclaw.events.journal import Journal
 from armorclaw.events.methods import MAX_SUBSCRIPTIONS, register
+from armorclaw.events.publishing import PUBLISH_BYTES
+from armorclaw.events.publishing import register as register_publishing
+from armorclaw.events.shapes import PUBLISH_LIMIT
 from armorclaw.events.subscriptions import Subscriptions
 from armorclaw.guard.grants import Grants
 from armorclaw.rpc.local import call_local
 from armorclaw.rpc.peer import Peer
 from armorclaw.rpc.registry import Registry, Role
 from armorclaw.store import Database
+from tests.events.inline_store import InlineDatabase
 
 Make = Callable[..., Any]
 
@@ -70,12 +77,16 @@ class Bridge:
 
     def __init__(self, db: Database, new_event: Make, nursery: trio.Nursery) -> None:
         self.new_event = new_event
-        self.journal = Journal(db)
-        self.subscriptions = Subscriptions(db, self.journal, Surroundings())
+        self.now = 1_700_000_000.0
+        around = Surroundings(clock=Clock(wall=lambda: self.now))
+        section = EventsSection(max_deliveries=2)
+        self.journal = Journal(db, around.clock)
+        self.subscriptions = Subscriptions(db, self.journal, around, section, DeadLetters(db, self.journal))
         self.grants = Grants()
         self.grants.set("echo", "main", ["!a:x"])
         self._registry = Registry()
         register(self._registry, self.subscriptions, self.grants)
+        register_publishing(self._registry, self.subscriptions, self.journal, around.clock)
         self._nursery = nursery
         self.clients: list[Client] = []
 
@@ -193,7 +204,7 @@ async def test_forgetting_what_another_connection_has_or_none(bridge: Bridge) ->
     assert await other.call("events.forget", subscription="work") == {"ok": True}
     notice = await holder.read()
     assert notice["method"] == "events.closed"
-    assert notice["params"] == {"subscription": "work", "reason": "its name was forgotten"}
+    assert notice["params"] == {"subscription": "work", "reason": "its name was forgotten", "cursor": 0}
     await bridge.publish()
     assert await holder.call("events.unsubscribe", subscription="work") == "not_found"
     await other.call("events.subscribe", name="work", from_=0)
@@ -399,7 +410,10 @@ async def test_without_a_connection_there_is_nothing_to_push_to(bridge: Bridge) 
 
 
 async def test_observers_and_remotes_hear_nothing(bridge: Bridge) -> None:
-    names = ["events.ack", "events.forget", "events.subscribe", "events.unsubscribe"]
+    names = [
+        *("events.ack", "events.dead_letters", "events.drop", "events.forget", "events.publish", "events.redrive"),
+        *("events.stats", "events.subscribe", "events.unsubscribe"),
+    ]
     assert bridge._registry.names(Role.OPERATOR) == bridge._registry.names(Role.AGENT) == names
     assert bridge._registry.names(Role.OBSERVER) == bridge._registry.names(Role.REMOTE) == []
 
@@ -416,3 +430,205 @@ async def test_whatever_an_agent_answers_is_a_sign_of_work(bridge: Bridge) -> No
     await agent.call("events.ack", subscription="main", seq=1, nack_ms=0)
     await agent.call("events.ack", subscription="main", seq=1)
     assert worked == ["echo", "echo"]
+
+
+# --- replay from a time
+
+
+async def test_a_replay_from_a_time(bridge: Bridge) -> None:
+    times = ("2026-01-31T10:00:00+01:00", "2026-01-31T09:00:01Z", "2026-01-31T09:00:02.5Z")
+    for bridge.now in (datetime.fromisoformat(time).timestamp() for time in times):
+        await bridge.publish()
+    operator = await bridge.connect(None)
+    for time, first in ((times[0], 1), (times[1], 2), ("2026-01-31T09:00:01.001Z", 3), ("2027-01-31T09:00:00Z", 4)):
+        answer = await operator.call("events.subscribe", from_=time)
+        assert answer["cursor"] == first - 1
+        for seq in range(first, 4):
+            assert await operator.event() == (seq, 0)
+    await bridge.subscriptions.ensure("echo", "main")  # behind all of them
+    agent = await bridge.connect()
+    assert (await agent.call("events.subscribe", from_=times[0]))["cursor"] == 3
+
+
+@pytest.mark.parametrize(
+    "time", ["2026-01-31", "2026-01-31T09:00:00", "later", "", "2026-01-31T09:00:00Z" + " " * 30]
+)
+async def test_what_is_no_time(bridge: Bridge, time: str) -> None:
+    client = await bridge.connect(None)
+    assert await client.call("events.subscribe", from_=time) == "invalid_params"
+    assert client.messages[-1]["error"]["data"]["fields"] == ["from"]
+
+
+# --- events of one's own
+
+
+@pytest.mark.mission("P1.4")
+async def test_what_is_published_is_heard_by_operators_and_by_no_agent(bridge: Bridge) -> None:
+    agent, other = await bridge.connect(), await bridge.connect("other")
+    operator, publisher = await bridge.connect(None), await bridge.connect(None)
+    for client in (agent, other, operator):
+        await client.call("events.subscribe")
+        await client.call("events.subscribe", name="main")
+    published = await agent.call("events.publish", type="app.done", content={"n": 1}, severity="warning")
+    for _ in range(2):
+        params = (await operator.read())["params"]
+        assert (params["seq"], params["id"], params["type"]) == (published["seq"], published["id"], "app.done")
+        assert (params["agent"], params["severity"], params["content"]) == ("echo", "warning", {"n": 1})
+    by_operator = await publisher.call("events.publish", type="app.x", content={})
+    assert by_operator["seq"] == 2
+    assert [await operator.event() for _ in range(2)] == [(2, 0)] * 2
+    assert "agent" not in operator.messages[-1]["params"]
+    for client in (agent, other):  # what they hear next is behind all that
+        last = await bridge.publish() if client is agent else None
+        if last:
+            assert [await client.event() for _ in range(2)] == [(last, 0)] * 2
+    assert all("method" not in message for message in other.messages)
+
+
+async def test_an_ephemeral_event_goes_to_those_without_a_name_and_is_kept_nowhere(
+    bridge: Bridge, inline_db: InlineDatabase
+) -> None:
+    agent, operator = await bridge.connect(), await bridge.connect(None)
+    await operator.call("events.subscribe", filter={"types": ["app.*"]})
+    await operator.call("events.subscribe", name="durable")
+    await operator.call("events.subscribe", filter={"types": ["other"]})
+    writes = inline_db.writes
+    published = await agent.call("events.publish", type="app.tick", content={"n": 1}, ephemeral=True)
+    assert published["seq"] == 0
+    assert await operator.event() == (0, 0)
+    assert operator.messages[-1]["params"]["id"] == published["id"]
+    assert inline_db.writes == writes
+    await agent.call("events.publish", type="app.tick", content={"n": 2})
+    assert [await operator.event() for _ in range(2)] == [(1, 0)] * 2  # the next that anybody hears
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"type": "m.room.message"},
+        {"type": "app."},
+        {"type": "app.ä"},
+        {"type": "app." + "x" * 61},
+        {"type": "app.x", "content": []},
+        {"type": "app.x", "severity": "bad"},
+        {"type": "app.x", "agent": "other"},
+    ],
+)
+async def test_what_cannot_be_published(bridge: Bridge, params: dict[str, Any]) -> None:
+    client = await bridge.connect()
+    assert await client.call("events.publish", **params) == "invalid_params"
+    assert await bridge.journal.head() == 0
+
+
+async def test_how_much_may_be_published(bridge: Bridge) -> None:
+    agent, other = await bridge.connect(), await bridge.connect("other")
+    large = {"x": "y" * (PUBLISH_LIMIT - 8)}
+    assert await agent.call("events.publish", type="app.x", content={"x": large["x"] + "y"}) == "too_large"
+    count = -(-PUBLISH_BYTES // PUBLISH_LIMIT)
+    for number in range(count):
+        assert (await agent.call("events.publish", type="app.x", content=large))["seq"] == number + 1
+    assert await agent.call("events.publish", type="app.x", content={}) == "rate_limited"
+    assert 0 < agent.messages[-1]["error"]["data"]["retry_after"] <= 65
+    assert (await agent.call("events.publish", type="app.x", ephemeral=True))["seq"] == 0  # takes no room
+    assert (await other.call("events.publish", type="app.x"))["seq"] == count + 1
+
+
+# --- how they stand, and what was given up
+
+
+async def test_how_subscriptions_stand(bridge: Bridge) -> None:
+    await bridge.subscriptions.ensure("other", "main")
+    agent, operator = await bridge.connect(), await bridge.connect(None)
+    await agent.call("events.subscribe", name="main")
+    await operator.call("events.subscribe", name="tail")
+    await operator.call("events.subscribe")
+    for _ in range(3):
+        await bridge.publish()
+        await agent.event()
+    await agent.call("events.ack", subscription="main", seq=2)
+    await agent.call("events.ack", subscription="main", seq=1, working=True)
+    (main,) = await agent.call("events.stats")
+    oldest = main.pop("oldest_s")
+    assert 0 <= oldest < 20
+    expected = {"owner": "echo", "subscription": "main", "named": True, "connected": True, "behind": 2, "in_hand": 2}
+    assert main == expected | {"acknowledged": 1, "dead": 0, "redelivered": 0, "missed": 0}
+    told = {(one["owner"], one["subscription"]): one for one in await operator.call("events.stats")}
+    assert sorted(told) == [("", "#3"), ("", "tail"), ("echo", "main"), ("other", "main")]
+    assert told["", "tail"]["in_hand"] == 3
+    assert (told["other", "main"]["connected"], told["other", "main"]["behind"]) == (False, 3)
+    assert (told["", "#3"]["named"], told["", "#3"]["behind"]) == (False, 0)
+    await agent.aclose()
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    told = {(one["owner"], one["subscription"]): one for one in await operator.call("events.stats")}
+    assert told["echo", "main"]["connected"] is False
+
+
+async def given_up(bridge: Bridge, agent: Client) -> int:
+    """One event that was given twice, which is as often as it may be."""
+    await agent.call("events.subscribe", name="main")
+    seq = await bridge.publish()
+    for times in range(2):
+        assert await agent.event() == (seq, times)
+        await agent.call("events.ack", subscription="main", seq=seq, nack_ms=0)
+    while not await agent.call("events.dead_letters"):  # noqa: ASYNC110 - as a client would
+        await trio.sleep(0.01)
+    return seq
+
+
+async def test_dead_letters_are_shown_given_again_and_dropped(bridge: Bridge) -> None:
+    told: list[Any] = []
+    bridge.subscriptions.on_dead = lambda *dead: told.append(dead)
+    agent, operator, other = await bridge.connect(), await bridge.connect(None), await bridge.connect("other")
+    seq = await given_up(bridge, agent)
+    ((owner, name, event, given, lost, reason),) = told
+    assert (owner, name, event.seq, given, lost) == ("echo", "main", seq, 2, 0)
+    (letter,) = await operator.call("events.dead_letters")
+    assert (letter["owner"], letter["subscription"], letter["seq"], letter["reason"]) == ("echo", "main", seq, reason)
+    assert (letter["room_id"], letter["type"], letter["again"]) == ("!a:x", "m.room.message", False)
+    assert "content" not in letter
+    assert await operator.call("events.dead_letters", agent="other") == []
+    assert await other.call("events.dead_letters") == []
+    assert await other.call("events.dead_letters", agent="echo") == "denied"
+    which = {"subscription": "main", "seq": seq}
+    assert await other.call("events.redrive", **which) == "not_found"
+    assert await other.call("events.drop", agent="echo", **which) == "denied"
+    assert await operator.call("events.redrive", **which) == "not_found"  # its own
+    assert await operator.call("events.redrive", agent="echo", **which) == {"ok": True}
+    assert (await agent.event())[0] == seq
+    await agent.call("events.ack", **which)
+    assert await agent.call("events.dead_letters") == []
+
+    seq = await given_up(bridge, agent)
+    assert await agent.call("events.drop", subscription="main", seq=seq) == {"ok": True}
+    assert await agent.call("events.drop", subscription="main", seq=seq) == "not_found"
+    assert await operator.call("events.dead_letters") == []
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"cumulative": True, "working": True}, {"nack_ms": 0, "working": True}, {"nack_ms": 0, "cumulative": True}],
+)
+async def test_answers_that_exclude_each_other(bridge: Bridge, params: dict[str, Any]) -> None:
+    client = await bridge.connect()
+    await client.call("events.subscribe", name="main")
+    await bridge.publish()
+    await client.event()
+    assert await client.call("events.ack", subscription="main", seq=1, **params) == "invalid_params"
+
+
+async def test_working_on_what_is_not_in_hand(bridge: Bridge) -> None:
+    client = await bridge.connect()
+    await client.call("events.subscribe", name="main")
+    assert await client.call("events.ack", subscription="main", seq=1, working=True) == "not_found"
+    await client.call("events.subscribe")
+    assert await client.call("events.ack", subscription="#2", seq=1, working=True) == "invalid_params"
+
+
+async def test_what_becomes_of_its_messages_is_heard_by_the_agent_that_sent_them(bridge: Bridge) -> None:
+    agent, other = await bridge.connect(), await bridge.connect("other")
+    for client in (agent, other):
+        await client.call("events.subscribe", name="main")
+    await bridge.publish(room=None, agent="echo", type="delivery")
+    assert await agent.event() == (1, 0)
+    assert await other.call("events.stats") != []
+    assert all("method" not in message for message in other.messages)

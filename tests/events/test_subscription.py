@@ -1,97 +1,37 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError
 from armorclaw.events import cursor as cursor_module
-from armorclaw.events import subscription as subscription_module
+from armorclaw.events import hand as hand_module
 from armorclaw.events.cursor import CURSORS_LIMIT
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
 from armorclaw.events.journal import Journal
-from armorclaw.events.subscription import FLOOR_LAG, NACK_LIMIT_MS, Subscription
-from armorclaw.events.subscriptions import Subscriptions
+from armorclaw.events.outlet import SLOW_SECONDS
+from armorclaw.events.subscription import FLOOR_LAG, NACK_LIMIT_MS
 from armorclaw.events.window import WINDOW_BYTES, WINDOW_EVENTS
+from armorclaw.rpc.outgoing import WRITE_DEADLINE
+from tests.events.world import World
 
 Make = Callable[..., Any]
 settle = trio.testing.wait_all_tasks_blocked
 
 
-class World:
-    """A journal, its subscribers, and the nursery of their connections."""
-
-    def __init__(self, db: Any, new_event: Make, new_sink: Make, nursery: trio.Nursery) -> None:
-        self.db = db
-        self.new_event = new_event
-        self.new_sink = new_sink
-        self.nursery = nursery
-        self.journal = Journal(db)
-        self.subscriptions = Subscriptions(db, self.journal, Surroundings())
-
-    async def publish(self, count: int = 1, room: str = "!a:x", **more: Any) -> list[int]:
-        recorded = await self.journal.record([self.new_event(room, **more) for _ in range(count)])
-        return [event.seq for event in recorded]
-
-    async def connect(
-        self,
-        name: str | None = "main",
-        *,
-        owner: str = "echo",
-        filter: EventFilter | None = None,  # noqa: A002
-        start: Any = "now",
-        allowed: Callable[[Event], bool] = lambda event: True,
-        sink: Any = None,
-    ) -> tuple[Subscription, Any]:
-        sink = sink or self.new_sink()
-        subscription = self.subscriptions.open(owner, name, filter, start, allowed, sink)
-        await self.nursery.start(subscription.run)
-        await settle()
-        return subscription, sink
-
-    async def disconnect(self, subscription: Subscription) -> None:
-        subscription.close("the connection went")
-        await settle()
-
-    def restart(self) -> World:
-        """The same store under a new bridge."""
-        return World(self.db, self.new_event, self.new_sink, self.nursery)
-
-    def rows(self) -> tuple[int, list[int]]:
-        """Floor and acknowledgements of echo's main subscription, as stored."""
-        key = ("echo", "main")
-        (floor,) = self.db.conn.execute(
-            "SELECT floor FROM subscriptions WHERE owner = ? AND name = ?", key
-        ).fetchone()
-        acks = self.db.conn.execute("SELECT seq FROM acks WHERE owner = ? AND name = ? ORDER BY seq", key)
-        return floor, [seq for (seq,) in acks]
-
-
-@pytest.fixture
-async def world(inline_db: Any, new_event: Make, new_sink: Make) -> AsyncIterator[World]:
-    async with trio.open_nursery() as nursery:
-        yield World(inline_db, new_event, new_sink, nursery)
-        nursery.cancel_scope.cancel(reason="the test is over")
-
-
 @pytest.mark.mission("P1.1")
-async def test_who_keeps_up_is_pushed_to_from_the_commit_itself(world: World) -> None:
+async def test_who_keeps_up_is_pushed_to_without_a_look_into_the_store(world: World) -> None:
     subscription, sink = await world.connect()
     assert subscription.position == 0
-    await settle()
-    reads = world.db.reads
-
-    async def publisher() -> None:
-        await world.publish(2)
-        assert sink.seqs == [1, 2]  # no other task has run since the commit
-
-    await publisher()
-    assert world.db.reads == reads
+    reads, writes = world.db.reads, world.db.writes
+    await world.publish(2)
+    assert sink.seqs == [1, 2]
+    assert (world.db.reads, world.db.writes) == (reads, writes + 1)
     assert [one.redelivered for one in sink.pushed] == [0, 0]
     assert sink.pushed[0].params["subscription"] == "main"
     assert sink.pushed[0].params["content"]["body"] == "hello"
@@ -189,7 +129,7 @@ async def test_the_newer_connection_takes_over_and_the_older_is_told(world: Worl
     await settle()
     assert older.closed_because == "another connection took over"
     assert sink.pushed[-1].method == "events.closed"
-    assert sink.pushed[-1].params == {"subscription": "main", "reason": "another connection took over"}
+    assert sink.pushed[-1].params == {"subscription": "main", "reason": "another connection took over", "cursor": 1}
     await world.publish(1)
     assert sink.seqs == [1]
     assert other.seqs == [1, 2]
@@ -337,7 +277,7 @@ async def test_too_many_put_off_hold_up_what_is_new(
 async def test_too_many_acknowledged_above_an_unsettled_one_hold_up_what_is_new(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subscription_module, "ACKED_LIMIT", 3)
+    monkeypatch.setattr(hand_module, "ACKED_LIMIT", 3)
     subscription, sink = await world.connect()
     await world.publish(4)
     for seq in (2, 3, 4):
@@ -570,7 +510,7 @@ async def test_no_event_is_missed_between_catching_up_and_being_live(
         page = await after(journal, *args)
         if late:
             late -= 1
-            await world.publish(1)
+            await world.journal.record([world.new_event()])
         return page
 
     monkeypatch.setattr(Journal, "after", and_then_one_more)
@@ -614,3 +554,120 @@ async def test_a_cut_connection_leaves_nothing_behind(world: World) -> None:
             scope.cancel(reason="the connection is cut")
     await world.publish(1)
     assert world.subscriptions.open_count == 0
+
+
+# --- slow readers ---
+
+
+async def test_who_has_no_room_for_too_long_is_cut_and_told_where_to_go_on(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    subscription, sink = await world.connect(None)
+    _, brisk = await world.connect(None)
+    await world.publish(2)
+    sink.pause()
+    await world.publish(1)
+    await trio.sleep(SLOW_SECONDS - 0.1)
+    assert sink.seqs == [1, 2]
+    assert sink.pushed[-1].method == "event"
+    await trio.sleep(0.2)
+    assert subscription.closed_because == "too slow: for 10 seconds it had no room"
+    assert sink.pushed[-1].method == "events.closed"
+    assert sink.pushed[-1].params["cursor"] == 2
+    assert brisk.seqs == [1, 2, 3]
+    _, again = await world.connect(None, start=2)
+    await settle()
+    assert again.seqs == [3]
+
+
+async def test_who_has_no_room_and_needs_none_is_not_cut(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    subscription, sink = await world.connect(None)
+    sink.pause()
+    await trio.sleep(100 * SLOW_SECONDS)
+    for _ in range(3):
+        sink.pause()
+        await world.publish(1)
+        await trio.sleep(SLOW_SECONDS - 1)
+        sink.resume()
+        await settle()
+    assert subscription.closed_because is None
+    assert sink.seqs == [1, 2, 3]
+
+
+async def test_it_is_as_patient_as_the_connection_below() -> None:
+    assert SLOW_SECONDS == WRITE_DEADLINE
+
+
+# --- events that are kept nowhere ---
+
+
+def passing(world: World, room: str = "!a:x") -> Event:
+    event: Event = world.new_event(room, type="typing")
+    return event
+
+
+async def test_an_event_kept_nowhere_goes_to_those_without_a_name(world: World) -> None:
+    _, named = await world.connect()
+    subscription, sink = await world.connect(None, filter=EventFilter(rooms=("!a:x",)))
+    _, deaf = await world.connect(None, allowed=lambda event: False)
+    await world.publish(1)
+    reads, writes = world.db.reads, world.db.writes
+    for room in ("!a:x", "!b:x"):
+        world.subscriptions.publish_ephemeral(passing(world, room))
+    await settle()
+    assert [one.params["type"] for one in sink.pushed] == ["m.room.message", "typing"]
+    assert (sink.seqs, named.seqs, deaf.seqs) == ([1, 0], [1], [])
+    assert subscription.position == 1
+    assert (world.db.reads, world.db.writes) == (reads, writes)
+
+
+async def test_what_found_no_room_is_counted_and_told_before_anything_else(world: World) -> None:
+    subscription, sink = await world.connect(None)
+    await world.publish(1)
+    sink.pause()
+    for _ in range(3):
+        subscription.offer_ephemeral([passing(world)])
+    await world.publish(1)
+    assert sink.seqs == [1]
+    sink.resume()
+    await settle()
+    assert [(one.seq, one.params["type"]) for one in sink.pushed[1:]] == [(1, "gap"), (2, "m.room.message")]
+    gap = sink.pushed[1].params
+    assert gap["content"] == {"missed": 3, "reason": "slow"}
+    assert gap["severity"] == "warning"
+    assert subscription.missed == 3
+    sink.pause()
+    subscription.offer_ephemeral([passing(world)])
+    sink.resume()
+    subscription.offer_ephemeral([passing(world)])  # before the pump had its turn
+    assert [one.params["type"] for one in sink.pushed[3:]] == ["gap", "typing"]
+    assert sink.pushed[3].params["content"] == {"missed": 1, "reason": "slow"}
+    assert sink.pushed[3].params["id"] != gap["id"]
+
+
+async def test_what_comes_before_the_answer_to_who_subscribed_is_not_missed(world: World) -> None:
+    sink = world.new_sink()
+    subscription = world.subscriptions.open("", None, None, "now", lambda event: True, sink)
+    subscription.hold()
+    await world.nursery.start(subscription.run)
+    subscription.offer_ephemeral([passing(world)])
+    subscription.release()
+    await settle()
+    assert sink.pushed == []
+    assert subscription.missed == 0
+
+
+async def test_without_a_name_nothing_is_ever_written(world: World, autojump_clock: trio.testing.MockClock) -> None:
+    writes = world.db.writes
+    subscription, sink = await world.connect(None, start=0)
+    for _ in range(5):
+        await world.publish(FLOOR_LAG)
+        sink.pause()
+        subscription.offer_ephemeral([passing(world)])
+        await trio.sleep(1)
+        sink.resume()
+        await settle()
+    await world.disconnect(subscription)
+    assert world.db.writes - writes == 5  # the publisher's

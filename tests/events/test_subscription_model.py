@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armorclaw.clock import Surroundings
+from armorclaw.config import EventsSection
 from armorclaw.errors import ArmorclawError
-from armorclaw.events import window
+from armorclaw.events import attempts, window
+from armorclaw.events.dead_letters import DeadLetters
+from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
 from armorclaw.events.subscription import Subscription
 from armorclaw.events.subscriptions import Subscriptions
@@ -23,65 +26,108 @@ Step = tuple[str, int]
 WINDOW = 4
 """Small, so that it is full much of the time."""
 
+RESERVE = 3
+"""Small, so that it is used up much of the time."""
+
+SECTION = EventsSection(redeliver_after_s=40.0, max_deliveries=6, max_lost=3)
+
 ROOMS = ("!mine:x", "!others:x")
 
 WORDS = (
-    *("publish", "publish", "foreign", "connect", "disconnect", "restart", "pause", "resume", "sleep"),
+    *("publish", "publish", "foreign", "connect", "disconnect", "restart", "kill", "pause", "resume", "sleep"),
     *("settle", "settle", "ack", "ack", "ack_later", "ack_all", "nack", "nack", "fail_ack"),
+    *("oversleep", "oversleep", "working", "drain", "crash_loop", "crash_loop", "again", "again", "drop", "trim"),
 )
 
-steps = st.lists(
-    st.tuples(
-        st.sampled_from(WORDS),
-        st.integers(0, 5),
-    ),
-    max_size=60,
-)
+steps = st.lists(st.tuples(st.sampled_from(WORDS), st.integers(0, 5)), max_size=60)
 
 
 class Model:
-    """What the owner was promised: all of `wanted` in the end; checked at every push."""
+    """What the owner was promised: all of `wanted` in the end, or a reason why not; checked at every push."""
 
     def __init__(self) -> None:
         self.wanted: set[int] = set()
         self.acknowledged: set[int] = set()  # those whose call has returned
-        self.pushes: dict[int, int] = {}  # since the bridge started
+        self.dead: set[int] = set()
+        self.trimmed = 0  # up to here events are deleted
+        self.gaps: set[int] = set()  # numbers by which somebody was told of that
+        self.pushes: dict[int, int] = {}
+        self.killed = False  # some bridge did not end in order
         self.in_hand: list[int] = []  # on this connection, and not answered
         self.returned: set[int] = set()  # nacked on this connection
+        self.since: dict[int, float] = {}  # when it was pushed on this connection, or somebody was last at it
         self.first_pushed = 0  # the highest so far on this connection
         self.unanswered: set[int] = set()  # given on this connection, and no answer begun
         self.covered = 0  # up to here an answer has begun, also to what is given once more before it has arrived
+        self.drained = False
+        self.subscription: Any = None
 
-    def connect(self) -> None:
+    def connect(self, subscription: Any) -> None:
+        self.subscription = subscription
         self.in_hand.clear()
         self.returned.clear()
         self.unanswered.clear()
+        self.since.clear()
         self.first_pushed = 0
+        self.drained = False
 
     def push(self, pushed: Any) -> None:
         if pushed.method != "event":
             return
-        seq = pushed.seq
-        assert pushed.params["room_id"] == ROOMS[0], "an event of somebody else"
-        assert seq not in self.acknowledged, "acknowledged, and given again"
-        assert pushed.redelivered == self.pushes.get(seq, 0)
-        if seq in self.returned:
-            self.returned.discard(seq)
+        assert not self.drained
+        hand = self.subscription._hand
+        counts = hand.cursor.attempts
+        seq, now = pushed.seq, trio.current_time()
+        if pushed.params["type"] == "gap":
+            content = pushed.params["content"]
+            assert 1 <= content["from"] <= content["to"] == seq <= self.trimmed
+            self.gaps.add(seq)
+            self.first_pushed = max(self.first_pushed, seq)
         else:
-            assert seq > self.first_pushed, "twice on one connection, or out of order"
-            self.first_pushed = seq
-        self.pushes[seq] = self.pushes.get(seq, 0) + 1
+            assert pushed.params["room_id"] == ROOMS[0], "an event of somebody else"
+            owed = seq in counts.owed
+            assert owed or seq not in self.acknowledged, "acknowledged, and given again"
+            assert owed or seq not in self.dead, "given up, and given again"
+            before = self.pushes.get(seq, 0)
+            assert pushed.redelivered >= before if self.killed else pushed.redelivered == before
+            assert pushed.redelivered < SECTION.max_deliveries + owed
+            if seq in self.returned:
+                self.returned.discard(seq)
+            elif not owed and seq <= self.first_pushed:
+                assert now >= self.since[seq] + SECTION.redeliver_after_s, "twice on one connection, or out of order"
+            self.first_pushed = max(self.first_pushed, 0 if owed else seq)
+            self.pushes[seq] = before + 1
+        out = hand.window.out  # what was there before this one
+        assert not (out and counts.suspect(seq)), "a suspect in company"
+        assert not any(counts.suspect(one) for one in out if one != seq), "company for a suspect"
+        assert len(out) < WINDOW, "more than the window"
+        self.since[seq] = now
         self.in_hand.append(seq)
         if seq > self.covered:
             self.unanswered.add(seq)
-        assert len(self.unanswered) <= WINDOW, "more than the window"
+        expired = {one for one in self.unanswered if now >= self.since[one] + SECTION.redeliver_after_s}
+        assert len(self.unanswered - expired) <= WINDOW, "more than the window"
 
     def acked(self, seq: int) -> None:
         self.acknowledged.add(seq)
         self.pushes.pop(seq, None)
+        self.answered(seq)
+
+    def answered(self, seq: int) -> None:
         self.returned.discard(seq)
-        if seq in self.in_hand:
+        self.unanswered.discard(seq)
+        while seq in self.in_hand:
             self.in_hand.remove(seq)
+
+    def died(self, owner: str, name: str, event: Event, given: int, lost: int, reason: str) -> None:
+        seq = event.seq
+        assert (owner, name) == ("echo", "main")
+        assert seq not in self.acknowledged or seq in self.gaps or seq in self.dead
+        assert given >= SECTION.max_deliveries or lost >= SECTION.max_lost
+        assert lost <= given
+        assert self.killed or seq in self.gaps or given == self.pushes[seq]
+        self.dead.add(seq)
+        self.answered(seq)
 
 
 class Run:
@@ -99,7 +145,15 @@ class Run:
 
     def start(self) -> None:
         self.journal = Journal(self.db)
-        self.subscriptions = Subscriptions(self.db, self.journal, Surroundings())
+        self.dead = DeadLetters(self.db, self.journal)
+        self.subscriptions = Subscriptions(self.db, self.journal, Surroundings(), SECTION, self.dead)
+        self.subscriptions.on_dead = self.model.died
+
+    async def do(self, name: str, n: int) -> None:
+        if self.subscription is not None and self.subscription.closed_because is not None:
+            assert "too slow" in self.subscription.closed_because
+            await self.disconnect(0)
+        await getattr(self, name)(n)
 
     async def publish(self, n: int, room: str = ROOMS[0]) -> None:
         new = await self.journal.record([self.new_event(room) for _ in range(n + 1)])
@@ -117,20 +171,33 @@ class Run:
         if self.subscription is not None:
             self.subscription.close("the connection went")  # nothing is pushed to it from now on
         self.sink, self.subscription = sink, subscription
-        self.model.connect()
+        self.model.connect(subscription)
         await self.nursery.start(subscription.run)
 
     async def disconnect(self, _: int) -> None:
         if self.subscription is not None:
             self.subscription.close("gone")
             self.subscription = self.sink = None
-            self.model.connect()
+            self.model.connect(None)
+
+    async def crash_loop(self, n: int) -> None:
+        """An agent that sees what is there, and ends."""
+        for _ in range(n):
+            await self.connect(0)
+            await trio.testing.wait_all_tasks_blocked()
+        await self.disconnect(0)
 
     async def restart(self, _: int) -> None:
         await self.disconnect(0)
         await trio.testing.wait_all_tasks_blocked()
-        self.model.pushes.clear()
         self.start()
+
+    async def kill(self, _: int) -> None:
+        """The bridge ends without a word: nothing is written any more."""
+        self.db.down = True
+        await self.restart(0)
+        self.db.down = False
+        self.model.killed = True
 
     def pick(self, n: int) -> int | None:
         return self.model.in_hand[n % len(self.model.in_hand)] if self.model.in_hand else None
@@ -166,24 +233,64 @@ class Run:
             self.model.unanswered -= below
             self.model.covered = max(self.model.covered, seq)
             await self.subscription.ack(seq, cumulative=True)
-            for one in below:
+            for one in below | {seq}:
                 self.model.acked(one)
 
     async def nack(self, n: int) -> None:
         seq = self.pick(n)
         if seq is not None and self.subscription is not None:
-            self.model.in_hand.remove(seq)
-            self.model.unanswered.discard(seq)
-            self.model.returned.add(seq)
-            await self.subscription.nack(seq, n * 400)
+            self.model.answered(seq)
+            if self.subscription.gave(seq):  # else it was deleted
+                self.model.returned.add(seq)
+                await self.subscription.nack(seq, n * 400)
+
+    async def working(self, n: int) -> None:
+        seq = self.pick(n)
+        if seq is not None and self.subscription is not None and seq in self.subscription._hand.window.out:  # type: ignore[union-attr]
+            before, self.model.since[seq] = self.model.since[seq], trio.current_time()
+            try:
+                await self.subscription.working(seq)
+            except ArmorclawError:  # its time was over in this very moment
+                self.model.since[seq] = max(before, self.model.since[seq] - SECTION.redeliver_after_s)
 
     async def fail_ack(self, n: int) -> None:
         seq = self.pick(n)
         if seq is not None and self.subscription is not None:
             self.db.down = True
-            with pytest.raises(ArmorclawError):
+            try:
                 await self.subscription.ack(seq)
-            self.db.down = False
+                assert self.subscription._cursor.done(seq)  # type: ignore[union-attr]  # by one that was under way
+            except ArmorclawError:
+                pass
+            finally:
+                self.db.down = False
+
+    async def again(self, n: int) -> None:
+        dead = sorted(self.model.dead)
+        if dead:
+            seq = dead[n % len(dead)]
+            before = self.model.pushes.get(seq)
+            letters = {letter.seq: letter for letter in await self.dead.list("echo")}
+            if seq not in letters or letters[seq].event is None:
+                with pytest.raises(ArmorclawError):
+                    await self.dead.again("echo", "main", seq)
+                return
+            self.model.pushes[seq] = before if letters[seq].again and before else 1
+            await self.dead.again("echo", "main", seq)
+
+    async def drop(self, n: int) -> None:
+        letters = await self.dead.list("echo")
+        if letters:
+            await self.dead.drop("echo", "main", letters[n % len(letters)].seq)
+
+    async def trim(self, n: int) -> None:
+        """Retention deletes the oldest."""
+        head = await self.journal.head()
+        upto = min(self.model.trimmed + n, head)
+        for table in ("journal", "dead_letters"):
+            self.db.conn.execute(f"DELETE FROM {table} WHERE seq <= ?", (upto,))
+        self.db.conn.execute("UPDATE trimmed SET seq = ?", (upto,))
+        self.model.trimmed = upto
 
     async def pause(self, _: int) -> None:
         if self.sink is not None:
@@ -193,8 +300,21 @@ class Run:
         if self.sink is not None:
             self.sink.resume()
 
+    async def drain(self, n: int) -> None:
+        """Nothing new is given, for a while."""
+        if self.subscription is not None:
+            self.subscription.pause()
+            self.model.drained = True
+            await self.sleep(n)
+            if self.subscription is not None:
+                self.model.drained = False
+                self.subscription.resume()
+
     async def sleep(self, n: int) -> None:
         await trio.sleep(n * 0.5)
+
+    async def oversleep(self, n: int) -> None:
+        await trio.sleep(SECTION.redeliver_after_s / 5 * (n + 1))
 
     async def settle(self, _: int) -> None:
         await trio.testing.wait_all_tasks_blocked()
@@ -203,19 +323,38 @@ class Run:
         """Everything is acknowledged as it comes, until nothing more comes."""
         await self.settle(0)
         await self.connect(0)
-        for _ in range(len(self.model.wanted) + 2):
+        for _ in range(len(self.model.wanted) + 4):
             await trio.sleep(3)
             while self.model.in_hand:
                 await self.ack(0)
-        assert self.model.acknowledged == self.model.wanted
+        kept = {seq for seq in self.model.wanted if seq > self.model.trimmed}
+        assert kept <= self.model.acknowledged | self.model.dead
+        assert self.rows("SELECT seq FROM dead_letters WHERE again = 1") == set()
+        assert self.rows("SELECT seq FROM dead_letters") <= self.model.dead
         await self.restart(0)
         await self.connect(0)
         await trio.sleep(3)
         assert self.sink.seqs == []
-        floor = self.db.conn.execute("SELECT floor FROM subscriptions").fetchone()[0]
+        (floor,) = self.rows("SELECT floor FROM subscriptions")
         # two acknowledgements under way at once leave the floor below the second until the next
-        above = {seq for (seq,) in self.db.conn.execute("SELECT seq FROM acks")}
-        assert {one for one in self.model.wanted if one > floor} <= above
+        assert {one for one in kept if one > floor} <= self.rows("SELECT seq FROM acks")
+        assert self.rows("SELECT seq FROM attempts") <= self.rows("SELECT seq FROM acks")
+
+    def rows(self, sql: str) -> set[int]:
+        return {seq for (seq,) in self.db.conn.execute(sql)}
+
+
+def without_end(step: Callable[[Subscription], Any]) -> Callable[[Subscription], Any]:
+    """A pump that always finds something to do hangs the clock, and tells nobody: this does."""
+    steps: dict[tuple[Subscription, float], int] = {}
+
+    async def counted(self: Subscription) -> None:
+        key = self, trio.current_time()
+        steps[key] = steps.get(key, 0) + 1
+        assert steps[key] < 1000, "the pump spins"
+        await step(self)
+
+    return counted
 
 
 @settings(max_examples=300, deadline=None)
@@ -229,8 +368,10 @@ def test_everything_allowed_comes_until_acknowledged_and_nothing_comes_after(
             async with trio.open_nursery() as nursery:
                 run = Run(nursery, db, new_event, new_sink)
                 await run.subscriptions.ensure("echo", "main")
+                await run.publish(2)
+                await run.connect(0)
                 for name, n in steps:
-                    await getattr(run, name)(n)
+                    await run.do(name, n)
                 await run.finish()
                 nursery.cancel_scope.cancel(reason="done")
         finally:
@@ -238,4 +379,6 @@ def test_everything_allowed_comes_until_acknowledged_and_nothing_comes_after(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(window, "WINDOW_EVENTS", WINDOW)
+        patch.setattr(attempts, "RESERVE", RESERVE)
+        patch.setattr(Subscription, "_step", without_end(Subscription._step))
         trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

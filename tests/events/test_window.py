@@ -54,3 +54,51 @@ def test_the_lowest_that_would_be_left() -> None:
     assert window.lowest(3, cumulative=False) == 5
     assert window.lowest(5, cumulative=True) == 7
     assert window.lowest(7, cumulative=True) is None
+
+
+def test_who_takes_too_long_has_it_again() -> None:
+    window = Window(deadline=10.0)
+    assert window.next_expiry == math.inf
+    for seq in (1, 2, 3):
+        window.give(seq, 1, float(seq))
+    assert window.next_expiry == 11.0
+    assert window.expire(10.9) == []
+    assert window.touch(1, 5.0)
+    assert not window.touch(9, 5.0)
+    assert window.held == (3, 2.0)
+    assert window.expire(13.0) == [2, 3]
+    assert window.due(13.0, 10) == [2, 3]
+    assert window.out == [1]
+    assert window.next_expiry == 15.0
+    assert Window().expire(1e9) == []
+
+
+def test_beside_one_given_alone_there_is_no_other() -> None:
+    window = Window()
+
+    def after(change: Callable[[], None]) -> tuple[bool, bool]:
+        change()
+        return window.full, window.crowded
+
+    assert after(partial(window.give, 1, 1, 0.0, alone=True)) == (True, True)
+    assert after(partial(window.postpone, 1, 5.0)) == (False, False)
+    window.give(2, 1, 0.0)
+    assert after(partial(window.wait_alone, 1)) == (True, True)
+    assert after(partial(window.settle, 2)) == (False, True)  # it may be given now, and nothing else
+    assert after(partial(window.postpone, 1, 99.0)) == (False, False)
+    window.wait_alone(1)
+    assert after(partial(window.settle, 1)) == (False, False)
+
+
+def test_what_is_owed_apart_holds_no_floor() -> None:
+    window = Window()
+    window.owe(3, 1.0)
+    window.give(5, 1, 0.0)
+    assert window.lowest(9, cumulative=False) == 5
+    window.settle_to(5)
+    assert window.empty
+    assert 3 in window
+    assert window.due(1.0, 9) == [3]
+    window.settle(3)
+    assert 3 not in window
+    assert window.empty

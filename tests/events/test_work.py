@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armorclaw.clock import Surroundings
+from armorclaw.config import EventsSection
 from armorclaw.errors import ArmorclawError
+from armorclaw.events.dead_letters import DeadLetters
 from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
 from armorclaw.events.subscriptions import MAIN, Subscriptions
@@ -59,6 +61,7 @@ async def test_what_is_in_its_hands(place: Place, new_sink: Any, autojump_clock:
         (first,) = await place.publish()
         await trio.sleep(5)
         second, third = await place.publish(count=2)
+        await trio.testing.wait_all_tasks_blocked()
         assert subscriptions.unsettled("ada") == (3, began)
         await subscription.ack(first)
         assert subscriptions.unsettled("ada") == (2, began + 5)
@@ -248,3 +251,37 @@ async def test_who_answers_for_events_works(place: Place) -> None:
     assert worked == []  # it was given something, and has done nothing yet
     await place.subscriptions.take("ada", 10, allowed=allowed)
     assert worked == ["ada"]
+
+
+@pytest.mark.parametrize("type_", ["delivery", "gap", "alert", "agent.expired", "app.done"])
+def test_news_of_its_own_is_no_reason_to_wake_up(type_: str) -> None:
+    grants = Grants()
+    grants.set("ada", "main", [MINE])
+    assert not wakes(grants, "ada", Event.make(type_, {}, at_ms=1, agent="ada"))
+    assert wakes(grants, "ada", Event.make("agentic", {}, at_ms=1, agent="ada"))
+    assert wakes(grants, "ada", Event.make("m.room.message", {}, at_ms=1, account="main", room_id=MINE))
+
+
+async def test_an_event_that_is_owed_again_is_work(
+    db: Database, new_event: Callable[..., Event], autojump_clock: trio.testing.MockClock
+) -> None:
+    journal = Journal(db)
+    dead = DeadLetters(db, journal)
+    subscriptions = Subscriptions(db, journal, Surroundings(), EventsSection(), dead)
+    await subscriptions.ensure("ada", MAIN)
+    (event,) = await journal.record([new_event(MINE)])
+    row = ("ada", MAIN, event.seq, 0, 5, 5, "lost")
+    sql = "INSERT INTO dead_letters (owner, name, seq, at_ms, given, lost, reason) VALUES (?, ?, ?, ?, ?, ?, ?)"
+    await db.write(lambda conn: conn.execute(sql, row).rowcount)
+    await subscriptions.ack("ada", MAIN, event.seq)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(subscriptions.until_work, "ada", allowed=allowed))
+        await trio.sleep(60)
+        assert len(nursery.child_tasks) == 1
+        await subscriptions.give_again("ada", MAIN, event.seq)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 0
+    assert await subscriptions.has_work("ada", allowed=allowed)
+    with pytest.raises(ArmorclawError) as caught:
+        await subscriptions.give_again("ada", MAIN, 99)
+    assert caught.value.name == "not_found"

@@ -370,6 +370,61 @@ async def test_pushes_beyond_every_limit_cut_the_connection(socket_pair: Streams
             await Raw(socket_pair[1]).rest()
 
 
+async def test_what_is_pushed_comes_whole_and_in_order(ends: Ends, house: House) -> None:
+    """Whatever the socket takes at once: all of it, a part, or nothing."""
+    sizes = [10, 5_000, 60_000, 1, 400_000, 3, 70_000, 20]
+    frames = [b"%d " % number + b"x" * size + b"\n" for number, size in enumerate(sizes * 3)]
+    async with serving(ends[0], house.registry) as peer:
+        got = b""
+        for number in range(0, len(frames), 3):
+            peer.push(frames[number])
+            peer.push_all(frames[number + 1 : number + 3])
+            if number % 2:
+                got += await ends[1].receive_some(65536)
+        with trio.fail_after(5):
+            while len(got) < sum(map(len, frames)):
+                got += await ends[1].receive_some(65536)
+        assert got == b"".join(frames)
+        await trio.testing.wait_all_tasks_blocked()
+        assert peer.room() == SOFT_LIMIT
+
+
+async def test_what_a_handler_pushes_comes_in_its_place(socket_pair: Streams, house: House) -> None:
+    @house.registry.method("pushes", roles=[Role.OPERATOR])
+    def pushes(call: Any, params: Any) -> None:
+        call.peer.push(b'{"pushed":1}\n')
+
+    async with serving(socket_pair[0], house.registry):
+        raw = Raw(socket_pair[1])
+        await raw.send(call("echo", id=1, text="x"), call("pushes", id=2), call("echo", id=3, text="x"))
+        assert [(await raw.line()).get("id") for _ in range(4)] == [1, None, 2, 3]
+
+
+async def test_a_call_that_can_be_answered_at_once_takes_no_task(ends: Ends, house: House) -> None:
+    tasks: list[trio.lowlevel.Task] = []
+
+    def at_once(call: Any, params: Any) -> dict[str, str] | None:
+        tasks.append(trio.lowlevel.current_task())
+        return {"by": "at once"} if call.agent is None else None
+
+    @house.registry.method("either", result=dict, roles=[Role.OPERATOR, Role.AGENT], quick=at_once)
+    async def either(call: Any, params: Any) -> dict[str, str]:
+        tasks.append(trio.lowlevel.current_task())
+        return {"by": "the task"}
+
+    async with serving(ends[0], house.registry):
+        raw = Raw(ends[1])
+        await raw.send(call("either"))
+        assert (await raw.line())["result"] == {"by": "at once"}
+    assert len(tasks) == 1
+    one, two = trio.testing.memory_stream_pair()
+    async with serving(one, house.registry, Role.AGENT, agent="a"):
+        raw = Raw(two)
+        await raw.send(call("either"))
+        assert (await raw.line())["result"] == {"by": "the task"}
+    assert tasks[1] is not tasks[2]
+
+
 async def test_a_client_that_vanishes_before_its_answer(socket_pair: Streams, house: House) -> None:
     """The call is carried through, the connection is known to be dead at once."""
     async with serving(socket_pair[0], house.registry) as peer:
