@@ -49,6 +49,12 @@ def config_for(homeserver: Homeserver, folder: Path) -> Config:
     )
 
 
+def through(config: Config, url: str) -> Config:
+    """The same bridge with its homeserver at another address."""
+    accounts = {name: attrs.evolve(account, homeserver=url) for name, account in config.accounts.items()}
+    return attrs.evolve(config, accounts=accounts)
+
+
 def to_toml(table: Mapping[str, Any]) -> str:
     """A table as TOML, nested ones inline; JSON's strings, numbers, booleans and lists are TOML's too."""
     return "".join(f"{json.dumps(key)} = {_value(value)}\n" for key, value in table.items())

@@ -6,6 +6,8 @@
 | `matrix_user` | factory: `matrix_user("alice")` registers and logs in a person of that name and a fresh suffix  |
 | `bridge`      | a bridge logged in to it: in a Trio test the `Bridge` itself, else a handle on a daemon         |
 | `agent`       | factory: `agent(function or script, rooms=[…])` starts one and returns when it is ready         |
+| `chaos`       | kills agents, loses answers of the homeserver, has it go away, for the bridge of this test      |
+| `conversation`| a person in a room with the bridge, who can assert that nothing of what was said was lost       |
 
 In a Trio test (pytest-trio) `await agent(…)` takes an `async def` function and runs it in the test's own process;
 elsewhere the function, or the script, runs in a sandbox.
@@ -25,9 +27,12 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from armorclaw.testing.chaos import Chaos, TrioChaos
+    from armorclaw.testing.conversation import Conversation, TrioConversation
     from armorclaw.testing.handles import AgentFactory, BridgeProcess
     from armorclaw.testing.homeserver import Homeserver
     from armorclaw.testing.person import Person
+    from armorclaw.testing.proxy import FaultProxy
 
 
 def missing(reason: str) -> NoReturn:
@@ -93,17 +98,64 @@ def agent(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue("armorclaw_trio_agent" if _on_trio(request) else "armorclaw_agent_factory")
 
 
+@pytest.fixture
+def chaos(request: pytest.FixtureRequest) -> Any:
+    """Harm on demand: `chaos.kill(agent)`, `chaos.lose_next_response()`, `with chaos.pause(homeserver)`."""
+    return request.getfixturevalue("armorclaw_trio_chaos" if _on_trio(request) else "armorclaw_chaos")
+
+
+@pytest.fixture
+def conversation(request: pytest.FixtureRequest) -> Any:
+    """A room with a person and the bridge in it: `say`, `wait_for`, and `assert_nothing_lost`."""
+    return request.getfixturevalue("armorclaw_trio_conversation" if _on_trio(request) else "armorclaw_conversation")
+
+
 def _on_trio(request: pytest.FixtureRequest) -> bool:
     return inspect.iscoroutinefunction(getattr(request, "function", None))
 
 
 @pytest.fixture
-def armorclaw_bridge_process(homeserver: Homeserver, armorclaw_folder: Path) -> Iterator[BridgeProcess]:
+def armorclaw_proxy(homeserver: Homeserver) -> Iterator[FaultProxy]:
+    """Between the bridge of a test and its homeserver."""
+    from armorclaw.testing.proxy import FaultProxy
+
+    with FaultProxy(homeserver.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def armorclaw_bridge_process(
+    request: pytest.FixtureRequest, homeserver: Homeserver, armorclaw_folder: Path
+) -> Iterator[BridgeProcess]:
     """The daemon in a process of its own, with synchronous calls."""
     from armorclaw.testing.handles import BridgeProcess
 
-    with BridgeProcess.for_homeserver(homeserver, armorclaw_folder) as running:
+    made = BridgeProcess.for_homeserver(homeserver, armorclaw_folder)
+    if "chaos" in request.fixturenames:
+        made.config["accounts"]["main"]["homeserver"] = request.getfixturevalue("armorclaw_proxy").url
+    with made as running:
         yield running
+
+
+@pytest.fixture
+def armorclaw_chaos(armorclaw_proxy: FaultProxy) -> Chaos:
+    """Beside a daemon."""
+    from armorclaw.testing.chaos import Chaos
+
+    return Chaos(armorclaw_proxy)
+
+
+@pytest.fixture
+def armorclaw_conversation(
+    matrix_user: Callable[[str], Person], armorclaw_bridge_process: BridgeProcess
+) -> Conversation:
+    """With the account of the daemon."""
+    from armorclaw.testing.conversation import Conversation
+
+    person = matrix_user("alice")
+    room = person.create_room("a conversation", invite=[armorclaw_bridge_process.user_id])
+    person.catch_up()
+    return Conversation(person, room, armorclaw_bridge_process)
 
 
 @pytest.fixture
@@ -115,14 +167,45 @@ def armorclaw_agent_factory(armorclaw_bridge_process: BridgeProcess) -> AgentFac
 
 
 @pytest.fixture
-async def armorclaw_trio_bridge(homeserver: Homeserver, armorclaw_folder: Path) -> AsyncIterator[Any]:
+async def armorclaw_trio_bridge(
+    request: pytest.FixtureRequest, homeserver: Homeserver, armorclaw_folder: Path
+) -> AsyncIterator[Any]:
     """The bridge in the test's own Trio loop."""
     from armorclaw.bridge import open_bridge
-    from armorclaw.testing.handles import config_for
+    from armorclaw.testing.handles import config_for, through
 
-    async with open_bridge(config_for(homeserver, armorclaw_folder)) as running:
+    config = config_for(homeserver, armorclaw_folder)
+    if "chaos" in request.fixturenames:
+        config = through(config, request.getfixturevalue("armorclaw_proxy").url)
+    async with open_bridge(config) as running:
         await running.until_connected()
         yield running
+
+
+@pytest.fixture
+def armorclaw_trio_chaos(armorclaw_proxy: FaultProxy) -> TrioChaos:
+    """Beside a bridge in the test's own loop."""
+    from armorclaw.testing.chaos import TrioChaos
+
+    return TrioChaos(armorclaw_proxy)
+
+
+@pytest.fixture
+async def armorclaw_trio_conversation(
+    matrix_user: Callable[[str], Person], armorclaw_trio_bridge: Any
+) -> TrioConversation:
+    """With the account of the bridge."""
+    import trio
+
+    from armorclaw.testing.conversation import TrioConversation
+
+    person = matrix_user("alice")
+    user = armorclaw_trio_bridge.status().accounts[0].user_id
+    room = await trio.to_thread.run_sync(lambda: person.create_room("a conversation", invite=[user]))
+    await trio.to_thread.run_sync(person.catch_up)
+    conversation = TrioConversation(person, room, armorclaw_trio_bridge)
+    await conversation.begin()
+    return conversation
 
 
 @pytest.fixture
