@@ -6,7 +6,7 @@ import inspect
 import math
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from armorclaw.agent.errors import (
     timed_out,
     too_many_calls,
 )
-from armorclaw.agent.messages import AsyncMessage, Delivery, Event
+from armorclaw.agent.messages import AsyncMessage, Delivery, Event, Key
 from armorclaw.agent.reports import AsyncReporting
 from armorclaw.agent.secrets import Secrets
 from armorclaw.agent.session import CALL_TIMEOUT
@@ -92,7 +92,8 @@ class AttachedAgent(AsyncReporting):
         self._stop_asked = False
         self._running = False
         self._answering: set[trio.CancelScope] = set()
-        self._nursery: trio.Nursery | None = None  # while it listens
+        self._nursery: trio.Nursery | None = None  # while it listens, by
+        self._subscription: Subscription | None = None
         self.make_event: Callable[[dict[str, Any]], Event] = lambda wire: AsyncMessage(wire, self)
         """What handlers get, from an event as on the wire."""
 
@@ -187,6 +188,13 @@ class AttachedAgent(AsyncReporting):
     async def send_params(self, params: dict[str, Any]) -> Delivery:
         return Delivery.from_result(await self.call("matrix.send", **params))
 
+    async def working(self, key: Key) -> None:
+        """For messages, whose handlers take their time."""
+        await trio.lowlevel.checkpoint()
+        if self._subscription is not None:
+            with suppress(ArmorclawError):  # it is settled, or comes again anyhow: no reason for its handler to fail
+                await self._subscription.working(key[0])
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hear the rooms granted, and handle what comes, until cancelled; started when nothing can be missed.
 
@@ -210,7 +218,7 @@ class AttachedAgent(AsyncReporting):
                 try:
                     await self._keep_listening(started)
                 finally:
-                    self._running, self._nursery = False, None
+                    self._running, self._nursery, self._subscription = False, None, None
                     for scope in self._answering:
                         scope.cancel(reason="the agent has ended")
         started()  # when it was stopped before: nobody waits for more
@@ -230,19 +238,23 @@ class AttachedAgent(AsyncReporting):
         """Until the subscription ends by an error; what is in hand then comes again with the next."""
         sink = Inbox("the events of an attached agent")
         lanes: defaultdict[str, deque[Event]] = defaultdict(deque)
+        in_hand: set[Key] = set()
         async with trio.open_nursery() as nursery:
             subscription = self._subscriptions.open(self._name, MAIN, None, "now", self._allowed, sink)
             await nursery.start(sink.follow, subscription)
-            self._nursery = nursery
+            self._nursery, self._subscription = nursery, subscription
             started()
             async for wire in sink:
                 made = self.make_event(wire)
+                if made.key in in_hand:
+                    continue  # it comes again because its handler takes so long
+                in_hand.add(made.key)
                 lane = lanes[made.room_id]
                 lane.append(made)
                 if len(lane) == 1:
-                    nursery.start_soon(self._work, lane, subscription)
+                    nursery.start_soon(self._work, lane, subscription, in_hand)
 
-    async def _work(self, lane: deque[Event], subscription: Subscription) -> None:
+    async def _work(self, lane: deque[Event], subscription: Subscription, in_hand: set[Key]) -> None:
         """One room's events, one after the other; the task ends when there is nothing more to do."""
         while lane:
             made = lane[0]
@@ -260,6 +272,7 @@ class AttachedAgent(AsyncReporting):
             else:
                 settle = partial(subscription.ack, made.seq)
             await self._settle(settle)
+            in_hand.discard(made.key)
             lane.popleft()
 
     def _post(self, method: str, params: dict[str, Any]) -> None:

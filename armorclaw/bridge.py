@@ -8,6 +8,7 @@ bridge (rest for one: started top to bottom, stopped bottom to top)
 │  ├─ grants       before the first sync; then done
 │  ├─ matrix       one session per account
 │  ├─ alerts       tells the admin room, if there is one
+│  ├─ notices      tells of dead letters and of the store
 │  ├─ quotas       records who used them up
 │  ├─ reports      records what agents say of their progress
 │  └─ containers   one generation per agent
@@ -20,9 +21,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -30,30 +31,39 @@ import attrs
 import trio
 
 from armorclaw._version import __version__
+from armorclaw.agent.messages import Event as EventSeen
 from armorclaw.attached import AttachedAgent
+from armorclaw.attaching import Attaching
 from armorclaw.calls.methods import register as register_calls
 from armorclaw.clock import Surroundings
-from armorclaw.config import AgentQuota, Config, check_rooms, configs_root, is_name
+from armorclaw.config import AgentQuota, Config, configs_root
 from armorclaw.configs.library import Configs
 from armorclaw.configs.methods import register as register_configs
 from armorclaw.containers.fleet import Fleet
 from armorclaw.containers.methods import register as register_containers
 from armorclaw.containers.reports import Reports
 from armorclaw.containers.runtimes import Runtimes
-from armorclaw.containers.secrets import secrets_payload
 from armorclaw.containers.services import Services
 from armorclaw.delivery.admin_room import AdminRoom
 from armorclaw.delivery.methods import register as register_delivery
 from armorclaw.delivery.outbox import Outbox
+from armorclaw.drain import Drain
 from armorclaw.egress.door import EgressDoor
 from armorclaw.errors import ArmorclawError, one_error
+from armorclaw.events.dead_letters import DeadLetters
 from armorclaw.events.event import Event
+from armorclaw.events.filter import EventFilter
 from armorclaw.events.journal import Journal
-from armorclaw.events.methods import hears
 from armorclaw.events.methods import register as register_events
+from armorclaw.events.methods import start_of
+from armorclaw.events.publishing import register as register_publishing
+from armorclaw.events.reading import Seen
 from armorclaw.events.retention import Retention
+from armorclaw.events.severity import severity_of
+from armorclaw.events.stream import EventStream, Readers
 from armorclaw.events.subscriptions import MAIN, Subscriptions
 from armorclaw.events.work import AgentWork
+from armorclaw.folders import make_folders
 from armorclaw.guard.alerts import Alerts
 from armorclaw.guard.audit import AuditLog
 from armorclaw.guard.grants import Grants
@@ -61,12 +71,25 @@ from armorclaw.guard.keystore import KeyStore
 from armorclaw.guard.limits import Limits, budgets
 from armorclaw.guard.methods import register as register_guard
 from armorclaw.guard.quotas import Quotas
+from armorclaw.health import health, store_reasons
 from armorclaw.lag import LoopLag
 from armorclaw.listeners import Listeners
 from armorclaw.log import get_logger
 from armorclaw.matrix.accounts import Accounts
 from armorclaw.matrix.methods import MatrixMethods
-from armorclaw.metrics import Metrics, of_agents, of_bridge, of_egress, of_guard, of_loop
+from armorclaw.metrics import (
+    Metrics,
+    of_agents,
+    of_bridge,
+    of_delivery,
+    of_egress,
+    of_events,
+    of_guard,
+    of_loop,
+    of_matrix,
+    of_store,
+)
+from armorclaw.notices import Notices
 from armorclaw.rpc.caller import OnProgress
 from armorclaw.rpc.discover import register as register_discover
 from armorclaw.rpc.local import LocalStream, call_local, stream_local
@@ -74,7 +97,6 @@ from armorclaw.rpc.registry import Registry, Role
 from armorclaw.shapes import BridgeStatus, Health, MetricsText
 from armorclaw.store import Connection, Database
 from armorclaw.store.keyfile import load_or_create_key
-from armorclaw.structure import FaultError
 from armorclaw.supervision import (
     ChildSpec,
     ChildStartFailed,
@@ -98,15 +120,20 @@ class Bridge:
         self.around = around
         where = config.bridge
         self.instance = hashlib.sha256(str(where.state_dir.absolute()).encode()).hexdigest()[:12]
-        self.database = Database(where.database, partial(load_or_create_key, where.key_file, where.database))
+        key = partial(load_or_create_key, where.key_file, where.database)
+        self.database = Database(where.database, key, clock=around.clock)
         self.audit = AuditLog(around)
         self.grants = Grants()
         self.journal = Journal(self.database, around.clock)
         self.alerts = Alerts(self._record_alert, self.audit)
         self.keystore = KeyStore(self.database, self.audit, around)
-        self.subscriptions = Subscriptions(self.database, self.journal, around)
+        self.dead_letters = DeadLetters(self.database, self.journal, around.clock)
+        self.subscriptions = Subscriptions(self.database, self.journal, around, config.events, self.dead_letters)
+        self.notices = Notices(self.alerts, self.database)
         self.subscriptions.on_work = self._agent_worked
-        self.outbox = Outbox(self.database, self.audit, around)
+        self.subscriptions.on_dead = self.notices.on_dead
+        self.subscriptions.on_read = self._agent_read
+        self.outbox = Outbox(self.database, self.audit, self.journal, around, config.delivery, self.alerts)
         self.configs = Configs(configs_root(where.state_dir), self.database, self.audit)
         self.registry = Registry()
         self.quotas = Quotas(
@@ -121,6 +148,7 @@ class Bridge:
             grants=self.grants,
             alerts=self.alerts,
             around=around,
+            receipts=self.outbox.receipts,
             own_rooms={config.alerts.account: [config.alerts.room]} if config.alerts.room else {},
         )
         self.admin_room = AdminRoom(config.alerts, self.subscriptions, self.outbox, self.accounts, around)
@@ -154,6 +182,10 @@ class Bridge:
                 of_agents(self.fleet.agents, self.fleet.resources.last),
                 of_guard(self.limits, self.alerts),
                 of_egress(self.egress.counts),
+                of_events(self.subscriptions),
+                of_delivery(self.outbox),
+                of_matrix(self.accounts.cache_counts),
+                of_store(self.database),
                 of_loop(self.lag),
             ]
         )
@@ -167,7 +199,16 @@ class Bridge:
             clock=around.clock,
         )
         self._root = Supervisor("bridge", strategy=Strategy.REST_FOR_ONE, around=around, on_change=log_crash)
-        self._attached: dict[str, AttachedAgent] = {}  # those that run
+        self._attaching = Attaching(
+            config,
+            self.registry,
+            self.subscriptions,
+            grants=self.grants,
+            keystore=self.keystore,
+            quotas=self.quotas,
+        )
+        self._drain = Drain(self.registry, self.subscriptions, self.outbox)
+        self._readers = Readers()
         self._started_at = 0.0
         self._register_methods()
 
@@ -179,21 +220,24 @@ class Bridge:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; then everything stops in reverse order. Raises what the start raised, or gave_up."""
         self._started_at = self.around.clock.monotonic()
-        self._make_folders()
+        make_folders(self.config.bridge)
         features = Supervisor("features", around=self.around, on_change=log_crash)
         listeners = Supervisor("listeners", around=self.around, on_change=log_crash)
         contained = {name: each for name, each in self.config.agents.items() if each.runtime != "attached"}
+        settle_idle = self.subscriptions.settle_idle
+        retention = Retention(self.database, self.around, self.config.events, settle_idle, self.journal)
         feature_children = [
             ChildSpec("lag", self.lag.run),
-            ChildSpec("retention", Retention(self.database, self.around).run),
+            ChildSpec("retention", retention.run),
             ChildSpec("grants", self._grant_declared, restart=Restart.TRANSIENT),
             _branch("matrix", self.accounts.run),
             *([ChildSpec("alerts", self.admin_room.run)] if self.config.alerts.room else []),
+            ChildSpec("notices", self.notices.run),
             ChildSpec("quotas", self.quotas.run),
             ChildSpec("reports", self.reports.run),
             _branch("containers", partial(self.fleet.run, contained)),
         ]
-        sockets = Listeners(self.config, self.registry, self.limits, self.around).children()
+        sockets = Listeners(self.config, self.registry, self.limits, self.around, admit=self._drain.check).children()
         children = (
             ChildSpec("store", self.database.run),
             _branch("features", partial(features.run, feature_children)),
@@ -210,29 +254,11 @@ class Bridge:
 
     async def _grant_declared(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Before the first sync: what it brings for rooms that nobody is granted is not kept."""
+        await self.journal.head()  # from here on it is known: see `EventStream`
         for agent in self.config.agents.values():
             await self.subscriptions.ensure(agent.name, MAIN)
             self.grants.set(agent.name, agent.account, agent.rooms)
         task_status.started()
-
-    def _make_folders(self) -> None:
-        """Only the bridge writes here. Agents of other uids pass through to their own sockets and code, no more."""
-        for folder in (self.config.bridge.state_dir, self.config.bridge.runtime_dir):
-            hint = f"make it: install -d -m 0711 {folder}, or name another in [bridge]"
-            try:
-                if not folder.exists():
-                    folder.mkdir(mode=0o711, parents=True)
-                    folder.chmod(0o711)  # whatever the umask; a folder that was there is its owner's to change
-                mode = folder.stat().st_mode
-            except OSError as error:
-                raise ArmorclawError(
-                    "storage_failed", f"cannot use the folder {folder}", why=error.strerror or "", hint=hint
-                ) from error
-            if os.geteuid() == 0 and not mode & 0o001:
-                why = "agents have uids of their own and cannot pass through it"
-                raise ArmorclawError(
-                    "storage_failed", f"cannot use the folder {folder}", why=why, hint=f"chmod o+x {folder}"
-                )
 
     # -- for programs that embed it
 
@@ -259,68 +285,44 @@ class Bridge:
         Raises invalid_params for an odd name or room, matrix_not_configured for an unknown account; `run` raises
         conflict when there is an agent of that name.
         """
-        declared = self.config.agents.get(name)
-        is_declared = declared is not None and declared.runtime == "attached"
-        if declared is not None and is_declared:
-            if rooms:
-                raise ArmorclawError(
-                    "invalid_params", f"the rooms of {name} are in its declaration", hint="leave them out"
-                )
-            rooms, account = declared.rooms, declared.account
-        self._check_attached(name, rooms, account)
+        return self._attaching.attach(name, rooms, account)
 
-        @asynccontextmanager
-        async def granted() -> AsyncIterator[None]:
-            taken = name in self._attached if is_declared else self.grants.account_of(name) is not None
-            if taken:
-                raise ArmorclawError("conflict", f"there is an agent {name!r} already", hint="choose another name")
-            if not is_declared:
-                self.grants.set(name, account, rooms)
-            self._attached[name] = agent
-            try:
-                yield
-            finally:
-                del self._attached[name]
-                if not is_declared:
-                    self.grants.forget(name)
+    def events(
+        self,
+        *,
+        types: Sequence[str] = (),
+        rooms: Sequence[str] = (),
+        senders: Sequence[str] = (),
+        agents: Sequence[str] = (),
+        severities: Sequence[str] = (),
+        name: str | None = None,
+        from_: str | int | datetime = "now",
+    ) -> EventStream[EventSeen]:
+        """Everything that happens, as far as it fits: `async for event in bridge.events(types=["m.room.message"])`.
 
-        async def call(method: str, params: dict[str, Any]) -> Any:
-            self.quotas.check(name, self.registry.get(method))
-            return await call_local(self.registry, method, params, role=Role.AGENT, agent=name)
-
-        def stream(
-            method: str, params: dict[str, Any], *, on_progress: OnProgress | None = None
-        ) -> AbstractAsyncContextManager[LocalStream]:
-            self.quotas.check(name, self.registry.get(method))
-            return stream_local(self.registry, method, params, role=Role.AGENT, agent=name, on_progress=on_progress)
-
-        async def take_secrets() -> bytes:
-            keys = declared.keys if declared is not None else ()
-            return bytes(secrets_payload([await self.keystore.get(key, by=f"agent {name}") for key in keys]))
-
-        agent = AttachedAgent(
-            name,
-            rooms,
-            self.subscriptions,
-            allowed=partial(hears, self.grants, name),
-            granted=granted,
-            take_secrets=take_secrets,
-            call=call,
-            stream=stream,
+        From now on, behind the event of a number, or from a time on (one with its zone, or RFC 3339). With a `name`
+        the bridge remembers how far its reader got, over restarts of this program: see `EventStream`. Patterns may
+        have `*`. Events that are kept nowhere (`events.publish` with `ephemeral`) are not among them. Raises
+        invalid_params for an odd name or pattern.
+        """
+        given = from_.isoformat() if isinstance(from_, datetime) else from_
+        return EventStream(
+            self.journal,
+            matching=EventFilter(*map(tuple, (types, rooms, senders, agents, severities))),
+            start=partial(start_of, self.subscriptions, given),
+            cursor=None if name is None else self.subscriptions.cursor("", name),
+            readers=self._readers,
+            clock=self.around.clock,
+            make=lambda event: EventSeen(event.plain()),
         )
-        return agent
 
-    def _check_attached(self, name: str, rooms: Sequence[str], account: str) -> None:
-        if not is_name(name):
-            hint = "use 1 to 32 characters of a-z, 0-9, - and _, beginning with a letter or digit"
-            raise ArmorclawError("invalid_params", f"an agent cannot be named {name[:80]!r}", hint=hint)
-        if self.config.accounts and account not in self.config.accounts:  # without any there is no Matrix to miss
-            what = f"there is no Matrix account {account!r} for agent {name}"
-            raise ArmorclawError("matrix_not_configured", what, hint=f"add [accounts.{account}] to the configuration")
-        try:
-            check_rooms(rooms)
-        except FaultError as fault:
-            raise ArmorclawError("invalid_params", f"rooms of agent {name}", why=fault.why, hint=fault.fix) from None
+    async def drain(self, seconds: float | None = None) -> bool:
+        """Accept nothing more, and finish what was accepted: for at most `drain_s`, or so many seconds.
+
+        Whether all was finished. What was not is lost to nobody: events come again, messages are on disk. There is
+        no way back; leave the block of `open_bridge` afterwards.
+        """
+        return not await self._drain.run(self.config.bridge.drain_s if seconds is None else seconds)
 
     async def until_connected(self) -> None:
         """Until every account's session is connected; what is wrong meanwhile is in `status`."""
@@ -344,7 +346,7 @@ class Bridge:
         ids = [standing.container_id for standing in standings if standing.container_id]
         return BridgeStatus(
             version=__version__,
-            state="running",
+            state="draining" if self._drain.begun else "running",
             socket=str(self.config.bridge.socket),
             containers=len(ids),
             container_ids=ids,
@@ -357,12 +359,11 @@ class Bridge:
         """ "healthy", or "degraded" with the reasons; `of` an agent, with those alone that are its own affair."""
         status = self.status()
         accounts = {self.grants.account_of(of)} if of is not None else set(self.config.accounts)
-        agents = [a for a in status.agents if of in (None, a.name)]
-        reasons = [f"agent {a.name} is {a.state}" for a in agents if a.state in _SICK]
-        reasons += [
-            f"matrix {a.account} is {a.state}" for a in status.accounts if a.account in accounts and not a.connected
-        ]
-        return Health("degraded" if reasons else "healthy", reasons)
+        return health(
+            [agent for agent in status.agents if of in (None, agent.name)],
+            [account for account in status.accounts if account.account in accounts],
+            store_reasons(self.database) if of is None else (),
+        )
 
     def _register_methods(self) -> None:
         everyone = {Role.OPERATOR, Role.OBSERVER, Role.AGENT}
@@ -387,8 +388,9 @@ class Bridge:
         register_calls(self.registry)
         register_discover(self.registry)
         register_events(self.registry, self.subscriptions, self.grants)
+        register_publishing(self.registry, self.subscriptions, self.journal, self.around.clock)
         MatrixMethods(self.accounts, self.outbox, self.subscriptions, self.grants).register(self.registry)
-        register_containers(self.registry, self.fleet, self._attached)
+        register_containers(self.registry, self.fleet, self._attaching.running)
         self.reports.register(self.registry)
 
     async def _record_alert(
@@ -399,13 +401,11 @@ class Bridge:
         agent: str | None,
         also: Any,
     ) -> None:
-        event = Event.make(type, content, at_ms=self.around.clock.now_ms(), agent=agent)
-        await self.journal.record([event], also=also, durable=True)
+        await self.journal.record([self._event(type, content, agent)], also=also, durable=True, grows=False)
 
     async def _tell_lag(self, facts: Mapping[str, object]) -> None:
         """An event without an audit record: it is about nobody, and there may be many."""
-        event = Event.make("bridge.lag", facts, at_ms=self.around.clock.now_ms())
-        await self.journal.record([event])
+        await self.journal.record([self._event("bridge.lag", facts)])
 
     def _quota_of(self, agent: str) -> AgentQuota:
         known = self.fleet.find(agent)
@@ -416,28 +416,32 @@ class Bridge:
         if known := self.fleet.find(agent):
             known.worked()
 
+    def _agent_read(self, seen: Seen | Event) -> None:
+        if seen.account and seen.room_id and seen.event_id:
+            self.accounts.read(seen.account, seen.room_id, seen.event_id)
+
     def _stop_for_quota(self, agent: str, why: str) -> None:
-        known, attached = self.fleet.find(agent), self._attached.get(agent)
+        known, attached = self.fleet.find(agent), self._attaching.running.get(agent)
         if known is not None:
             known.end("quota", why, restart=False)
         elif attached is not None:
             attached.stop()
 
     async def _note(self, type: str, content: Mapping[str, object], *, agent: str | None) -> None:  # noqa: A002
-        event = Event.make(type, content, at_ms=self.around.clock.now_ms(), agent=agent)
-
         def also(db: Connection) -> None:
             self.audit.append(db, type, agent=agent, **content)
 
-        await self.journal.record([event], also=also)
+        # how agents end is wanted on a full disk too; what they could do often there is not
+        await self.journal.record([self._event(type, content, agent)], also=also, grows=type != "agent.state")
+
+    def _event(self, type: str, content: Mapping[str, Any], agent: str | None = None) -> Event:  # noqa: A002
+        severity = severity_of(type, content)
+        return Event.make(type, content, at_ms=self.around.clock.now_ms(), agent=agent, severity=severity)
 
 
 def _branch(name: str, run: Callable[..., Awaitable[object]]) -> ChildSpec:
     """A child that has children of its own: it takes as long as they take, each of which has its own limits."""
     return ChildSpec(name, run, start_timeout=math.inf, grace=math.inf)
-
-
-_SICK = ("exited", "failed", "hung", "oom", "restarting", "stalled", "suspect", "unknown")
 
 
 @asynccontextmanager

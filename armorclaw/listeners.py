@@ -6,6 +6,7 @@ import ctypes
 import grp
 import os
 import pwd
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,11 +27,21 @@ LOOKUPS = 8
 class Listeners:
     """The operators' socket, and one for observers if there is a group of them."""
 
-    def __init__(self, config: Config, registry: Registry, limits: Limits, around: Surroundings) -> None:
+    def __init__(
+        self,
+        config: Config,
+        registry: Registry,
+        limits: Limits,
+        around: Surroundings,
+        *,
+        admit: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`admit` is asked at each connection; it raises what is to be told to those that come too late."""
         self._config = config
         self._registry = registry
         self._limits = limits
         self._around = around
+        self._admit = admit
 
     def children(self) -> list[ChildSpec]:
         """One for each socket; its start raises config_invalid, storage_failed and what `bind_unix` raises."""
@@ -43,12 +54,19 @@ class Listeners:
 
     async def _listen(self, path: Path, role: Role, group: str, *, task_status: trio.TaskStatus[None]) -> None:
         gid = _gid(group) if group else None
+        members = None if gid is None else Members(group, gid)
+
+        async def member(peer: PeerCredentials) -> None:
+            self._admit()
+            if members is not None:
+                await members.have(peer)
+
         await serve_unix(
             _bind(path, group, gid),
             self._registry,
             role=role,
             allow=same_user if gid is None else anybody,
-            member=None if gid is None else Members(group, gid).have,
+            member=member,
             around=self._around,
             admission=self._limits.listener(role),
             path=path,

@@ -18,10 +18,14 @@ from armorclaw.containers.agent import Agent
 from armorclaw.containers.inspection import health_of
 from armorclaw.containers.resources.usage import Reading
 from armorclaw.containers.shapes import HealthFacts
+from armorclaw.delivery.outbox import Outbox
+from armorclaw.events.subscriptions import Subscriptions
 from armorclaw.guard.alerts import Alerts
 from armorclaw.guard.limits import Limits
 from armorclaw.lag import BUCKETS, LoopLag
+from armorclaw.matrix.cache import CacheCounts
 from armorclaw.shapes import MetricsText
+from armorclaw.store import Database
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
@@ -180,6 +184,63 @@ def of_guard(limits: Limits, alerts: Alerts) -> Source:
         yield Family("quota_refusals", "counter", "Calls that a quota refused.", ("agent",), by_agent)
         raised = [((severity,), float(count)) for severity, count in sorted(alerts.raised.items())]
         yield Family("alerts", "counter", "Alerts, by severity.", ("severity",), raised)
+
+    return read
+
+
+def of_events(subscriptions: Subscriptions) -> Source:
+    """How events get to those who follow."""
+
+    def read() -> Iterator[Family]:
+        totals = subscriptions.totals
+        yield Family("subscriptions", "gauge", "Being served now.", (), [((), subscriptions.open_count)])
+        for name, about, count in (
+            ("events_given_again", "Events given once more, as they were not acknowledged.", totals.given_again),
+            ("events_expired", "Events given and not answered in time.", totals.expired),
+            ("dead_letters", "Events given up.", totals.dead),
+            ("event_gaps", "Times a subscriber was told of deleted events that it never had.", totals.gaps),
+            ("slow_cuts", "Subscribers cut because they took nothing.", totals.slow),
+            ("ephemeral_missed", "Events kept nowhere that found no room with a subscriber.", totals.missed),
+            ("event_overflows", "Batches that waited in the journal for a busy listener.", subscriptions.overflows),
+        ):
+            yield Family(name, "counter", about, (), [((), count)])
+
+    return read
+
+
+def of_delivery(outbox: Outbox) -> Source:
+    """What becomes of messages."""
+
+    def read() -> Iterator[Family]:
+        told = [((state,), float(count)) for state, count in sorted(outbox.told.items())]
+        yield Family("deliveries", "counter", "Messages that came to a state.", ("state",), told)
+        waiting = [((account,), float(count)) for account, count in sorted(outbox.lengths().items())]
+        yield Family("outbox_waiting", "gauge", "Messages that wait to be sent.", ("account",), waiting)
+        yield Family("outbox_in_flight", "gauge", "Attempts under way.", (), [((), outbox.in_flight())])
+
+    return read
+
+
+def of_matrix(counts: Callable[[], CacheCounts]) -> Source:
+    """How often something about rooms and people was known already."""
+
+    def read() -> Iterator[Family]:
+        found = counts()
+        asked = [(("hit",), float(found.hits)), (("miss",), float(found.misses))]
+        yield Family("matrix_cache", "counter", "Questions about rooms and people.", ("result",), asked)
+        yield Family("matrix_cache_entries", "gauge", "Answers kept.", (), [((), found.entries)])
+        yield Family("matrix_cache_bytes", "gauge", "What they take.", (), [((), found.bytes)])
+
+    return read
+
+
+def of_store(database: Database) -> Source:
+    """Whether the store is as it should be."""
+
+    def read() -> Iterator[Family]:
+        yield Family("store_full", "gauge", "1 while the disk is full.", (), [((), database.full)])
+        aside = float(database.set_aside is not None)
+        yield Family("store_set_aside", "gauge", "1 while a damaged database lies there.", (), [((), aside)])
 
     return read
 

@@ -157,6 +157,11 @@ def converter(folder: Path) -> cattrs.Converter:
             raise FaultError(f"{value!r} is not a whole number", "write digits without quotes")
         return value
 
+    def truth(value: Any, _: Any) -> bool:
+        if not isinstance(value, bool):
+            raise FaultError(f"{value!r} is neither true nor false", "write true or false, without quotes")
+        return value
+
     def number(value: Any, _: Any) -> float:
         if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
             raise FaultError(f"{value!r} is not a number", "write digits without quotes")
@@ -198,6 +203,7 @@ def converter(folder: Path) -> cattrs.Converter:
 
     made.register_structure_hook(str, text)
     made.register_structure_hook(int, integer)
+    made.register_structure_hook(bool, truth)  # else it would be taken for the number that it is to Python
     made.register_structure_hook(float, number)
     made.register_structure_hook(Size, size)
     made.register_structure_hook(Frequency, frequency)

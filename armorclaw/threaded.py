@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from armorclaw.agent.messages import Delivery, Message
+from armorclaw.agent.messages import Delivery, Key, Message, Receipt
 from armorclaw.agent.secrets import Secret, Secrets
 from armorclaw.attached import AttachedAgent
 from armorclaw.bridge import Bridge, open_bridge
@@ -91,6 +91,11 @@ class ThreadedAgent:
 
         return register
 
+    def on_delivery(self, handler: Handler) -> Handler:
+        """Decorator: call the function with a `Receipt` whenever a message that this agent sent gets further."""
+        self.on_event("delivery")(lambda event: handler(Receipt.of(event)))
+        return handler
+
     def send(
         self,
         room_id: str,
@@ -107,6 +112,10 @@ class ThreadedAgent:
     def send_params(self, params: dict[str, Any]) -> Delivery:
         """For messages, which reply through it."""
         return self._bridge.run(partial(self._agent.send_params, params))
+
+    def working(self, key: Key) -> None:
+        """For messages, whose handlers take their time."""
+        self._bridge.run(partial(self._agent.working, key))
 
     def start(self) -> None:
         """Begin to hear; returns when nothing can be missed any more. Raises conflict when the name is taken."""
@@ -135,6 +144,10 @@ class ThreadedBridge:
     def attach(self, name: str, *, rooms: Sequence[str] = (), account: str = "main") -> ThreadedAgent:
         """An agent inside this program; give it handlers, then `start` it. Raises invalid_params for an odd name."""
         return ThreadedAgent(self, self._bridge.attach(name, rooms=rooms, account=account))
+
+    def drain(self, seconds: float | None = None) -> bool:
+        """Accept nothing more and finish what was accepted; see `Bridge.drain`."""
+        return self.run(partial(self._bridge.drain, seconds))
 
     def until_connected(self) -> None:
         """Until every Matrix account is connected."""

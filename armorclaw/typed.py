@@ -37,7 +37,20 @@ from armorclaw.containers.shapes import (
     Which,
 )
 from armorclaw.delivery.shapes import DeliveryShown, ListDeliveries, WhichDelivery
-from armorclaw.events.shapes import Ack, Done, Forget, Subscribe, Subscribed, Unsubscribe
+from armorclaw.events.shapes import (
+    Ack,
+    DeadLetterShown,
+    DeadLettersOf,
+    Done,
+    Forget,
+    Publish,
+    Published,
+    Subscribe,
+    Subscribed,
+    SubscriptionStats,
+    Unsubscribe,
+    WhichDeadLetter,
+)
 from armorclaw.guard.shapes import (
     DeleteKey,
     GetKey,
@@ -54,8 +67,14 @@ from armorclaw.matrix.shapes import (
     LoginParams,
     MatrixSent,
     MatrixStatus,
+    Members,
+    MembersParams,
+    Profile,
+    ProfileParams,
     Received,
     ReceiveParams,
+    RoomStateContent,
+    RoomStateParams,
     SendParams,
 )
 from armorclaw.rpc.caller import NOTHING, Caller, OnProgress, Stream, ask, given, open_stream
@@ -228,7 +247,7 @@ class Methods:
     async def delivery_list(
         self,
         *,
-        state: Literal["queued", "sent", "failed", "cancelled"] | None = None,
+        state: Literal["queued", "unknown", "sent", "delivered", "read", "failed", "cancelled"] | None = None,
         room_id: str | None = None,
         limit: int = 100,
     ) -> list[DeliveryShown]:
@@ -245,7 +264,7 @@ class Methods:
 
     async def delivery_retry(self, *, delivery_id: str) -> DeliveryShown:
         """Try a failed message again, or one that waits now. It keeps its transaction id. What may have been seen
-        already is not tried again, nor what was cancelled.
+        already is looked for in its room first. What was cancelled stays so.
 
         `delivery_id` is what `matrix.send` answered.
         """
@@ -263,18 +282,59 @@ class Methods:
         )
 
     async def events_ack(
-        self, *, subscription: str, seq: int, cumulative: bool = False, nack_ms: int | None = None
+        self,
+        *,
+        subscription: str,
+        seq: int,
+        cumulative: bool = False,
+        nack_ms: int | None = None,
+        working: bool = False,
     ) -> Done:
         """Say what became of an event.
 
         `nack_ms` asks for the event again after so many milliseconds, 0 to 3,600,000; `cumulative` means all up to
-        `seq`.
+        `seq`. `working` acknowledges nothing: it says that the event is still being worked on, so that it is not
+        given again for want of an answer; the time for that begins anew.
         """
         return await ask(
             self._caller,
             "events.ack",
             Done,
-            given(Ack, {"subscription": subscription, "seq": seq, "cumulative": cumulative, "nack_ms": nack_ms}),
+            given(
+                Ack,
+                {
+                    "subscription": subscription,
+                    "seq": seq,
+                    "cumulative": cumulative,
+                    "nack_ms": nack_ms,
+                    "working": working,
+                },
+            ),
+        )
+
+    async def events_dead_letters(self, *, limit: int = 100, agent: str | None = None) -> list[DeadLetterShown]:
+        """Events that were given up, each for one subscription: given too often, or lost too often. The newest first.
+        An agent sees its own.
+
+        `agent` is for operators: those of one agent, "" for their own; without it, all.
+        """
+        return await ask(
+            self._caller,
+            "events.dead_letters",
+            list[DeadLetterShown],
+            given(DeadLettersOf, {"limit": limit, "agent": agent}),
+        )
+
+    async def events_drop(self, *, subscription: str, seq: int, agent: str | None = None) -> Done:
+        """Delete a dead letter: nobody wants it any more.
+
+        `agent` is for operators: whose subscription it is; without it, their own.
+        """
+        return await ask(
+            self._caller,
+            "events.drop",
+            Done,
+            given(WhichDeadLetter, {"subscription": subscription, "seq": seq, "agent": agent}),
         )
 
     async def events_forget(self, *, subscription: str) -> Done:
@@ -286,8 +346,49 @@ class Methods:
         """
         return await ask(self._caller, "events.forget", Done, given(Forget, {"subscription": subscription}))
 
+    async def events_publish(
+        self,
+        *,
+        type: str,
+        content: Mapping[str, Any] = NOTHING,
+        severity: Literal["info", "warning", "error", "critical"] | None = None,
+        ephemeral: bool = False,
+    ) -> Published:
+        """Publish an event of your own, for operators to hear; an agent does not hear those about itself, nor of
+        others. It is kept like any event, unless it is ephemeral: then it goes to those who follow at this moment,
+        and who is slow hears how many were missed.
+
+        `type` begins with "app."; `content` has at most 48 KiB as JSON. An `ephemeral` event is kept nowhere: it goes
+        to those who follow now, without a name, and have room.
+        """
+        return await ask(
+            self._caller,
+            "events.publish",
+            Published,
+            given(Publish, {"type": type, "content": content, "severity": severity, "ephemeral": ephemeral}),
+        )
+
+    async def events_redrive(self, *, subscription: str, seq: int, agent: str | None = None) -> Done:
+        """Give a dead letter to its subscription once more: now if somebody is connected, else when somebody is. An
+        acknowledgement then removes it; if it fails again it is a dead letter again.
+
+        `agent` is for operators: whose subscription it is; without it, their own.
+        """
+        return await ask(
+            self._caller,
+            "events.redrive",
+            Done,
+            given(WhichDeadLetter, {"subscription": subscription, "seq": seq, "agent": agent}),
+        )
+
+    async def events_stats(self) -> list[SubscriptionStats]:
+        """How subscriptions stand, connected or not: what is in hand, how far each is behind. An agent sees its own,
+        an operator all.
+        """
+        return await ask(self._caller, "events.stats", list[SubscriptionStats], {})
+
     async def events_subscribe(
-        self, *, name: str | None = None, filter: Mapping[str, Any] = NOTHING, from_: Literal["now"] | int = "now"
+        self, *, name: str | None = None, filter: Mapping[str, Any] = NOTHING, from_: str | int = "now"
     ) -> Subscribed:
         """Have events pushed as `event` notifications. A connection of an operator has at most 32 subscriptions, and
         so has an agent on all its connections; of names there are at most 64, used or not. An agent cannot begin
@@ -295,7 +396,8 @@ class Methods:
 
         With a `name` the subscription outlives the connection and its events want to be acknowledged. A name has 1 to
         64 of the characters A-Z, a-z, 0-9 and _ . - of which the first is a letter or a digit. `from` is where a new
-        one begins: "now", or the number of the last event already seen. For an agent that is never before what it has
+        one begins: "now", the number of the last event already seen, or a time in RFC 3339, such as
+        2026-01-31T09:30:00Z, from which on events came to the bridge. For an agent that is never before what it has
         acknowledged of its subscription "main".
         """
         return await ask(
@@ -340,20 +442,52 @@ class Methods:
             given(LoginParams, {"username": username, "password": password, "account": account}),
         )
 
-    async def matrix_receive(self, *, cursor: str = "", timeout_ms: int = 0, limit: int = 10) -> Received:
+    async def matrix_members(
+        self, *, room_id: str, after: str = "", limit: int = 500, account: str | None = None
+    ) -> Members:
+        """Who has joined a room, page by page. An agent may ask for the rooms that are granted to it.
+
+        `after` is `next` of the answer before, or empty. `account` is for operators.
+        """
+        return await ask(
+            self._caller,
+            "matrix.members",
+            Members,
+            given(MembersParams, {"room_id": room_id, "after": after, "limit": limit, "account": account}),
+        )
+
+    async def matrix_profile(
+        self, *, user_id: str, room_id: str | None = None, account: str | None = None
+    ) -> Profile:
+        """What is known of a person. An agent asks for one of the rooms that are granted to it, and must name it.
+
+        With `room_id` as the person is seen there; without, which is for operators, as their own server says.
+        """
+        return await ask(
+            self._caller,
+            "matrix.profile",
+            Profile,
+            given(ProfileParams, {"user_id": user_id, "room_id": room_id, "account": account}),
+        )
+
+    async def matrix_receive(
+        self, *, cursor: str = "", timeout_ms: int = 0, limit: int = 10, consumer: str = ""
+    ) -> Received:
         """Poll for events of granted rooms. Each call acknowledges the batch before. Without a cursor, a batch whose
         answer was lost on its way is lost; a call with the cursor of the last answer that did arrive has it again.
-        There is one call at a time for each agent, and one for all operators; events that are pushed to a
-        connection cannot be polled as well.
+        Each consumer has all events: an agent is one, and operators are one for each `consumer` they name, or for
+        each uid. A consumer has one call at a time. Events that are pushed to a connection of an agent cannot be
+        polled as well.
 
         `cursor` is the one of the answer before, or empty; `timeout_ms` is how long to wait for the first event,
-        where more than 3500 counts as 3500.
+        where more than 3500 counts as 3500. `consumer` is for operators: each name has all events, by default each
+        uid has.
         """
         return await ask(
             self._caller,
             "matrix.receive",
             Received,
-            given(ReceiveParams, {"cursor": cursor, "timeout_ms": timeout_ms, "limit": limit}),
+            given(ReceiveParams, {"cursor": cursor, "timeout_ms": timeout_ms, "limit": limit, "consumer": consumer}),
         )
 
     async def matrix_send(
@@ -387,6 +521,20 @@ class Methods:
                     "account": account,
                 },
             ),
+        )
+
+    async def matrix_state(
+        self, *, room_id: str, type: str, state_key: str = "", account: str | None = None
+    ) -> RoomStateContent:
+        """One piece of a room's state, as it is now. An agent may ask for the rooms that are granted to it.
+
+        `state_key` is empty for most types. `account` is for operators.
+        """
+        return await ask(
+            self._caller,
+            "matrix.state",
+            RoomStateContent,
+            given(RoomStateParams, {"room_id": room_id, "type": type, "state_key": state_key, "account": account}),
         )
 
     async def matrix_status(self) -> MatrixStatus:

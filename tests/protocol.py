@@ -16,9 +16,9 @@ import attrs
 
 from armorclaw.bridge import Bridge
 from armorclaw.clock import Surroundings
-from armorclaw.config import BridgeSection, Config, LimitsSection
+from armorclaw.config import BridgeSection, Config, EventsSection, LimitsSection
 from armorclaw.errors import ERRORS
-from armorclaw.events import window
+from armorclaw.events import outlet, window
 from armorclaw.rpc import flow, framing, jsonrpc, outgoing, peer, streaming, unix
 from armorclaw.rpc.registry import Method, Registry, Role
 from armorclaw.rpc.shape import bounds, omits_none, wire_name
@@ -53,6 +53,10 @@ _CONSTANTS = {
     "USER_CALLS": 4 * int(LimitsSection().operator_calls),
     "WINDOW_EVENTS": window.WINDOW_EVENTS,
     "WINDOW_BYTES": window.WINDOW_BYTES,
+    "REDELIVER": int(EventsSection().redeliver_after_s),
+    "MAX_DELIVERIES": EventsSection().max_deliveries,
+    "MAX_LOST": EventsSection().max_lost,
+    "SLOW_SECONDS": int(outlet.SLOW_SECONDS),
 }
 
 

@@ -12,10 +12,10 @@ import trio
 import trio.testing
 
 from armorclaw import Bridge, open_bridge
-from armorclaw.agent import AgentError, AsyncCall, AsyncMessage
+from armorclaw.agent import AgentError, AsyncCall, AsyncMessage, Receipt
 from armorclaw.attached import AttachedAgent, AttachedStream
 from armorclaw.clock import Clock, Surroundings
-from armorclaw.config import Account, Agent, AgentQuota, BridgeSection, Config
+from armorclaw.config import Account, Agent, AgentQuota, BridgeSection, Config, EventsSection
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
 from armorclaw.rpc.call import Call
@@ -188,6 +188,53 @@ async def test_a_restart_of_the_store_in_the_middle_of_a_handler(bridge: Bridge)
         await bridge.call("health")
         await say(bridge, "after")
         assert await heard.until(2) == ["hello", "after"]
+
+
+async def test_a_handler_that_takes_long_is_not_begun_twice(armorclaw_folder: Path) -> None:
+    """The bridge gives the event again meanwhile, unless the handler says that it is at it."""
+    begun: list[tuple[str, int]] = []
+    free = trio.Event()
+
+    async def handler(message: AsyncMessage) -> None:
+        begun.append((message.body, message.redelivered))
+        while message.body == "says so" and not free.is_set():
+            await message.working()
+            await trio.sleep(0.02)
+        await free.wait()
+
+    section = EventsSection(redeliver_after_s=0.3)
+    async with open_bridge(config_in(armorclaw_folder, events=section)) as bridge:
+        async with running(attach(bridge, handler, ROOM, OTHER)):
+            await say(bridge, "says so")
+            await say(bridge, "does not", room=OTHER)
+            with trio.fail_after(10):
+                while not bridge.subscriptions.totals.given_again:  # noqa: ASYNC110 - nobody tells
+                    await trio.sleep(0.02)
+            free.set()
+            with trio.fail_after(10):
+                while bridge.subscriptions.in_hand():  # noqa: ASYNC110 - nobody tells
+                    await trio.sleep(0.02)
+        assert sorted(begun) == [("does not", 0), ("says so", 0)]
+        assert bridge.subscriptions.totals.expired == bridge.subscriptions.totals.given_again
+
+
+@pytest.mark.mission("P3.2")
+async def test_it_is_told_what_becomes_of_its_messages(bridge: Bridge) -> None:
+    told: list[Receipt] = []
+    agent = bridge.attach("inside", rooms=[ROOM])
+
+    @agent.on_delivery
+    async def handler(receipt: Receipt) -> None:
+        told.append(receipt)
+
+    async with running(agent):
+        for name in ("inside", "other"):
+            content = {"delivery_id": f"d_{name}", "state": "sent", "room_id": ROOM, "event_id": "$e", "at_ms": 5}
+            await bridge.journal.record([Event.make("delivery", content, at_ms=5, account="main", agent=name)])
+        with trio.fail_after(5):
+            while not told or bridge.subscriptions.in_hand():  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(0.01)
+    assert told == [Receipt("d_inside", "sent", ROOM, "$e", None, False, None, None, 5)]
 
 
 async def test_other_events_have_handlers_too(bridge: Bridge) -> None:

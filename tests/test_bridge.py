@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import attrs
 import pytest
 import trio
 
-from armorclaw import Bridge, open_bridge
-from armorclaw.config import Account, Agent, BridgeSection, Config
+from armorclaw import Bridge, connect, open_bridge
+from armorclaw.agent.messages import AsyncMessage, Event
+from armorclaw.config import Account, Agent, BridgeSection, Config, EventsSection
 from armorclaw.errors import ArmorclawError
+from armorclaw.events.event import Event as JournalEvent
+from armorclaw.events.stream import EventStream
 from armorclaw.rpc.blocking import call
 from armorclaw.supervision import ChildState
 
@@ -139,6 +143,101 @@ async def test_the_program_may_cancel_and_close_in_any_task(armorclaw_folder: Pa
     with pytest.raises(ArmorclawError) as caught:
         await opened[0].call("list_keys")
     assert caught.value.name == "unavailable"
+
+
+async def _another_millisecond() -> None:
+    """Until whatever comes has another time than what was."""
+    began = datetime.now(UTC)
+    while datetime.now(UTC) - began < timedelta(milliseconds=2):  # noqa: ASYNC110 - it is the clock that is waited for
+        await trio.sleep(0.001)
+
+
+async def _seen(events: EventStream[Event], count: int) -> list[str]:
+    with trio.fail_after(10):
+        return [(await anext(events)).type for _ in range(count)]
+
+
+@pytest.mark.mission("P1.1", "P1.3")
+async def test_events_are_taken_with_async_for(armorclaw_folder: Path) -> None:
+    """As an agent has them; from now, from a number or from a time."""
+    async with open_bridge(config_in(armorclaw_folder)) as bridge:
+        stream = bridge.events(types=["app.*"], severities=["warning"])
+        await bridge.call("events.publish", type="app.one", content={"n": 1})
+        told = await bridge.call("events.publish", type="app.two", content={"n": 2}, severity="warning")
+        async for event in stream:
+            assert (event.type, event.seq, event.severity) == ("app.two", told["seq"], "warning")
+            assert (event.content, event.redelivered, event.erased) == ({"n": 2}, 0, False)
+            break
+        await _another_millisecond()
+        between = datetime.now(UTC)
+        await _another_millisecond()
+        await bridge.call("events.publish", type="app.three")
+        for from_ in (told["seq"], between, between.isoformat()):
+            async with bridge.events(types=["app.*"], from_=from_) as events:
+                assert await _seen(events, 1) == ["app.three"]
+        assert await _seen(bridge.events(types=["app.*"], from_=0), 3) == ["app.one", "app.two", "app.three"]
+        for wrong in ({"name": "a b"}, {"types": ["*" * 99]}):
+            with pytest.raises(ArmorclawError, match=r"name|types"):
+                bridge.events(**wrong)
+        with pytest.raises(ArmorclawError, match="from"):
+            await anext(bridge.events(from_="yesterday"))
+
+
+@pytest.mark.mission("P1.2")
+async def test_a_reader_with_a_name_misses_nothing_over_restarts(armorclaw_folder: Path) -> None:
+    config = config_in(armorclaw_folder)
+    async with open_bridge(config) as bridge:
+        async with bridge.events(types=["app.*"], name="archive") as events:
+            for name in ("one", "two", "three"):
+                await bridge.call("events.publish", type=f"app.{name}")
+            assert await _seen(events, 2) == ["app.one", "app.two"]
+    async with open_bridge(config) as bridge:
+        await bridge.call("events.publish", type="app.four")
+        events = bridge.events(types=["app.*"], name="archive")
+        assert await _seen(events, 3) == ["app.two", "app.three", "app.four"]
+        async with connect(config.bridge.socket) as client, client.subscribe("archive"):
+            with pytest.raises(ArmorclawError) as caught:
+                await anext(events)
+            assert caught.value.name == "conflict"
+
+
+@pytest.mark.mission("P3.1", "P3.3")
+async def test_an_event_that_nobody_can_handle_is_given_up_with_an_alert(armorclaw_folder: Path) -> None:
+    """Later ones are handled meanwhile; and it comes once more if somebody wants that."""
+    config = config_in(armorclaw_folder, events=EventsSection(max_deliveries=2))
+    heard: list[str] = []
+    poisonous = True
+
+    async def handle(message: AsyncMessage) -> None:
+        heard.append(message.body)
+        if message.body == "poison" and poisonous:
+            raise ValueError("cannot")
+
+    async with open_bridge(config) as bridge, trio.open_nursery() as nursery:
+        agent = bridge.attach("inside", rooms=["!r:x"])
+        agent.on_message(handle)
+        await nursery.start(agent.run)
+        alerts = bridge.events(types=["alert"])
+        for text in ("poison", "wine"):
+            content = {"msgtype": "m.text", "body": text}
+            where = {"account": "main", "room_id": "!r:x", "sender": "@a:x", "event_id": f"${text}"}
+            await bridge.journal.record([JournalEvent.make("m.room.message", content, at_ms=0, **where)])
+        with trio.fail_after(15):
+            async for alert in alerts:
+                if alert.content["name"] == "dead_letter":
+                    break
+        assert alert.severity == "error"
+        assert alert.content.items() >= {"subscription": "main", "given": 2, "count": 1}.items()
+        assert (heard.count("poison"), heard.count("wine")) == (2, 1)
+        (letter,) = await bridge.call("events.dead_letters", agent="inside")
+        assert (letter["seq"], letter["event_id"]) == (alert.content["seq"], "$poison")
+        poisonous = False
+        await bridge.call("events.redrive", agent="inside", subscription="main", seq=letter["seq"])
+        with trio.fail_after(10):
+            while await bridge.call("events.dead_letters"):  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(0.01)
+        assert heard.count("poison") == 3
+        nursery.cancel_scope.cancel()
 
 
 # Everything of a process that a library might be tempted to change.

@@ -54,6 +54,32 @@ def test_a_whole_file(tmp_path: Path) -> None:
     assert config.accounts["main"].find_access_token() is None
 
 
+def test_yes_and_no() -> None:
+    """And no number, which a truth is to Python."""
+    for value in (True, False):
+        config = Config.parse({"accounts": {"main": {**ACCOUNT, "read_receipts": value}}})
+        assert config.accounts["main"].read_receipts is value
+    wrongs: list[Any] = [1, "true", []]
+    for wrong in wrongs:
+        (fault,) = faults({"accounts": {"main": {**ACCOUNT, "read_receipts": wrong}}})
+        assert fault.startswith(f"accounts.main.read_receipts: {wrong!r} is neither true nor false")
+    (fault,) = faults({"bridge": {"uid_base": True}})
+    assert "is not a whole number" in fault
+
+
+def test_how_long_events_are_kept_and_messages_wait() -> None:
+    config = Config.parse({"events": {"keep_days": 0.5, "max_lost": 3}, "delivery": {"expire_after_h": 2}})
+    assert (config.events.keep_days, config.events.max_lost, config.events.max_deliveries) == (0.5, 3, 20)
+    assert config.delivery.expire_after_h == 2
+    assert config.bridge.drain_s == 10
+    wrong: dict[str, Any] = {
+        "events": {"keep_mb": 0, "erase_after_h": -1, "max_deliveries": 0},
+        "bridge": {"drain_s": -1},
+    }
+    places = [fault.split(":")[0] for fault in faults(wrong)]
+    assert sorted(places) == ["bridge.drain_s", "events.erase_after_h", "events.keep_mb", "events.max_deliveries"]
+
+
 def test_every_fault_is_named_at_once() -> None:
     found = faults(
         {

@@ -21,7 +21,8 @@ from armorclaw.config import Agent, BridgeSection, Config
 from armorclaw.guard.alerts import Alerts
 from armorclaw.guard.limits import Limits
 from armorclaw.lag import BUCKETS, LoopLag
-from armorclaw.metrics import Family, Metrics, of_egress, of_guard, of_loop
+from armorclaw.matrix.cache import CacheCounts
+from armorclaw.metrics import Family, Metrics, of_egress, of_guard, of_loop, of_matrix
 from armorclaw.rpc.blocking import call
 from armorclaw.rpc.registry import Role
 
@@ -119,6 +120,13 @@ async def test_egress() -> None:
     assert found["armorclaw_egress_bytes_total"] == {("a", "opened"): 500}
 
 
+async def test_the_cache() -> None:
+    found = await read(*of_matrix(lambda: CacheCounts(hits=3, misses=1, entries=2, bytes=500))())
+    assert found["armorclaw_matrix_cache_total"] == {("hit",): 3, ("miss",): 1}
+    assert found["armorclaw_matrix_cache_entries"] == {(): 2}
+    assert found["armorclaw_matrix_cache_bytes"] == {(): 500}
+
+
 # -- of a bridge
 
 
@@ -155,6 +163,20 @@ async def test_agents(bridge: Bridge) -> None:
     assert found["armorclaw_agent_pids"]["sleeper",] >= 1
     assert found["armorclaw_uptime_seconds"][()] > 0
     assert found["armorclaw_loop_turn_seconds_count"][()] > 10
+
+
+@pytest.mark.mission("P3.1")
+async def test_events_messages_and_the_store(bridge: Bridge) -> None:
+    bridge.subscriptions.totals.given_again = 2
+    bridge.subscriptions.totals.slow = 1
+    bridge.outbox.told.update(sent=3, failed=1)
+    found = parsed((await bridge.metrics.text()).text)
+    assert found["armorclaw_events_given_again_total"] == {(): 2}
+    assert found["armorclaw_slow_cuts_total"] == {(): 1}
+    assert found["armorclaw_dead_letters_total"] == {(): 0}
+    assert found["armorclaw_deliveries_total"] == {("failed",): 1, ("sent",): 3}
+    assert found["armorclaw_outbox_in_flight"] == found["armorclaw_subscriptions"] == {(): 0}
+    assert found["armorclaw_store_full"] == found["armorclaw_store_set_aside"] == {(): 0}
 
 
 async def test_every_figure_is_in_the_handbook(bridge: Bridge) -> None:

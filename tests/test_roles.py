@@ -46,13 +46,21 @@ ALLOWED = {
         "delivery.list",
         "delivery.status",
         "events.ack",
+        "events.dead_letters",
+        "events.drop",
         "events.forget",
+        "events.publish",
+        "events.redrive",
+        "events.stats",
         "events.subscribe",
         "events.unsubscribe",
         "health",
         "list_configs",
+        "matrix.members",
+        "matrix.profile",
         "matrix.receive",
         "matrix.send",
+        "matrix.state",
         "matrix.status",
         "rpc.discover",
     },
@@ -69,7 +77,8 @@ def hollow(method: Method) -> Method:
 
     async def nothing(call: Call, params: object) -> None: ...
 
-    return attrs.evolve(method, handler=nothing, params=NoParams, result=None, open=True, chunk=None, upload=None)
+    bare = attrs.evolve(method, handler=nothing, params=NoParams, result=None, open=True, chunk=None, upload=None)
+    return attrs.evolve(bare, quick=None)
 
 
 def registry_of(folder: Path) -> Registry:
@@ -206,7 +215,7 @@ async def test_no_error_tells_an_agent_more_than_it_may_know(armorclaw_folder: P
         @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(st.lists(st.one_of(nearly, nearly, strangers), min_size=1, max_size=12))
         @example([(method.name, None) for method in methods])
-        @example([("matrix.send", {"room_id": "!other:x", "message": "m"})])
+        @example([("matrix.send", {"room_id": "!other:x", "message": "m"}), ("no.such", {})])
         @example(
             [("get_key", {"id": "k"}), ("store_key", {"token": CANARY[:6]}), ("attach_config", {"name": "../x"})]
         )

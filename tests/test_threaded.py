@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from armorclaw import run_in_thread
-from armorclaw.agent import AgentError, Message
+from armorclaw.agent import AgentError, Message, Receipt
 from armorclaw.config import Agent, BridgeSection, Config
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
@@ -117,6 +117,53 @@ def test_a_handler_that_blocks_does_not_hold_up_the_end(config: Config) -> None:
             began = time.monotonic()
         assert time.monotonic() - began < 3
     gate.set()
+
+
+@pytest.mark.mission("P3.2")
+def test_what_becomes_of_its_messages_and_of_time(config: Config) -> None:
+    """Receipts, and handlers that say that they are at it, as in a container."""
+    told: Queue[Receipt] = Queue()
+    heard: Queue[str] = Queue()
+    with run_in_thread(config) as bridge:
+        agent = bridge.attach("inside", rooms=[ROOM])
+
+        @agent.on_delivery
+        def receipt(receipt: Receipt) -> None:
+            told.put(receipt)
+
+        @agent.on_message
+        def handler(message: Message) -> None:
+            message.working()
+            heard.put(message.body)
+
+        agent.start()
+        content = {"delivery_id": "d_1", "state": "read", "room_id": ROOM, "by": "@alice:x"}
+        event = Event.make("delivery", content, at_ms=7, account="main", agent="inside")
+        bridge.run(lambda: bridge._bridge.journal.record([event]))
+        say(bridge, "hello")
+        assert heard.get(timeout=5) == "hello"
+        assert told.get(timeout=5) == Receipt("d_1", "read", ROOM, None, None, False, None, "@alice:x", 7)
+
+
+def test_it_finishes_what_it_has(config: Config) -> None:
+    gate, heard = threading.Event(), Queue[str]()
+    with run_in_thread(config) as bridge:
+        agent = bridge.attach("inside", rooms=[ROOM])
+
+        @agent.on_message
+        def handler(message: Message) -> None:
+            heard.put(f"begun {message.body}")
+            assert gate.wait(5)
+            heard.put(f"done {message.body}")
+
+        agent.start()
+        say(bridge, "hello")
+        assert heard.get(timeout=5) == "begun hello"
+        assert bridge.drain(0) is False
+        gate.set()
+        assert heard.get(timeout=5) == "done hello"
+        with pytest.raises(ArmorclawError, match="store_key"):
+            bridge.call("store_key", id="k", provider="openai", token="t")
 
 
 @pytest.mark.mission("S.5")

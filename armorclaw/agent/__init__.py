@@ -24,7 +24,7 @@ from armorclaw.agent.agent import Agent
 from armorclaw.agent.calls import AsyncCall, Call
 from armorclaw.agent.errors import AgentError, CallCancelledError
 from armorclaw.agent.link import Stream
-from armorclaw.agent.messages import AsyncMessage, Delivery, Event, Message
+from armorclaw.agent.messages import AsyncMessage, Delivery, Event, Message, Receipt
 from armorclaw.agent.secrets import Secret, Secrets
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ __all__ = [
     "Delivery",
     "Event",
     "Message",
+    "Receipt",
     "Secret",
     "Secrets",
     "Stream",

@@ -36,7 +36,7 @@ from armorclaw.agent.calls import Call
 from armorclaw.agent.errors import AgentError, CallCancelledError
 from armorclaw.agent.lanes import Lanes
 from armorclaw.agent.link import CallLine, Link, Stream
-from armorclaw.agent.messages import Delivery, Message
+from armorclaw.agent.messages import Delivery, Key, Message
 from armorclaw.agent.reports import Reporting, Unheeded
 from armorclaw.agent.secrets import harden_process
 from armorclaw.agent.session import CALL_TIMEOUT, Session
@@ -110,6 +110,10 @@ class Agent(Reporting):
         """As matrix.send has them. With an idempotency key it is sent again when the bridge went away meanwhile."""
         result = self._running().call("matrix.send", params, resend="idempotency_key" in params)
         return Delivery.from_result(result)
+
+    def working(self, key: Key) -> None:
+        """For messages, whose handlers take their time."""
+        self._running().working(key)
 
     def call(self, method: str, /, *, timeout: float = CALL_TIMEOUT, **params: Any) -> Any:
         """Any method of the bridge (docs/protocol.md). Returns its result; raises AgentError for an error.

@@ -37,7 +37,7 @@ from armorclaw.agent.callbacks import Callback
 from armorclaw.agent.calls import AsyncCall
 from armorclaw.agent.errors import AgentError, CallCancelledError, stopped
 from armorclaw.agent.lanes import Lanes
-from armorclaw.agent.messages import AsyncMessage, Delivery
+from armorclaw.agent.messages import AsyncMessage, Delivery, Key
 from armorclaw.agent.reports import AsyncReporting, Unheeded
 from armorclaw.agent.secrets import harden_process
 from armorclaw.agent.session import CALL_TIMEOUT, Session
@@ -103,6 +103,12 @@ class AsyncAgent(AsyncReporting):
         """As `Agent.send_params`."""
         result = await self._running().call("matrix.send", params, resend="idempotency_key" in params)
         return Delivery.from_result(result)
+
+    async def working(self, key: Key) -> None:
+        """As `Agent.working`."""
+        link = self._running()
+        link.session.working(key)
+        link.flush()
 
     async def call(self, method: str, /, *, timeout: float = CALL_TIMEOUT, **params: Any) -> Any:
         """As `Agent.call`. A task that is cancelled meanwhile cancels the call."""

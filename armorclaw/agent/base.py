@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Optional, TypeVar
 
 from armorclaw.agent.errors import AgentError, handler_failed
+from armorclaw.agent.messages import Receipt
 from armorclaw.agent.secrets import Secret, Secrets
 from armorclaw.agent.session import Session
 
@@ -64,6 +65,14 @@ class BaseAgent:
             return handler
 
         return register
+
+    def on_delivery(self, handler: Handler) -> Handler:
+        """Decorator: call the function with a `Receipt` whenever a message that this agent sent gets further.
+
+        Also for those that it sent before its last restart, or the bridge's.
+        """
+        self.on_event("delivery")(lambda event: handler(Receipt.of(event)))
+        return handler
 
     def on_call(self, name: str) -> Callable[[Handler], Handler]:
         """Decorator: call the function when an operator calls this agent (`agent.call`) by that name.

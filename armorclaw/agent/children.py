@@ -39,26 +39,35 @@ class Child:
         self._ended.wait(timeout)
         return self.status
 
-    def output(self, limit: int, timeout: float) -> bytes:
+    def output(
+        self, limit: int, timeout: float, *, running: Callable[[], object] = lambda: None, every: float = 60.0
+    ) -> bytes:
         """Wait for its end; what it printed by then into its pipe, up to `limit` bytes. The rest is read and lost.
 
-        The pipe is not waited for: something it left in the background may hold that for ever. Raises TimeoutError
-        when the program has not ended after `timeout` seconds.
+        The pipe is not waited for: something it left in the background may hold that for ever. `running` is called
+        every so many seconds meanwhile. Raises TimeoutError when the program has not ended after `timeout` seconds.
         """
         assert self._process.stdout is not None
         assert self._end_pipe is not None
         pipe, end, until = self._process.stdout.fileno(), self._end_pipe[0], time.monotonic() + timeout
         os.set_blocking(pipe, False)
-        printed = b""
+        printed, told = b"", time.monotonic()
         with selectors.DefaultSelector() as selector:
             for fd in (pipe, end):
                 selector.register(fd, selectors.EVENT_READ)
             while True:
-                ready = {key.fd for key, _ in selector.select(max(0.0, until - time.monotonic()))}
+                now = time.monotonic()
+                ready = {key.fd for key, _ in selector.select(max(0.0, min(until, told + every) - now))}
                 if end in ready:
                     return _rest(pipe, printed, limit)
-                if not ready or time.monotonic() >= until:  # it may print and print
+                now = time.monotonic()
+                if now >= until:  # it may print and print
                     raise TimeoutError
+                if now >= told + every:
+                    running()
+                    told = now
+                if pipe not in ready:
+                    continue
                 chunk = os.read(pipe, _CHUNK)
                 printed += chunk[: limit - len(printed)]
                 if not chunk:  # closed, but it may run on

@@ -30,6 +30,7 @@ from armorclaw.agent.session import Session
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _TIMEOUT = 300.0  # seconds a program has for one message
+_WORKING_EVERY = 30.0  # seconds after which the bridge is told that it still runs
 _KILLED_WITHIN = 5.0  # seconds that one killed for that gets to be gone, should it be stuck in the kernel
 
 # Bytes of an answer as the JSON string it becomes. The bridge takes 60,000 for the whole content of a message; the
@@ -189,7 +190,7 @@ class _PerMessage(Agent):
             os.close(body)
         with contextlib.closing(child):
             try:
-                output = child.output(_MAX_ANSWER + 1, self._timeout)
+                output = child.output(_MAX_ANSWER + 1, self._timeout, running=message.working, every=_WORKING_EVERY)
             except TimeoutError:
                 self._children.kill(child)  # before its output is closed, which might end it, but not its group
                 child.wait(_KILLED_WITHIN)

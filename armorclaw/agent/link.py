@@ -13,7 +13,8 @@ from typing import Any, Optional
 from armorclaw.agent.callbacks import Callback
 from armorclaw.agent.connection import Connection, retry_after
 from armorclaw.agent.errors import AgentError, stopped, timed_out
-from armorclaw.agent.session import CALL_TIMEOUT, Key, Session, Waiter
+from armorclaw.agent.messages import Key
+from armorclaw.agent.session import CALL_TIMEOUT, Session, Waiter
 from armorclaw.agent.streams import OnProgress, Progress, piece
 
 
@@ -146,6 +147,11 @@ class Link:
         """A handler is through with an event: acknowledge it, or have it again after `retry_ms` milliseconds."""
         with self.session_when() as session:
             session.finished(key, retry_ms=retry_ms)
+
+    def working(self, key: Key) -> None:
+        """A handler is still at it."""
+        with self.session_when() as session:
+            session.working(key)
 
     def take_calls(self) -> list[Callback]:
         """Calls of the bridge to handle."""

@@ -21,6 +21,7 @@ from typing import Any, Optional, Protocol
 from armorclaw._version import __version__
 from armorclaw.agent.callbacks import Callbacks
 from armorclaw.agent.errors import AgentError, broken_stream, connection_lost, not_json, too_large
+from armorclaw.agent.messages import Key
 from armorclaw.agent.secrets import Secrets, close_all, read_secrets
 from armorclaw.agent.streams import Streaming, encode, notification
 from armorclaw.rpc.flow import FlowError
@@ -35,7 +36,6 @@ _MAX_HANDLED = 1_024  # events handled but not acknowledged that are remembered;
 _SECRETS_TAKEN = -32007
 _TO_CALLER = ("$/chunk", "$/progress", "$/uploadCredit")
 
-Key = tuple[int, str]  # an event: its place in the journal, and its id, in case the journal was begun anew
 Then = Callable[[Any, Optional[AgentError]], None]
 
 
@@ -212,6 +212,12 @@ class Session:
         if known and self._phase is not Phase.AWAY:
             self._acknowledge(key, retry_ms)
         # else it comes again on the next connection, and is acknowledged or handed out then
+
+    def working(self, key: Key) -> None:
+        """The handler of an event is still at it: have the bridge wait for it anew. Not said while it is away."""
+        if self._in_hand.get(key) and self.serving:
+            params = {"subscription": self._subscription, "seq": key[0], "working": True}
+            self._ask(_Call("events.ack", params, _ignore))
 
     def abandon(self, error: AgentError) -> None:
         """It is over: every call that still waits fails, and every later one."""
@@ -443,4 +449,4 @@ def _again(call: _Call, error: AgentError) -> bool:
 
 
 def _ignore(result: Any, error: Optional[AgentError]) -> None:
-    """For an answer that came too late for whoever asked."""
+    """For an answer that came too late for whoever asked, or that nobody waits for."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import trio
 
-from armorclaw.bridge import open_bridge
+from armorclaw.bridge import Bridge, open_bridge
 from armorclaw.cli.process import allow_connections, harden, notify, set_up_logging
 from armorclaw.config import Config
 from armorclaw.errors import one_error
@@ -29,11 +29,16 @@ def run(config: Config, *, verbose: bool) -> None:
 
 
 async def daemon(config: Config) -> None:
-    """The bridge, until a signal asks it to stop, also while it starts. Raises what the bridge raises."""
+    """The bridge, until a signal asks it to stop, also while it starts. Raises what the bridge raises.
+
+    One that is up drains first; a second signal ends the process at once.
+    """
+    up: list[Bridge] = []
     with trio.open_signal_receiver(*ASKED) as signals, one_error():
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_when_asked, signals, nursery.cancel_scope)
-            async with open_bridge(config):
+            nursery.start_soon(_stop_when_asked, signals, nursery.cancel_scope, up)
+            async with open_bridge(config) as bridge:
+                up.append(bridge)
                 log.info("bridge up", socket=str(config.bridge.socket), agents=len(config.agents))
                 notify("READY=1")
                 gc.collect()
@@ -42,11 +47,13 @@ async def daemon(config: Config) -> None:
     log.info("bridge stopped")
 
 
-async def _stop_when_asked(signals: AsyncIterator[int], bridge: trio.CancelScope) -> None:
+async def _stop_when_asked(signals: AsyncIterator[int], scope: trio.CancelScope, up: Sequence[Bridge]) -> None:
     async for number in signals:
         for each in ASKED:  # whoever asks again does not want to wait
             signal.signal(each, signal.SIG_DFL)
         log.info("stopping", signal=signal.Signals(number).name)
         notify("STOPPING=1")
-        bridge.cancel(reason="asked to stop")
+        for bridge in up:
+            await bridge.drain()
+        scope.cancel(reason="asked to stop")
         return

@@ -51,7 +51,7 @@ def send(bridge: Bridge, room: str, message: str | None, idempotency_key: str | 
 @client
 def matrix_tail(bridge: Bridge, since: Since, follow: bool, rooms: tuple[str, ...]) -> None:
     """Show messages of the rooms that agents are granted: those of the last day, or since then."""
-    messages = tail(bridge, since, follow=follow, types=["m.room.message"], rooms=list(rooms))
+    messages = tail(bridge, since, follow=follow, types=["m.room.message"], rooms=rooms)
     for event in messages:
         if bridge.as_json:
             show.as_json(event)
@@ -60,6 +60,8 @@ def matrix_tail(bridge: Bridge, since: Since, follow: bool, rooms: tuple[str, ..
 
 
 def words(event: Event) -> str:
-    """A message on one line: time, room, who, what."""
+    """A message on one line: time, room, who, what; or what is missing."""
+    if event["type"] == "gap":
+        return f"{show.seconds(event['at_ms'] / 1000)}  some messages are gone: {event['content'].get('reason')}"
     when = show.seconds(event["at_ms"] / 1000)
     return f"{when}  {event.get('room_id')}  {event.get('sender')}: {event['content'].get('body')}"

@@ -7,6 +7,8 @@ import click
 from armorclaw.cli import show
 from armorclaw.cli.options import YES, Bridge, client, confirm, group
 
+STATES = ("queued", "unknown", "sent", "delivered", "read", "failed", "cancelled")
+
 _ID = click.argument("delivery", metavar="DELIVERY_ID")
 
 
@@ -16,7 +18,7 @@ def command() -> None:
 
 
 @command.command("ls")
-@click.option("--state", type=click.Choice(["queued", "sent", "failed", "cancelled"]), help="Only those.")
+@click.option("--state", type=click.Choice(STATES), help="Only those.")
 @click.option("--room", "room_id", metavar="ROOM_ID", help="Only those to this room.")
 @click.option("--limit", type=click.IntRange(1, 1000), help="At most so many, the newest; by default 100.")
 @client

@@ -26,14 +26,14 @@ _VERBS = {
     "config": "See what the configuration is, and what is wrong with it.",
     "containers": "Agents and their containers.",
     "demo": "Start a real homeserver, the bridge and an agent; show that a person gets an answer.",
-    "events": "What happened, and what happens.",
+    "events": "What happened, what happens, and who follows it.",
     "health": "Say whether all is well.",
     "image": "Images for agents.",
     "keys": "The keys that agents may be granted.",
     "matrix": "Accounts and messages.",
     "metrics": "Print all figures for monitoring, in the text format of Prometheus.",
     "outbox": "Messages on their way out.",
-    "run": "Run the bridge until SIGTERM or Ctrl-C; a second one ends it at once.",
+    "run": "Run the bridge until SIGTERM or Ctrl-C; it finishes what it has, and a second one ends it at once.",
     "status": "Show how the bridge, its Matrix sessions and its agents are.",
     "version": "Print the version.",
 }
@@ -138,4 +138,6 @@ def _forget_stdout() -> None:
 
 
 def _complain(lines: list[str]) -> None:
-    click.echo("armorclaw: " + "\n".join(lines), err=True)
+    text = "armorclaw: " + "\n".join(lines)
+    # words that were no UTF-8 are quoted, and not every stream takes what Python made of them
+    click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"), err=True)

@@ -15,7 +15,7 @@ from armorclaw.cli.options import CONFIG, SETTINGS
 @SETTINGS
 @click.option("--verbose", is_flag=True, help="Log more.")
 def command(config: str | None, settings: tuple[str, ...], verbose: bool) -> None:
-    """Run the bridge until SIGTERM or Ctrl-C; a second one ends it at once."""
+    """Run the bridge until SIGTERM or Ctrl-C; it finishes what it has, and a second one ends it at once."""
     load_lean()
     from armorclaw.config_layers import effective  # only now: `run --help` needs neither this nor the bridge
 

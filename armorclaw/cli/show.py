@@ -20,7 +20,7 @@ WIDTH = 100
 _GAP = "  "
 _NARROWEST = 8
 _COLOURS = {
-    **dict.fromkeys(("ready", "running", "yes"), "green"),
+    **dict.fromkeys(("ready", "running", "yes", "delivered", "read"), "green"),
     **dict.fromkeys(("starting", "restarting", "stopping", "suspect", "stalled", "unknown"), "yellow"),
     **dict.fromkeys(("failed", "hung", "oom", "exited", "NO"), "red"),
     **dict.fromkeys(("stopped", "sleeping"), "dim"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -15,51 +16,67 @@ from armorclaw.cli.options import Bridge
 RECENT = 20
 """Events that are shown when nothing is said about since when."""
 
+TOO_SLOW = "too slow"
+"""How the reason begins for which the bridge ends a subscription that may go on at once."""
+
 Event = dict[str, Any]
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _AGO = re.compile(r"([0-9]{1,9})([smhd])")
 
-Since = tuple[int | None, int]
-"""After which number, None for the last few; and from which time, in milliseconds since the epoch."""
-
-LAST_FEW: Since = (None, 0)
+Since = int | str | None
+"""After which number, or from which time (RFC 3339); None for the last few."""
 
 
-def tail(bridge: Bridge, since: Since, *, follow: bool, types: list[str], rooms: list[str]) -> Iterator[Event]:
-    """Events since then, oldest first, until now or without end.
+def tail(
+    bridge: Bridge,
+    since: Since,
+    *,
+    follow: bool,
+    types: Sequence[str] = (),
+    rooms: Sequence[str] = (),
+    severities: Sequence[str] = (),
+) -> Iterator[Event]:
+    """Events since then, oldest first, until now or without end, and where some are missing, an event `gap`.
 
-    A subscription that the bridge ends is an error.
+    A subscription that the bridge ends because nothing was read is begun again; one that it ends otherwise is an
+    error.
     """
-    number, at_ms = since
+    wanted = {"types": list(types), "rooms": list(rooms), "severities": list(severities)}
+    wanted = {field: patterns for field, patterns in wanted.items() if patterns}
     with bridge.connect() as connection:
         now = connection.call("events.subscribe", {"from": "now"})
         head = now["cursor"]
-        if number is None:
-            number = max(head - RECENT, 0)
         connection.call("events.unsubscribe", {"subscription": now["subscription"]})
-        if not follow and number >= head:
-            return
         # without a filter when it must end: else nothing would tell that the last one has passed
-        wanted = {"types": types, "rooms": rooms} if follow else {}
-        opened = connection.call("events.subscribe", {"from": number, "filter": wanted})
+        chosen = wanted if follow else {}
+        opened = {"cursor": max(head - RECENT, 0) if since is None else since}
+        if not follow and isinstance(opened["cursor"], int) and opened["cursor"] >= head:
+            return
+        opened = connection.call("events.subscribe", {"from": opened["cursor"], "filter": chosen})
+        if not follow and opened["cursor"] >= head:
+            return
         while True:
             message = connection.notification()
             event = message["params"]
             if event.get("subscription") != opened["subscription"]:
                 continue
-            if message["method"] != "event":
+            if message["method"] == "event":
+                if _wanted(event, wanted):
+                    yield {name: event[name] for name in event if name not in ("subscription", "redelivered")}
+                if not follow and event["seq"] >= head:
+                    return
+            elif str(event.get("reason")).startswith(TOO_SLOW) and event.get("cursor") is not None:
+                opened = connection.call("events.subscribe", {"from": event["cursor"], "filter": chosen})
+            else:
                 from armorclaw.errors import ArmorclawError
 
                 raise ArmorclawError("unavailable", "the bridge ended the subscription", why=str(event.get("reason")))
-            if event["at_ms"] >= at_ms and _wanted(event, types, rooms):
-                yield {name: event[name] for name in event if name not in ("subscription", "redelivered")}
-            if not follow and event["seq"] >= head:
-                return
 
 
-def _wanted(event: Event, types: list[str], rooms: list[str]) -> bool:
-    return (not types or event["type"] in types) and (not rooms or event.get("room_id") in rooms)
+def _wanted(event: Event, wanted: Mapping[str, list[str]]) -> bool:
+    values = {"types": event["type"], "rooms": event.get("room_id"), "severities": event.get("severity")}
+    return event["type"] == "gap" or all(values[field] in patterns for field, patterns in wanted.items())
 
 
 class Ago(click.ParamType):  # type: ignore[type-arg]  # not generic in older versions of click
@@ -75,12 +92,13 @@ class Ago(click.ParamType):  # type: ignore[type-arg]  # not generic in older ve
 
 
 class SeqOrAgo(Ago):
-    """The number of an event and the beginning of time, or no number and so long ago."""
+    """The number of an event, or so long ago as a time."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if re.fullmatch(r"[0-9]{1,15}", value):
-            return int(value), 0
-        return 0, super().convert(value, param, ctx)
+        if isinstance(value, str) and re.fullmatch(r"[0-9]{1,15}", value):
+            return int(value)
+        at = datetime.fromtimestamp(super().convert(value, param, ctx) / 1000, UTC)
+        return at.isoformat(timespec="milliseconds")
 
 
 AGO = Ago()

@@ -38,7 +38,9 @@ __all__ = ["Client", "Subscription", "connect"]
 CALL_TIMEOUT = 10.0
 """Seconds; a bridge answers every call within four."""
 
-_PASSING = ("unavailable", "rate_limited")
+_PASSING = ("unavailable", "rate_limited", "draining")
+TOO_SLOW = "too slow"
+"""How the reason begins for which the bridge ends a subscription that may go on at once."""
 
 
 @asynccontextmanager
@@ -81,6 +83,8 @@ class _Event:
     room_id: str | None = None
     sender: str | None = None
     event_id: str | None = None
+    severity: str | None = None
+    erased: bool = False
     content: Any = None
     redelivered: int = 0
 
@@ -92,6 +96,7 @@ _decode_event = msgspec.json.Decoder(_Event).decode
 class _Closed:
     subscription: str | int
     reason: str = ""
+    cursor: int | None = None
 
 
 @attrs.define
@@ -166,13 +171,17 @@ class Client:
         rooms: Sequence[str] = (),
         senders: Sequence[str] = (),
         agents: Sequence[str] = (),
+        severities: Sequence[str] = (),
     ) -> AsyncIterator[Subscription]:
-        """Events as they happen, from now on or from the number `start`, for the length of the block.
+        """Events as they happen, for the length of the block: from now on, or behind the number or from the time
+        (RFC 3339) that `start` is.
 
         With a name the bridge remembers how far its owner got: an event is acknowledged when the loop asks for the
         next, and comes again after a crash of this program. Without one, nothing is kept for when the block ends.
         """
         chosen = {"types": types, "rooms": rooms, "senders": senders, "agents": agents}
+        if severities:  # bridges of before do not know them
+            chosen["severities"] = severities
         subscription = Subscription(name, {key: list(value) for key, value in chosen.items()}, start)
         try:
             self._nursery.start_soon(self._keep, subscription)
@@ -186,19 +195,18 @@ class Client:
         """Have it subscribed on every connection there is."""
         with subscription.scope:
             try:
-                peer = await self._open(subscription, trio.current_time() + CALL_TIMEOUT)
+                await self._open(subscription, trio.current_time() + CALL_TIMEOUT)
                 while True:
-                    await peer.closed.wait()
-                    subscription.lost()
+                    await subscription.until_lost()
                     if subscription.is_over:  # it must not take its name from whoever has it now
                         return
-                    peer = await self._open(subscription, math.inf)
+                    await self._open(subscription, math.inf)
             except ArmorclawError as error:
                 subscription.fail(error)
             finally:
                 subscription.end("the client was closed")
 
-    async def _open(self, subscription: Subscription, deadline: float) -> Peer:
+    async def _open(self, subscription: Subscription, deadline: float) -> None:
         """Subscribe; as often as the connection ends meanwhile and, without a deadline, as the bridge is busy."""
         while True:
             peer = await self._link.peer(deadline)
@@ -220,7 +228,7 @@ class Client:
                 subscription.opened(peer, number, answer["cursor"])
                 for event, size in routes.early.pop(number, Early()).events:
                     subscription.put(event, size)
-                return peer
+                return
             except ArmorclawError as error:
                 if not error.kind.retryable or (peer.hears and deadline < math.inf):
                     raise
@@ -256,7 +264,10 @@ class Client:
     def _closed(self, call: Call, params: _Closed) -> None:
         subscription = self._routes.setdefault(call.peer, _Routes()).subscriptions.pop(params.subscription, None)
         if subscription is not None:
-            subscription.end(params.reason)
+            if params.reason.startswith(TOO_SLOW):
+                subscription.cut()
+            else:
+                subscription.end(params.reason)
 
 
 def _undo(peer: Peer, routes: _Routes, answer: Any) -> None:

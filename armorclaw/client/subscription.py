@@ -40,10 +40,10 @@ class Early:
 class Subscription:
     """Events of one subscription, to be taken with `async for`. An event is a dict as docs/protocol.md shows it.
 
-    It goes on over a restart of the bridge: one with a name where its owner got to, so that nothing is lost, and what
-    comes again is what was not acknowledged; one without behind the last event that came, as far as the bridge still
-    has what happened meanwhile. Raises `unavailable` when the bridge ends it or is given up, and `queue_full` when
-    events came faster than they were taken.
+    It goes on over a restart of the bridge, and when the bridge cut it because it was too slow: one with a name where
+    its owner got to, so that nothing is lost, and what comes again is what was not acknowledged; one without behind
+    the last event that came, as far as the bridge still has what happened meanwhile. Raises `unavailable` when the
+    bridge ends it or is given up, and `queue_full` when events came faster than they were taken.
     """
 
     def __init__(self, name: str | None, wanted: Mapping[str, Any], start: str | int) -> None:
@@ -55,6 +55,8 @@ class Subscription:
         self._peer: Peer | None = None  # where it is subscribed, by that id
         self._events: deque[tuple[dict[str, Any], int]] = deque()  # with their size
         self._size = 0  # of all of them
+        self._waiting: set[tuple[int, str]] = set()  # their numbers and ids
+        self._cut = trio.Event()
         self._changed = trio.Event()
         self._has_begun = False
         self._error: ArmorclawError | None = None
@@ -74,6 +76,7 @@ class Subscription:
             await self._changed.wait()
         self._taken, size = self._events.popleft()
         self._size -= size
+        self._waiting.discard(_key(self._taken))
         return self._taken
 
     async def _acknowledge(self, seq: int) -> None:
@@ -127,30 +130,47 @@ class Subscription:
         """It is subscribed on this connection."""
         self._peer, self._id = peer, id
         self._has_begun = True
-        if self._from == "now":
+        self._cut = trio.Event()
+        if isinstance(self._from, str):
             self._from = cursor
         self._wake()
 
-    def lost(self) -> None:
-        """The connection has ended."""
+    def cut(self) -> None:
+        """The bridge wants it to begin anew, from where it is: it was too slow."""
+        self._cut.set()
+
+    async def until_lost(self) -> None:
+        """Until it is to be opened again: its connection has ended, or it was cut."""
+        assert self._peer is not None
+        async with trio.open_nursery() as nursery:
+
+            async def first(event: trio.Event) -> None:
+                await event.wait()
+                nursery.cancel_scope.cancel(reason="the subscription is lost")
+
+            nursery.start_soon(first, self._peer.closed)
+            nursery.start_soon(first, self._cut)
         self._peer = None
         if self.name is not None:
             self._events.clear()  # they come again, with those behind them
+            self._waiting.clear()
             self._size = 0
 
     def put(self, event: dict[str, Any], size: int) -> None:
         """One came, of so many bytes."""
         if self._error is not None:
             return
-        taken = self._taken
-        if taken is not None and (taken["seq"], taken["id"]) == (event["seq"], event["id"]):
+        key = _key(event)
+        if key in self._waiting or (self._taken is not None and key == _key(self._taken)):
             return  # it came before, and is about to be acknowledged
         if len(self._events) >= MAX_WAITING or self._size + size > MAX_WAITING_BYTES:
             hint = "give it a name"
             self.fail(ArmorclawError("queue_full", "events came faster than they were taken", hint=hint))
             return
-        self._from = event["seq"]
+        if event["seq"]:  # else it is kept nowhere
+            self._from = event["seq"]
         self._events.append((event, size))
+        self._waiting.add(key)
         self._size += size
         self._wake()
 
@@ -166,6 +186,10 @@ class Subscription:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+
+def _key(event: Mapping[str, Any]) -> tuple[int, str]:
+    return event["seq"], event["id"]
 
 
 def retry_after(error: ArmorclawError) -> float:

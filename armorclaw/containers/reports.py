@@ -21,6 +21,7 @@ from armorclaw.containers.shapes import AgentError, AgentEvent, AgentProgress, A
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event, ascii_json
 from armorclaw.events.journal import Journal
+from armorclaw.events.severity import severity_of
 from armorclaw.guard.alerts import RANK, Alerts
 from armorclaw.guard.audit import AuditLog
 from armorclaw.guard.quotas import MAX_AGENTS, Quotas, Window
@@ -222,7 +223,8 @@ class Reports:
         return known
 
     def _made(self, kind: str, content: Mapping[str, Any], agent: str) -> Event:
-        return Event.make(kind, content, at_ms=self._clock.now_ms(), agent=agent)
+        severity = severity_of(kind, content)
+        return Event.make(kind, content, at_ms=self._clock.now_ms(), agent=agent, severity=severity)
 
     async def _record(
         self, kind: str, content: Mapping[str, Any], agent: str, *, audited: Mapping[str, Any] | None = None

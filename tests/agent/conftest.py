@@ -31,6 +31,7 @@ from armorclaw.agent import (
     AsyncStream,
     Call,
     Message,
+    Receipt,
     Stream,
 )
 from armorclaw.agent.secrets import sealed_memfd
@@ -248,7 +249,7 @@ class FakeBridge:
         return {"subscription": self._name, "cursor": 0}
 
     def _events_ack(self, params: Any) -> Any:
-        if "nack_ms" not in params:
+        if "nack_ms" not in params and not params.get("working"):
             self.acked.add(params["seq"])
         return {}
 
@@ -361,6 +362,9 @@ class Kit:
     def on_event(self, event_type: str, steps: Steps) -> None:
         raise NotImplementedError
 
+    def on_delivery(self, steps: Callable[[Receipt], Coroutine[Any, Any, None]]) -> None:
+        raise NotImplementedError
+
     def on_call(self, name: str, steps: CallSteps) -> None:
         raise NotImplementedError
 
@@ -376,6 +380,9 @@ class Kit:
 
     async def reply(self, message: AnyMessage, text: str, **more: Any) -> Any:
         return await self._done(message.reply(text, **more))
+
+    async def working(self, message: AnyMessage) -> None:
+        await self._done(message.working())
 
     async def send(self, room: str, text: str, msgtype: str = "m.text", **more: Any) -> Any:
         return await self._done(self.agent.send(room, text, msgtype, **more))
@@ -399,6 +406,11 @@ class BlockingKit(Kit):
         @self.agent.on_event(event_type)
         def handler(message: Message) -> None:
             run_through(steps(message))
+
+    def on_delivery(self, steps: Callable[[Receipt], Coroutine[Any, Any, None]]) -> None:
+        @self.agent.on_delivery
+        def handler(receipt: Receipt) -> None:
+            run_through(steps(receipt))
 
     def on_call(self, name: str, steps: CallSteps) -> None:
         @self.agent.on_call(name)
@@ -426,6 +438,9 @@ class AsyncKit(Kit):
 
     def on_event(self, event_type: str, steps: Steps) -> None:
         self.agent.on_event(event_type)(steps)
+
+    def on_delivery(self, steps: Callable[[Receipt], Coroutine[Any, Any, None]]) -> None:
+        self.agent.on_delivery(steps)
 
     def on_call(self, name: str, steps: CallSteps) -> None:
         self.agent.on_call(name)(steps)

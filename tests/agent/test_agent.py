@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from armorclaw.agent import Agent, AgentError, Message
+from armorclaw.agent import Agent, AgentError, Message, Receipt
 
 from .conftest import FINGERPRINT, PAYLOAD, ROOM, AnyMessage, BlockingKit, FakeBridge, Kit, Refuse, eventually
 
@@ -222,6 +222,70 @@ def test_events_without_a_handler_are_acknowledged(kit: Kit, bridge: FakeBridge)
     assert types == ["m.reaction"]
     with pytest.raises(ValueError, match="reaction has a handler already"):
         kit.on_event("m.reaction", steps)
+
+
+@pytest.mark.mission("P3.2")
+def test_what_becomes_of_its_messages(kit: Kit, bridge: FakeBridge) -> None:
+    told: list[Receipt] = []
+
+    async def steps(receipt: Receipt) -> None:
+        told.append(receipt)
+
+    kit.on_delivery(steps)
+    kit.start()
+    sent = {"delivery_id": "d_1", "state": "sent", "room_id": ROOM, "event_id": "$e", "at_ms": 5}
+    read = {**sent, "state": "read", "by": "@p:example.org", "idempotency_key": "k", "at_ms": 6}
+    failed = {"delivery_id": "d_2", "state": "failed", "room_id": ROOM, "reason": "forbidden", "retryable": False}
+    bare: dict[str, Any] = {"type": "delivery", "room": "", "sender": None, "event_id": None}
+    event_type = bare.pop("type")
+    seqs = [
+        bridge.say("", event_type=event_type, content=each, severity=severity, **bare)
+        for each, severity in ((sent, None), (read, None), (failed, "warning"), ({}, None))
+    ]
+    bridge.wait_acked(*seqs)
+    assert told[:3] == [
+        Receipt("d_1", "sent", ROOM, "$e", None, False, None, None, 5),
+        Receipt("d_1", "read", ROOM, "$e", None, False, "k", "@p:example.org", 6),
+        Receipt("d_2", "failed", ROOM, None, "forbidden", False, None, None, 1003),
+    ]
+    assert (told[3].delivery_id, told[3].state) == ("", "")  # of a bridge that says less
+    with pytest.raises(ValueError, match="delivery has a handler already"):
+        kit.on_delivery(steps)
+
+
+def test_a_handler_that_takes_long_says_so_and_is_not_begun_twice(kit: Kit, bridge: FakeBridge) -> None:
+    """Though the bridge, which cannot know, gives it again meanwhile."""
+    begun: list[int] = []
+    free = threading.Event()
+
+    async def steps(msg: AnyMessage) -> None:
+        begun.append(msg.seq)
+        await kit.working(msg)
+        await kit.wait(free)
+
+    kit.on_message(steps)
+    kit.start()
+    bridge.wait_for("events.subscribe")
+    seq = bridge.say("long")
+    assert bridge.wait_for("events.ack") == [{"subscription": "s1", "seq": seq, "working": True}]
+    bridge.push_again(seq)
+    bridge.ask("agent.ping")  # it has read that
+    free.set()
+    bridge.wait_acked(seq)
+    assert begun == [seq]
+
+
+def test_what_events_say_of_themselves(kit: Kit, bridge: FakeBridge) -> None:
+    seen: list[tuple[str, bool, dict[str, Any]]] = []
+
+    async def steps(msg: AnyMessage) -> None:
+        seen.append((msg.severity, msg.erased, msg.content))
+
+    kit.on_message(steps)
+    kit.start()
+    seqs = [bridge.say("x"), bridge.say("x", severity="warning", erased=True, content={})]
+    bridge.wait_acked(*seqs)
+    assert seen == [("", False, {"msgtype": "m.text", "body": "x"}), ("warning", True, {})]
 
 
 def test_pings_are_answered_while_a_handler_runs(kit: Kit, bridge: FakeBridge) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,21 @@ def test_per_message_a_failure_is_told_and_tried_again(spawn: Spawn, bridge: Fak
     assert "armorclaw: sh ended with status 3; <Message m.room.message $1 in !a:x> will come again" in err
     assert "Traceback" not in err
     no_warnings(err)
+
+
+def test_per_message_a_program_that_runs_long_is_said_to() -> None:
+    """Now and then, whether it prints or not: so its message does not come again meanwhile."""
+    code = (
+        "import os, subprocess\n"
+        "from armorclaw.agent.children import Children\n"
+        "for program in ('sleep 0.5; echo done', 'for i in 1 2 3 4 5; do echo $i; sleep 0.1; done; echo done'):\n"
+        "    told = []\n"
+        "    child = Children(lambda: None).spawn(['sh', '-c', program], os.environ, stdout=subprocess.PIPE)\n"
+        "    output = child.output(1000, 20, running=lambda: told.append(1), every=0.1)\n"
+        "    print(output.endswith(b'done\\n'), 2 <= len(told) <= 6)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["True"] * 4
 
 
 def test_per_message_secrets_are_whole_for_each(spawn: Spawn, bridge: FakeBridge) -> None:

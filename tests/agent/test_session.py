@@ -43,6 +43,7 @@ class Model(RuleBasedStateMachine):
         self.to_agent = bytearray()
         self.pushed = 0
         self.unacked: dict[int, bool] = {}  # whether this connection has it
+        self.acked: set[int] = set()
         self.subscribed = False
         self.in_hand: list[tuple[int, str]] = []
         self.finished: set[int] = set()
@@ -104,11 +105,18 @@ class Model(RuleBasedStateMachine):
             self.subscribed = True
         elif method == "events.ack":
             assert params["subscription"] == f"s{self.number}", "an acknowledgement for an old connection"
-            assert self.unacked.get(params["seq"]), "an acknowledgement of what this connection does not have"
-            if "nack_ms" in params:
-                self.push(params["seq"])
+            seq = params["seq"]
+            if params.get("working"):
+                assert "nack_ms" not in params
+            elif seq in self.acked:
+                pass  # it was given again before the bridge knew
             else:
-                del self.unacked[params["seq"]]
+                assert self.unacked.get(seq), "an acknowledgement of what this connection does not have"
+                if "nack_ms" in params:
+                    self.push(seq)
+                else:
+                    del self.unacked[seq]
+                    self.acked.add(seq)
         self.send(id=number, result=result)
         if method == "events.subscribe":
             for seq in self.unacked:
@@ -129,6 +137,19 @@ class Model(RuleBasedStateMachine):
         self.unacked[self.pushed] = False
         if self.up and self.subscribed:
             self.push(self.pushed)
+
+    @precondition(lambda self: self.subscribed and any(self.unacked.values()))
+    @rule(which=st.integers(0, 100))
+    def take_too_long(self, which: int) -> None:
+        """The bridge gives an event again on the same connection."""
+        given = [seq for seq, known in self.unacked.items() if known]
+        self.push(given[which % len(given)])
+
+    @precondition(lambda self: self.in_hand)
+    @rule(which=st.integers(0, 100))
+    def say_working(self, which: int) -> None:
+        self.session.working(self.in_hand[which % len(self.in_hand)])
+        self.carry()
 
     @precondition(lambda self: self.in_hand)
     @rule(ok=st.booleans(), which=st.integers(0, 100))
@@ -270,3 +291,20 @@ def test_a_call_nobody_waits_for_is_forgotten() -> None:
     session.received(reply(1, result={}) + reply(2, result={"subscription": "s"}))
     assert b'"x"' not in session.take_bytes()
     assert outcome.given == []
+
+
+def test_working_is_said_of_what_this_connection_has_in_hand() -> None:
+    """Of anything else the bridge would not know what is meant."""
+    session = serving()
+    session.working((1, "e1"))
+    assert session.take_bytes() == b""
+    event = {"subscription": "s", "seq": 1, "id": "e1", "type": "t", "redelivered": 0}
+    session.received(json.dumps({"jsonrpc": "2.0", "method": "event", "params": event}).encode() + b"\n")
+    session.working((1, "e1"))
+    said = json.loads(session.take_bytes())
+    assert (said["method"], said["params"]) == ("events.ack", {"subscription": "s", "seq": 1, "working": True})
+    session.received(reply(said["id"], error={"code": -32002, "message": "busy", "data": {"retryable": True}}))
+    assert session.due is None  # nobody waits for it
+    session.disconnected()
+    session.working((1, "e1"))
+    assert session.take_bytes() == b""

@@ -155,7 +155,7 @@ def test_a_signal_ends_the_daemon_in_order(number: signal.Signals, armorclaw_fol
         bridge.process = None
         events = [json.loads(line)["event"] for line in bridge.log.read_text().splitlines()]
         assert events[0] == "bridge up"
-        assert events[-2:] == ["stopping", "bridge stopped"]
+        assert events[-4:] == ["stopping", "draining", "drained", "bridge stopped"]
         assert not bridge.socket.exists()
 
 

@@ -94,6 +94,23 @@ def test_events(run: Run, bridge: BridgeProcess) -> None:
         assert process.stderr.read() == ""
 
 
+def test_who_follows_and_what_was_given_up(run: Run, bridge: BridgeProcess) -> None:
+    for severity in ("info", "warning"):
+        params = json.dumps({"type": "app.said", "content": {"é": 1}, "severity": severity})
+        told(run, "call", "events.publish", "--params", params)
+    lines = run("events", "tail", "--since", "10m", "--severity", "warning", "--json").out.splitlines()
+    (event,) = [event for event in map(json.loads, lines) if event["type"] == "app.said"]
+    assert (event["severity"], event["content"]) == ("warning", {"é": 1})
+    (row,) = [row for row in told(run, "events", "ls") if row["owner"] == "talker"]
+    assert (row["subscription"], row["named"], row["connected"], row["dead"]) == ("main", True, False, 0)
+    assert run("events", "ls").out.splitlines()[1].split()[:3] == ["talker", "main", "no"]
+    assert told(run, "events", "dead") == []
+    for verb in ("redrive", "drop"):
+        done = run("events", verb, "--agent", "talker", "main", "1")
+        assert (done.status, done.out) == (4, "")
+        assert done.err.startswith("armorclaw: dead letter 1 of subscription 'main'")
+
+
 def test_the_rest(run: Run, bridge: BridgeProcess) -> None:
     assert told(run, "health")["status"] == "healthy"
     assert told(run, "outbox", "ls") == []

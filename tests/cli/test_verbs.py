@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from armorclaw.cli import outbox
+from armorclaw.delivery.shapes import State
 from armorclaw.errors import ArmorclawError
 from armorclaw.testing.handles import wait_until
 from tests.cli.conftest import FakeBridge, Run, Stream
@@ -40,6 +42,31 @@ DELIVERY = {
     "attempts": 3,
     "reason": "forbidden",
     "created_ms": 1_700_000_000_000,
+}
+FOLLOWER = {
+    "owner": "",
+    "subscription": "archive",
+    "named": True,
+    "connected": True,
+    "behind": 12,
+    "in_hand": 3,
+    "oldest_s": 4.2,
+    "acknowledged": 5,
+    "dead": 1,
+    "redelivered": 2,
+    "missed": 0,
+}
+LETTER = {
+    "owner": "echo",
+    "subscription": "main",
+    "seq": 7,
+    "at_ms": 1_700_000_000_000,
+    "given": 20,
+    "lost": 4,
+    "reason": "given 20 times",
+    "again": True,
+    "type": "m.room.message",
+    "room_id": "!r:x",
 }
 READING = {"name": "echo", "state": "ready", "at_ms": 1, "cpu_percent": 12.34, "memory_bytes": 5 * 1024**2, "pids": 3}
 
@@ -109,6 +136,22 @@ READING = {"name": "echo", "state": "ready", "at_ms": 1, "cpu_percent": 12.34, "
         ),
         (["outbox", "retry", "d"], "", "delivery.retry", {"delivery_id": "d"}, {"state": "queued"}, "queued d"),
         (["outbox", "drop", "d"], "", "delivery.cancel", {"delivery_id": "d"}, {"state": "cancelled"}, "cancelled d"),
+        (
+            ["events", "redrive", "--agent", "echo", "main", "7"],
+            "",
+            "events.redrive",
+            {"agent": "echo", "subscription": "main", "seq": 7},
+            {"ok": True},
+            "to be given again: 7",
+        ),
+        (
+            ["events", "drop", "archive", "7"],
+            "",
+            "events.drop",
+            {"subscription": "archive", "seq": 7},
+            {"ok": True},
+            "dropped 7",
+        ),
     ],
 )
 def test_one_call(
@@ -170,6 +213,18 @@ def test_health_has_a_status_of_its_own(run: Run, fake: FakeBridge) -> None:
             ["echo", "ready", "4", "12.3", "5 MiB", "thinking", "exit 3�[2J"],
         ),
         (["outbox", "ls"], "delivery.list", DELIVERY, ["d_1", "failed", "2023-11-1", "!r:x", "3", "forbidden"]),
+        (
+            ["events", "ls"],
+            "events.stats",
+            FOLLOWER,
+            ["(operators)", "archive", "yes", "12", "3", "4s", "2", "0", "1"],
+        ),
+        (
+            ["events", "dead"],
+            "events.dead_letters",
+            LETTER,
+            ["echo", "main", "7", "2023-11-1", "20", "4", "m.room.message", "!r:x", "yes", "given 20 times"],
+        ),
     ],
 )
 def test_a_table(
@@ -188,13 +243,19 @@ def test_a_table(
 
 
 def test_what_is_filtered_by_the_bridge(run: Run, fake: FakeBridge) -> None:
-    fake.answers = {"list_keys": [], "delivery.list": []}
+    fake.answers = {"list_keys": [], "delivery.list": [], "events.dead_letters": []}
     run("keys", "ls", "--provider", "xai")
-    run("outbox", "ls", "--state", "queued", "--room", "!r:x", "--limit", "5")
+    run("outbox", "ls", "--state", "unknown", "--room", "!r:x", "--limit", "5")
+    run("events", "dead", "--agent", "echo", "--limit", "5")
     assert fake.asked == [
         ("list_keys", {"provider": "xai"}),
-        ("delivery.list", {"state": "queued", "room_id": "!r:x", "limit": 5}),
+        ("delivery.list", {"state": "unknown", "room_id": "!r:x", "limit": 5}),
+        ("events.dead_letters", {"agent": "echo", "limit": 5}),
     ]
+
+
+def test_every_state_of_a_message_can_be_asked_for() -> None:
+    assert get_args(State) == outbox.STATES
 
 
 def test_inspect_as_json(run: Run, fake: FakeBridge) -> None:

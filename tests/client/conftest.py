@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 import pytest
@@ -24,7 +24,7 @@ from armorclaw.rpc.unix import bind_unix, serve_unix
 class Subscribe:
     name: str | None = None
     filter: dict[str, Any] = attrs.field(factory=dict)
-    from_: Literal["now"] | int = "now"
+    from_: str | int = "now"
 
 
 @attrs.frozen
@@ -115,7 +115,7 @@ class Bridge:
             self.push(seq)
         for seq in self.journal:
             if seq not in self.settled and (
-                params.name is not None or (params.from_ != "now" and seq > params.from_)
+                params.name is not None or (isinstance(params.from_, int) and seq > params.from_)
             ):
                 self.push(seq)
         self._wake()

@@ -75,6 +75,14 @@ async def test_without_a_name_nothing_is_acknowledged(client: Client, bridge: Br
     assert bridge.asked[0].name is None
 
 
+async def test_by_severity_and_from_a_time(client: Client, bridge: Bridge) -> None:
+    async with client.subscribe(severities=["error"], start="2026-01-01T00:00:00Z"):
+        pass
+    asked = bridge.asked[0]
+    assert asked.filter["severities"] == ["error"]
+    assert asked.from_ == "2026-01-01T00:00:00Z"
+
+
 async def test_events_that_are_faster_than_the_answer(client: Client, bridge: Bridge) -> None:
     bridge.at_once = 3
     async with client.subscribe("x") as events:

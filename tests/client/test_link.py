@@ -251,6 +251,41 @@ async def test_a_subscription_without_a_name_goes_on_behind_the_last_event(clien
     assert bridge.acked == []
 
 
+@pytest.mark.parametrize("name", ["archive", None])
+async def test_one_that_was_cut_for_being_slow_goes_on_where_it_is(
+    client: Client, bridge: Bridge, name: str | None
+) -> None:
+    """On the same connection; what waits here and comes again is given once."""
+    async with client.subscribe(name) as events:
+        for seq in (1, 2, 3):
+            bridge.happen(seq)
+        assert (await anext(events))["seq"] == 1
+        await client.call("add", a=1, from_=1)
+        assert bridge.peer is not None
+        params = {"subscription": "s1", "reason": "too slow: nothing was taken for 10 s", "cursor": 3}
+        bridge.peer.notify("events.closed", params)
+        await bridge.subscribed(2)
+        bridge.happen(4)
+        with trio.fail_after(2):
+            assert [(await anext(events))["seq"] for _ in range(3)] == [2, 3, 4]
+    assert [asked.from_ for asked in bridge.asked][1] == 3
+    assert bridge.acked == ([] if name is None else [1, 2, 3])
+
+
+async def test_an_event_that_comes_again_while_it_waits_is_given_once(client: Client, bridge: Bridge) -> None:
+    """The bridge gives it again when it took too long, in hand or not."""
+    async with client.subscribe("archive") as events:
+        for seq in (1, 2, 1, 2):
+            bridge.push(seq)
+        assert (await anext(events))["seq"] == 1
+        bridge.push(1)
+        bridge.push(2)
+        bridge.push(3)
+        assert [(await anext(events))["seq"] for _ in range(2)] == [2, 3]
+        bridge.push(1)  # acknowledged, but the bridge did not know yet
+        assert (await anext(events))["seq"] == 1
+
+
 async def test_subscribing_again_is_tried_until_the_bridge_can(client: Client, bridge: Bridge) -> None:
     async with client.subscribe("archive") as events:
         await bridge.stop()
