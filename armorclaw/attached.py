@@ -33,7 +33,7 @@ from armorclaw.agent.streams import Progress
 from armorclaw.errors import ArmorclawError, one_error, trace
 from armorclaw.events.event import Event as JournalEvent
 from armorclaw.events.inside import Inbox
-from armorclaw.events.subscription import Subscription
+from armorclaw.events.pushing.subscription import Subscription
 from armorclaw.events.subscriptions import MAIN, Subscriptions
 from armorclaw.log import get_logger
 from armorclaw.rpc import call as rpc

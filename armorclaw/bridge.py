@@ -50,15 +50,15 @@ from armorclaw.delivery.outbox import Outbox
 from armorclaw.drain import Drain
 from armorclaw.egress.door import EgressDoor
 from armorclaw.errors import ArmorclawError, one_error
-from armorclaw.events.dead_letters import DeadLetters
+from armorclaw.events.durable.dead_letters import DeadLetters
+from armorclaw.events.durable.reading import Seen
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
 from armorclaw.events.journal import Journal
+from armorclaw.events.keeping.retention import Retention
 from armorclaw.events.methods import register as register_events
 from armorclaw.events.methods import start_of
 from armorclaw.events.publishing import register as register_publishing
-from armorclaw.events.reading import Seen
-from armorclaw.events.retention import Retention
 from armorclaw.events.severity import severity_of
 from armorclaw.events.stream import EventStream, Readers
 from armorclaw.events.subscriptions import MAIN, Subscriptions

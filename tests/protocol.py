@@ -18,7 +18,7 @@ from armorclaw.bridge import Bridge
 from armorclaw.clock import Surroundings
 from armorclaw.config import BridgeSection, Config, EventsSection, LimitsSection
 from armorclaw.errors import ERRORS
-from armorclaw.events import outlet, window
+from armorclaw.events.pushing import outlet, window
 from armorclaw.rpc import flow, framing, jsonrpc, outgoing, peer, streaming, unix
 from armorclaw.rpc.registry import Method, Registry, Role
 from armorclaw.rpc.shape import bounds, omits_none, wire_name

@@ -21,7 +21,7 @@ from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.events.event import ascii_json
 from armorclaw.events.filter import EventFilter
 from armorclaw.events.inside import Inbox
-from armorclaw.events.subscription import Subscription
+from armorclaw.events.pushing.subscription import Subscription
 from armorclaw.events.subscriptions import Subscriptions
 from armorclaw.guard.alerts import RANK
 from armorclaw.log import get_logger

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from armorclaw.errors import ArmorclawError
-from armorclaw.events.dead_letters import DeadLetter, DeadLetters
+from armorclaw.events.durable.dead_letters import DeadLetter, DeadLetters
 from armorclaw.events.shapes import DeadLetterShown, DeadLettersOf, Done, WhichDeadLetter
 from armorclaw.events.subscriptions import Subscriptions
 from armorclaw.rpc.call import Call

@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from armorclaw.errors import ArmorclawError
-from armorclaw.events.subscription import Subscription
+from armorclaw.events.pushing.subscription import Subscription
 
 INBOX_BYTES = 256 * 1024
 """Of events that wait to be taken; more wait in the journal. The subscription's window bounds them too."""

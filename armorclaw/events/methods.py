@@ -12,9 +12,10 @@ import trio
 
 from armorclaw.errors import ArmorclawError
 from armorclaw.events import dead_letter_methods
-from armorclaw.events.cursor import Start
+from armorclaw.events.durable.cursor import Start
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
+from armorclaw.events.pushing.subscription import Subscription
 from armorclaw.events.shapes import (
     Ack,
     Done,
@@ -24,7 +25,6 @@ from armorclaw.events.shapes import (
     SubscriptionStats,
     Unsubscribe,
 )
-from armorclaw.events.subscription import Subscription
 from armorclaw.events.subscriptions import MAIN, Subscriptions, is_agent
 from armorclaw.guard.grants import Grants
 from armorclaw.guard.limits import Quota

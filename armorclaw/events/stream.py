@@ -15,12 +15,12 @@ import trio
 
 from armorclaw.clock import Clock
 from armorclaw.errors import ArmorclawError
-from armorclaw.events.cursor import Cursor, Start
+from armorclaw.events.durable.cursor import Cursor, Start
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
-from armorclaw.events.gap import deleted
 from armorclaw.events.journal import Journal
-from armorclaw.events.subscription import RETRY_FIRST, RETRY_LAST
+from armorclaw.events.pushing.gap import deleted
+from armorclaw.events.pushing.subscription import RETRY_FIRST, RETRY_LAST
 from armorclaw.log import get_logger
 
 log = get_logger(__name__)

@@ -11,24 +11,24 @@ import trio
 from armorclaw.clock import Surroundings
 from armorclaw.config import EventsSection
 from armorclaw.errors import ArmorclawError, one_error
-from armorclaw.events.cursor import Cursor, Start
+from armorclaw.events.durable.cursor import Cursor, Start
+from armorclaw.events.durable.reading import Seen
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
-from armorclaw.events.hub import Hub
-from armorclaw.events.idle import settle_idle
 from armorclaw.events.journal import Journal
-from armorclaw.events.outlet import Sink
-from armorclaw.events.reading import Seen
-from armorclaw.events.relay import Relay
+from armorclaw.events.keeping.idle import settle_idle
+from armorclaw.events.pushing.hub import Hub
+from armorclaw.events.pushing.outlet import Sink
+from armorclaw.events.pushing.relay import Relay
+from armorclaw.events.pushing.standing import of_all
+from armorclaw.events.pushing.subscription import RETRY_FIRST, RETRY_LAST, Subscription
+from armorclaw.events.pushing.totals import Totals
 from armorclaw.events.shapes import SubscriptionStats
-from armorclaw.events.standing import of_all
-from armorclaw.events.subscription import RETRY_FIRST, RETRY_LAST, Subscription
-from armorclaw.events.totals import Totals
 from armorclaw.log import get_logger
 from armorclaw.store import Database
 
 if TYPE_CHECKING:
-    from armorclaw.events.dead_letters import DeadLetters
+    from armorclaw.events.durable.dead_letters import DeadLetters
 
 log = get_logger(__name__)
 

@@ -27,7 +27,7 @@ from armorclaw.delivery.transport import Refused
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
-from armorclaw.events.subscription import Subscription
+from armorclaw.events.pushing.subscription import Subscription
 from armorclaw.events.subscriptions import Subscriptions
 from armorclaw.guard.alerts import Alerts
 from armorclaw.guard.audit import AuditLog

@@ -16,8 +16,8 @@ from armorclaw.clock import Surroundings
 from armorclaw.config import Account, BridgeSection, Config
 from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
-from armorclaw.events.relay import Relay
-from armorclaw.events.subscription import Subscription
+from armorclaw.events.pushing.relay import Relay
+from armorclaw.events.pushing.subscription import Subscription
 from armorclaw.matrix.session import Session
 from armorclaw.rpc.peer import Peer
 from armorclaw.rpc.registry import Role

@@ -7,10 +7,10 @@ import pytest
 import trio
 
 from armorclaw.clock import Clock
-from armorclaw.events import pruning
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
 from armorclaw.events.journal import PAGE_BYTES, SCAN_LIMIT, Journal
+from armorclaw.events.keeping import pruning
 from armorclaw.store import Connection, Database
 
 MakeEvent = Callable[..., Event]

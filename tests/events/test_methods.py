@@ -15,8 +15,8 @@ import trio.testing
 from armorclaw.clock import Clock, Surroundings
 from armorclaw.config import EventsSection
 from armorclaw.errors import ArmorclawError
-from armorclaw.events.cursor import CURSORS_LIMIT
-from armorclaw.events.dead_letters import DeadLetters
+from armorclaw.events.durable.cursor import CURSORS_LIMIT
+from armorclaw.events.durable.dead_letters import DeadLetters
 from armorclaw.events.journal import Journal
 from armorclaw.events.methods import MAX_SUBSCRIPTIONS, register
 from armorclaw.events.publishing import PUBLISH_BYTES

@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from armorclaw.clock import Clock
 from armorclaw.errors import ArmorclawError
-from armorclaw.events.cursor import Cursor, Start
+from armorclaw.events.durable.cursor import Cursor, Start
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
 from armorclaw.events.journal import Journal

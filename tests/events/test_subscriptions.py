@@ -12,12 +12,13 @@ from structlog.testing import capture_logs
 
 from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError
-from armorclaw.events import journal, pruning
+from armorclaw.events import journal
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
-from armorclaw.events.idle import PAGES
 from armorclaw.events.journal import Journal
-from armorclaw.events.subscription import Subscription
+from armorclaw.events.keeping import pruning
+from armorclaw.events.keeping.idle import PAGES
+from armorclaw.events.pushing.subscription import Subscription
 from armorclaw.events.subscriptions import TAKE_LIMIT, Subscriptions
 from armorclaw.store import Database
 

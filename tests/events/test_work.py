@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from armorclaw.clock import Surroundings
 from armorclaw.config import EventsSection
 from armorclaw.errors import ArmorclawError
-from armorclaw.events.dead_letters import DeadLetters
+from armorclaw.events.durable.dead_letters import DeadLetters
 from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
 from armorclaw.events.subscriptions import MAIN, Subscriptions

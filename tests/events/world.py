@@ -10,11 +10,11 @@ import trio.testing
 
 from armorclaw.clock import Surroundings
 from armorclaw.config import EventsSection
-from armorclaw.events.dead_letters import DeadLetters
+from armorclaw.events.durable.dead_letters import DeadLetters
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
 from armorclaw.events.journal import Journal
-from armorclaw.events.subscription import Subscription
+from armorclaw.events.pushing.subscription import Subscription
 from armorclaw.events.subscriptions import Subscriptions
 
 Make = Callable[..., Any]

@@ -22,7 +22,7 @@ from armorclaw.attached import AttachedAgent
 from armorclaw.bridge import Bridge
 from armorclaw.clock import Clock, Surroundings
 from armorclaw.config import Config
-from armorclaw.events.retention import Retention
+from armorclaw.events.keeping.retention import Retention
 from tests.events.inline_store import InlineDatabase
 from tests.faults.town import BOT, PASSWORD, Town
 from tests.matrix.fake_homeserver import Asked, Raw

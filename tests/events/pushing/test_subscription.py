@@ -8,15 +8,15 @@ import trio
 import trio.testing
 
 from armorclaw.errors import ArmorclawError
-from armorclaw.events import cursor as cursor_module
-from armorclaw.events import hand as hand_module
-from armorclaw.events.cursor import CURSORS_LIMIT
+from armorclaw.events.durable import cursor as cursor_module
+from armorclaw.events.durable.cursor import CURSORS_LIMIT
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
 from armorclaw.events.journal import Journal
-from armorclaw.events.outlet import SLOW_SECONDS
-from armorclaw.events.subscription import FLOOR_LAG, NACK_LIMIT_MS
-from armorclaw.events.window import WINDOW_BYTES, WINDOW_EVENTS
+from armorclaw.events.pushing import hand as hand_module
+from armorclaw.events.pushing.outlet import SLOW_SECONDS
+from armorclaw.events.pushing.subscription import FLOOR_LAG, NACK_LIMIT_MS
+from armorclaw.events.pushing.window import WINDOW_BYTES, WINDOW_EVENTS
 from armorclaw.rpc.outgoing import WRITE_DEADLINE
 from tests.events.world import World
 
@@ -262,7 +262,7 @@ async def test_an_event_put_off_makes_room_for_others(world: World, autojump_clo
 async def test_too_many_put_off_hold_up_what_is_new(
     world: World, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("armorclaw.events.window.NACKED_LIMIT", 3)
+    monkeypatch.setattr("armorclaw.events.pushing.window.NACKED_LIMIT", 3)
     subscription, sink = await world.connect()
     await world.publish(3)
     for seq in (1, 2, 3):

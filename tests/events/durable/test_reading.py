@@ -5,8 +5,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from armorclaw.events.durable.reading import Reading
 from armorclaw.events.event import Event
-from armorclaw.events.reading import Reading
 
 
 def event(seq: int, room: str = "!a:x", **more: Any) -> Event:

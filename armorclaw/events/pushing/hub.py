@@ -8,8 +8,8 @@ from weakref import WeakKeyDictionary
 import trio
 
 from armorclaw.events.event import Event
-from armorclaw.events.relay import Relay
-from armorclaw.events.subscription import Subscription
+from armorclaw.events.pushing.relay import Relay
+from armorclaw.events.pushing.subscription import Subscription
 
 
 class Hub:

@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from armorclaw.clock import Clock
-from armorclaw.events import gap
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
 from armorclaw.events.journal import Journal
-from armorclaw.events.window import WINDOW_EVENTS
+from armorclaw.events.pushing import gap
+from armorclaw.events.pushing.window import WINDOW_EVENTS
 
 
 class Backlog:

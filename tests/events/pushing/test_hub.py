@@ -13,10 +13,10 @@ from structlog.testing import capture_logs
 from armorclaw.clock import Surroundings
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
-from armorclaw.events.hub import Hub
 from armorclaw.events.journal import Journal
-from armorclaw.events.relay import RELAY_BATCHES, RELAY_BYTES, TOGETHER, Relay
-from armorclaw.events.subscription import Subscription
+from armorclaw.events.pushing.hub import Hub
+from armorclaw.events.pushing.relay import RELAY_BATCHES, RELAY_BYTES, TOGETHER, Relay
+from armorclaw.events.pushing.subscription import Subscription
 from armorclaw.events.subscriptions import Subscriptions
 from armorclaw.store import Database
 
@@ -185,7 +185,7 @@ async def test_one_with_a_broken_sink_is_closed_and_the_others_do_not_notice() -
 async def test_many_followers_leave_turns_to_others_and_who_left_meanwhile_is_told_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("armorclaw.events.relay._TURN", 0.0)
+    monkeypatch.setattr("armorclaw.events.pushing.relay._TURN", 0.0)
     relay, followers = Relay({}), [Follower() for _ in range(100)]
     joined(relay, *followers)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from armorclaw.errors import ArmorclawError
-from armorclaw.events.cursor import Cursor
+from armorclaw.events.durable.cursor import Cursor
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
 from armorclaw.events.journal import Journal

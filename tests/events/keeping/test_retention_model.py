@@ -14,12 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from armorclaw.clock import Clock, Surroundings
 from armorclaw.config.sections import EventsSection
-from armorclaw.events import pruning, retention
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
 from armorclaw.events.journal import Journal
-from armorclaw.events.pruning import DAY_MS, ROW_BYTES
-from armorclaw.events.retention import HOUR_MS, Retention
+from armorclaw.events.keeping import pruning, retention
+from armorclaw.events.keeping.pruning import DAY_MS, ROW_BYTES
+from armorclaw.events.keeping.retention import HOUR_MS, Retention
 from armorclaw.store import Connection, Database
 from tests.events.inline_store import InlineDatabase
 

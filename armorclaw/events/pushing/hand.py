@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from armorclaw.events.cursor import ACKED_LIMIT, Cursor
+from armorclaw.events.durable.cursor import ACKED_LIMIT, Cursor
 from armorclaw.events.event import Event
-from armorclaw.events.totals import Totals
-from armorclaw.events.window import WINDOW_EVENTS, Window
+from armorclaw.events.pushing.totals import Totals
+from armorclaw.events.pushing.window import WINDOW_EVENTS, Window
 
 
 class Hand:

@@ -10,14 +10,14 @@ import trio
 
 from armorclaw.clock import Clock
 from armorclaw.errors import ArmorclawError
-from armorclaw.events.backlog import Backlog
-from armorclaw.events.cursor import Cursor, Start
+from armorclaw.events.durable.cursor import Cursor, Start
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
-from armorclaw.events.hand import Hand
 from armorclaw.events.journal import Journal
-from armorclaw.events.outlet import Outlet, Sink
-from armorclaw.events.totals import Totals
+from armorclaw.events.pushing.backlog import Backlog
+from armorclaw.events.pushing.hand import Hand
+from armorclaw.events.pushing.outlet import Outlet, Sink
+from armorclaw.events.pushing.totals import Totals
 from armorclaw.log import get_logger
 
 log = get_logger(__name__)

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from armorclaw.clock import Surroundings
 from armorclaw.config import EventsSection
 from armorclaw.errors import ArmorclawError
-from armorclaw.events import attempts, window
-from armorclaw.events.dead_letters import DeadLetters
+from armorclaw.events.durable import attempts
+from armorclaw.events.durable.dead_letters import DeadLetters
 from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
-from armorclaw.events.subscription import Subscription
+from armorclaw.events.pushing import window
+from armorclaw.events.pushing.subscription import Subscription
 from armorclaw.events.subscriptions import Subscriptions
 
 Step = tuple[str, int]

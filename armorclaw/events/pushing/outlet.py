@@ -8,10 +8,10 @@ from typing import Protocol
 import trio
 
 from armorclaw.clock import Clock
-from armorclaw.events import gap
 from armorclaw.events.event import Event, ascii_json, frame, frame_head
-from armorclaw.events.hand import Hand
-from armorclaw.events.totals import Totals
+from armorclaw.events.pushing import gap
+from armorclaw.events.pushing.hand import Hand
+from armorclaw.events.pushing.totals import Totals
 from armorclaw.log import get_logger
 
 log = get_logger(__name__)

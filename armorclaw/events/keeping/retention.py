@@ -15,11 +15,11 @@ import trio
 from armorclaw.clock import Surroundings
 from armorclaw.config.sections import EventsSection
 from armorclaw.errors import ArmorclawError
-from armorclaw.events import pruning
 from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
-from armorclaw.events.pruning import DAY_MS, Batch
-from armorclaw.events.tally import Tally
+from armorclaw.events.keeping import pruning
+from armorclaw.events.keeping.pruning import DAY_MS, Batch
+from armorclaw.events.keeping.tally import Tally
 from armorclaw.log import get_logger
 from armorclaw.store import Connection, Database
 

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from armorclaw.config import EventsSection
 from armorclaw.errors import ArmorclawError
-from armorclaw.events import dead_letters as dead_letters_module
+from armorclaw.events.durable import dead_letters as dead_letters_module
 from armorclaw.events.filter import EventFilter
 from tests.events.world import World, settle
 

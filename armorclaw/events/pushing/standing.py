@@ -8,8 +8,8 @@ import attrs
 import trio
 
 from armorclaw.events.journal import Journal
+from armorclaw.events.pushing.subscription import Subscription
 from armorclaw.events.shapes import SubscriptionStats
-from armorclaw.events.subscription import Subscription
 from armorclaw.store import Connection, Database
 
 ROWS = 1_000

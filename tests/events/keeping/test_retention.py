@@ -13,11 +13,11 @@ import trio.testing
 from armorclaw.clock import Clock, Surroundings
 from armorclaw.config.sections import EventsSection
 from armorclaw.errors import ArmorclawError
-from armorclaw.events import pruning, retention
 from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
-from armorclaw.events.pruning import DAY_MS, DELETE_ROWS, ROW_BYTES
-from armorclaw.events.retention import HOUR_MS, Forgotten, Retention
+from armorclaw.events.keeping import pruning, retention
+from armorclaw.events.keeping.pruning import DAY_MS, DELETE_ROWS, ROW_BYTES
+from armorclaw.events.keeping.retention import HOUR_MS, Forgotten, Retention
 from armorclaw.store import Connection, Database
 from tests.events.inline_store import InlineDatabase
 

@@ -14,7 +14,7 @@ import trio
 
 from armorclaw.errors import trace
 from armorclaw.events.event import Event
-from armorclaw.events.subscription import Subscription
+from armorclaw.events.pushing.subscription import Subscription
 from armorclaw.log import get_logger
 
 log = get_logger(__name__)

@@ -15,7 +15,7 @@ from armorclaw.log import get_logger
 from armorclaw.store import Connection, Database
 
 if TYPE_CHECKING:
-    from armorclaw.events.cursor import Cursor
+    from armorclaw.events.durable.cursor import Cursor
 
 log = get_logger(__name__)
 

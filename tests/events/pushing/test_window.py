@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from armorclaw.events.window import WINDOW_BYTES, WINDOW_EVENTS, Window
+from armorclaw.events.pushing.window import WINDOW_BYTES, WINDOW_EVENTS, Window
 
 
 def test_it_is_full_by_number_and_by_size() -> None:

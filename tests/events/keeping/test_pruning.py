@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armorclaw.events import pruning
 from armorclaw.events.journal import Journal
-from armorclaw.events.pruning import BATCH_BYTES, DAY_MS, DELETE_ROWS, ERASE_ROWS, ROW_BYTES
+from armorclaw.events.keeping import pruning
+from armorclaw.events.keeping.pruning import BATCH_BYTES, DAY_MS, DELETE_ROWS, ERASE_ROWS, ROW_BYTES
 from armorclaw.store.schema import MIGRATIONS
 
 NOW = 1000 * DAY_MS

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armorclaw.events.tally import BLOCKS, Tally
+from armorclaw.events.keeping.tally import BLOCKS, Tally
 
 sizes = st.lists(st.integers(1, 100), max_size=60)
 

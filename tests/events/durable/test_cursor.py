@@ -11,10 +11,10 @@ import trio.testing
 
 from armorclaw.config import EventsSection
 from armorclaw.errors import ArmorclawError
-from armorclaw.events.attempts import RESERVE
-from armorclaw.events.reading import Seen
-from armorclaw.events.subscription import FLOOR_LAG, Subscription
-from armorclaw.events.window import WINDOW_EVENTS
+from armorclaw.events.durable.attempts import RESERVE
+from armorclaw.events.durable.reading import Seen
+from armorclaw.events.pushing.subscription import FLOOR_LAG, Subscription
+from armorclaw.events.pushing.window import WINDOW_EVENTS
 from tests.events.world import World, settle
 
 DEADLINE = EventsSection().redeliver_after_s

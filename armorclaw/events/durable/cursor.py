@@ -11,12 +11,12 @@ import trio
 
 from armorclaw.config import EventsSection
 from armorclaw.errors import ArmorclawError, trace
-from armorclaw.events.attempts import Attempts, Loaded
-from armorclaw.events.dead_letters import DeadLetter, DeadLetters, bury, remove
+from armorclaw.events.durable.attempts import Attempts, Loaded
+from armorclaw.events.durable.dead_letters import DeadLetter, DeadLetters, bury, remove
+from armorclaw.events.durable.reading import Reading, Seen
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
 from armorclaw.events.journal import head
-from armorclaw.events.reading import Reading, Seen
 from armorclaw.log import get_logger
 from armorclaw.store import Connection, Database
 
