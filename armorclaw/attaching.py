@@ -13,6 +13,7 @@ from armorclaw.containers.secrets import secrets_payload
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.methods import hears
 from armorclaw.events.subscriptions import Subscriptions
+from armorclaw.guard.beginnings import Beginnings, Declared
 from armorclaw.guard.grants import Grants
 from armorclaw.guard.keystore import KeyStore
 from armorclaw.guard.quotas import Quotas
@@ -32,6 +33,7 @@ class Attaching:
         subscriptions: Subscriptions,
         *,
         grants: Grants,
+        beginnings: Beginnings,
         keystore: KeyStore,
         quotas: Quotas,
     ) -> None:
@@ -40,6 +42,7 @@ class Attaching:
         self._registry = registry
         self._subscriptions = subscriptions
         self._grants = grants
+        self._beginnings = beginnings
         self._keystore = keystore
         self._quotas = quotas
 
@@ -57,18 +60,18 @@ class Attaching:
 
         @asynccontextmanager
         async def granted() -> AsyncIterator[None]:
-            taken = name in self.running if is_declared else self._grants.account_of(name) is not None
+            taken = name in self.running or (not is_declared and self._grants.account_of(name) is not None)
             if taken:
                 raise ArmorclawError("conflict", f"there is an agent {name!r} already", hint="choose another name")
-            if not is_declared:
-                self._grants.set(name, account, rooms)
             self.running[name] = agent
             try:
+                if not is_declared:
+                    await self._beginnings.welcome(Declared(name, account, rooms))
                 yield
             finally:
                 del self.running[name]
                 if not is_declared:
-                    self._grants.forget(name)
+                    self._beginnings.leave(name)
 
         async def call(method: str, params: dict[str, Any]) -> Any:
             self._quotas.check(name, self._registry.get(method))

@@ -5,7 +5,7 @@ bridge (rest for one: started top to bottom, stopped bottom to top)
 ├─ features    (one for one)
 │  ├─ lag          watches the event loop
 │  ├─ retention    deletes what is old
-│  ├─ grants       before the first sync; then done
+│  ├─ grants       before the first sync; then keeps where they begin
 │  ├─ matrix       one session per account
 │  ├─ alerts       tells the admin room, if there is one
 │  ├─ notices      tells of dead letters and of the store
@@ -66,6 +66,7 @@ from armorclaw.events.work import AgentWork
 from armorclaw.folders import make_folders
 from armorclaw.guard.alerts import Alerts
 from armorclaw.guard.audit import AuditLog
+from armorclaw.guard.beginnings import Beginnings, Declared
 from armorclaw.guard.grants import Grants
 from armorclaw.guard.keystore import KeyStore
 from armorclaw.guard.limits import Limits, budgets
@@ -100,7 +101,6 @@ from armorclaw.store.keyfile import load_or_create_key
 from armorclaw.supervision import (
     ChildSpec,
     ChildStartFailed,
-    Restart,
     RestartLimitExceeded,
     Strategy,
     Supervisor,
@@ -123,8 +123,9 @@ class Bridge:
         key = partial(load_or_create_key, where.key_file, where.database)
         self.database = Database(where.database, key, clock=around.clock)
         self.audit = AuditLog(around)
-        self.grants = Grants()
         self.journal = Journal(self.database, around.clock)
+        self.grants = Grants(lambda: self.journal.known or 0)
+        self._beginnings = Beginnings(self.database, self.grants)
         self.alerts = Alerts(self._record_alert, self.audit)
         self.keystore = KeyStore(self.database, self.audit, around)
         self.dead_letters = DeadLetters(self.database, self.journal, around.clock)
@@ -204,6 +205,7 @@ class Bridge:
             self.registry,
             self.subscriptions,
             grants=self.grants,
+            beginnings=self._beginnings,
             keystore=self.keystore,
             quotas=self.quotas,
         )
@@ -229,7 +231,7 @@ class Bridge:
         feature_children = [
             ChildSpec("lag", self.lag.run),
             ChildSpec("retention", retention.run),
-            ChildSpec("grants", self._grant_declared, restart=Restart.TRANSIENT),
+            ChildSpec("grants", self._grant_declared),
             _branch("matrix", self.accounts.run),
             *([ChildSpec("alerts", self.admin_room.run)] if self.config.alerts.room else []),
             ChildSpec("notices", self.notices.run),
@@ -254,11 +256,13 @@ class Bridge:
 
     async def _grant_declared(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Before the first sync: what it brings for rooms that nobody is granted is not kept."""
-        await self.journal.head()  # from here on it is known: see `EventStream`
-        for agent in self.config.agents.values():
+        await self.journal.head()  # from here on it is known: see `EventStream`, `Grants`
+        agents = self.config.agents.values()
+        for agent in agents:
             await self.subscriptions.ensure(agent.name, MAIN)
-            self.grants.set(agent.name, agent.account, agent.rooms)
+        await self._beginnings.grant(Declared(agent.name, agent.account, agent.rooms) for agent in agents)
         task_status.started()
+        await self._beginnings.run()
 
     # -- for programs that embed it
 
@@ -313,7 +317,7 @@ class Bridge:
             cursor=None if name is None else self.subscriptions.cursor("", name),
             readers=self._readers,
             clock=self.around.clock,
-            make=lambda event: EventSeen(event.plain()),
+            make=lambda event, redelivered: EventSeen({**event.plain(), "redelivered": redelivered}),
         )
 
     async def drain(self, seconds: float | None = None) -> bool:

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import trio
 
-from armorclaw.agent.messages import Delivery, Key, Message, Receipt
+from armorclaw.agent.base import of_receipts
+from armorclaw.agent.messages import Delivery, Key, Message
 from armorclaw.agent.secrets import Secret, Secrets
 from armorclaw.attached import AttachedAgent
 from armorclaw.bridge import Bridge, open_bridge
@@ -93,7 +94,7 @@ class ThreadedAgent:
 
     def on_delivery(self, handler: Handler) -> Handler:
         """Decorator: call the function with a `Receipt` whenever a message that this agent sent gets further."""
-        self.on_event("delivery")(lambda event: handler(Receipt.of(event)))
+        self.on_event("delivery")(of_receipts(handler))
         return handler
 
     def send(

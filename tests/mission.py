@@ -109,6 +109,14 @@ REQUIREMENTS: dict[str, dict[str, str]] = {
     },
 }
 
+FIGURES = {
+    "R.1": "`mission`: pushed, p99; `push`",
+    "R.2": "`mission`: over a pool / over a new connection",
+    "R.3": "`mission`: from the cache / asked for, hit rate",
+    "R.4": "`mission`: commits shared / a commit for each, receipts gathered / apart",
+}
+"""What a test cannot judge on any machine: the benchmark that measures it, and its rows."""
+
 KNOWN = {key for group in REQUIREMENTS.values() for key in group}
 
 
@@ -142,11 +150,15 @@ def page() -> str:
         "",
         "Generated from the marks of the tests by `python -m tests.mission`; do not edit. The requirements are",
         "those of a gap analysis of an earlier bridge, each with an id. *Not yet* means that no test shows it.",
+        "Figures are measured by `python -m tests.bench NAME`; see [performance](performance.md).",
     ]
     for title, group in REQUIREMENTS.items():
         lines += ["", f"## {title}", "", "| id | requirement | shown by |", "|---|---|---|"]
         for key, text in group.items():
-            where = "<br>".join(f"`{test}`" for test in tests.get(key, [])) or "*not yet*"
+            shows = [f"`{test}`" for test in tests.get(key, [])]
+            if shows and key in FIGURES:
+                shows.append(f"measured by {FIGURES[key]}")
+            where = "<br>".join(shows) or "*not yet*"
             lines.append(f"| {key} | {text} | {where} |")
     return "\n".join(lines) + "\n"
 

@@ -655,3 +655,17 @@ async def test_it_has_a_quota_and_is_stopped_for_going_on(armorclaw_folder: Path
         told = [content["level"] for kind, _, content in await reported(bridge, 5) if kind == "agent.quota"]
     assert told == ["soft", "hard", "stop"][: len(told)]
     assert len(told) >= 2
+
+
+async def test_the_grant_of_another_room_begins_when_it_runs(bridge: Bridge) -> None:
+    """Behind its place there may be what was for others."""
+    heard = Heard()
+    async with running(attach(bridge, heard)):
+        await say(bridge, "one")
+        assert await heard.until(1) == ["one"]
+        await say(bridge, "two", room=OTHER)
+    agent, again = bridge.attach("inside", rooms=[ROOM, OTHER]), Heard()
+    agent.on_message(again)
+    async with running(agent):
+        await say(bridge, "three")
+        assert await again.until(1) == ["three"]

@@ -22,6 +22,8 @@ from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event as JournalEvent
 from armorclaw.events.stream import EventStream
 from armorclaw.rpc.blocking import call
+from armorclaw.rpc.local import call_local
+from armorclaw.rpc.registry import Role
 from armorclaw.supervision import ChildState
 
 
@@ -315,3 +317,51 @@ print(json.dumps([before, inside, after]))
     before, inside, after = json.loads(done.stdout.splitlines()[-1])
     assert inside == before
     assert after == before
+
+
+async def test_a_room_added_to_the_configuration_is_heard_from_then_on(armorclaw_folder: Path) -> None:
+    """Also when what was said there, to others, waits in the journal behind the place of the agent."""
+
+    def said(room: str, text: str) -> JournalEvent:
+        content = {"msgtype": "m.text", "body": text}
+        return JournalEvent.make(
+            "m.room.message",
+            content,
+            at_ms=0,
+            account="main",
+            room_id=room,
+            sender="@alice:x",
+            event_id=f"${text}",
+        )
+
+    def config(*rooms: str) -> Config:
+        agents = {
+            "ada": Agent(runtime="attached", rooms=rooms),
+            "eve": Agent(runtime="attached", rooms=("!a:x", "!b:x")),
+        }
+        return config_in(armorclaw_folder, agents=agents)
+
+    async with open_bridge(config("!a:x")) as bridge:
+        await bridge.journal.record([said("!a:x", "1"), said("!b:x", "2"), said("!a:x", "3")])
+    heard: list[str] = []
+    async with open_bridge(config("!a:x", "!b:x")) as bridge, trio.open_nursery() as nursery:
+        agent, done = bridge.attach("ada"), trio.Event()
+
+        async def hear(message: AsyncMessage) -> None:
+            heard.append(message.body)
+            if len(heard) == 3:
+                done.set()
+
+        agent.on_message(hear)
+        await nursery.start(agent.run)
+        await bridge.journal.record([said("!b:x", "4")])
+        with trio.fail_after(10):
+            await done.wait()
+        nursery.cancel_scope.cancel(reason="seen")
+    assert sorted(heard) == ["1", "3", "4"]
+    async with open_bridge(config("!a:x", "!b:x")) as bridge:
+        await bridge.journal.record([said("!a:x", "5"), said("!c:x", "6")])
+    async with open_bridge(config("!a:x", "!b:x", "!c:x")) as bridge:
+        await bridge.journal.record([said("!c:x", "7")])
+        polled = await call_local(bridge.registry, "matrix.receive", {}, role=Role.AGENT, agent="ada")
+        assert [event["event_id"] for event in polled["events"]] == ["$5", "$7"]

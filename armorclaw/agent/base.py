@@ -71,7 +71,7 @@ class BaseAgent:
 
         Also for those that it sent before its last restart, or the bridge's.
         """
-        self.on_event("delivery")(lambda event: handler(Receipt.of(event)))
+        self.on_event("delivery")(of_receipts(handler))
         return handler
 
     def on_call(self, name: str) -> Callable[[Handler], Handler]:
@@ -102,6 +102,11 @@ class BaseAgent:
         say(f"the handler of the call {method} failed")
         _print(error)
         return handler_failed(error)
+
+
+def of_receipts(handler: Callable[[Receipt], Any]) -> Callable[[Any], Any]:
+    """The handler of `delivery` events that calls it; not for one that somebody sent to a room by that name."""
+    return lambda event: None if event.event_id else handler(Receipt.of(event))
 
 
 def retry_ms(redelivered: int) -> int:

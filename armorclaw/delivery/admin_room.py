@@ -136,11 +136,14 @@ class AdminRoom:
 
     async def _deal_with(self, alert: dict[str, Any], subscription: Subscription) -> None:
         seq, agent, content = alert["seq"], alert.get("agent"), alert["content"]
+        if alert.get("event_id") is not None:  # somebody said it in a room: it is no word of the bridge
+            await subscription.ack(seq)
+            return
         severity = content.get("severity")
         if seq in self._left_out:  # it comes again
             await subscription.nack(seq, _AGAIN_MS)
             return
-        if seq > self._told_to and RANK.get(severity, 0) >= RANK[self._section.severity]:
+        if seq > self._told_to and _rank(severity) >= RANK[self._section.severity]:
             budgets = self._budgets(content)
             now = self._clock.monotonic()
             room_at = [budget.room_at(agent) for budget in budgets]
@@ -215,6 +218,11 @@ class _Budget:
         room_at = self.sent[0][0] + MINUTE if len(self.sent) >= self._per_minute else -math.inf
         same = [at for at, who in self.sent if agent is not None and who == agent]
         return max(room_at, same[-self._per_agent] + MINUTE) if len(same) >= self._per_agent else room_at
+
+
+def _rank(severity: object) -> int:
+    """0 for what is no severity, of whatever shape."""
+    return RANK.get(severity, 0) if isinstance(severity, str) else 0
 
 
 def composed(content: dict[str, Any], agent: str | None) -> str:

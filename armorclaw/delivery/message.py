@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import attrs
 
@@ -18,6 +18,8 @@ State = Literal["queued", "unknown", "sent", "delivered", "read", "failed", "can
 """Unknown: it waits as a queued one does, but an attempt may have reached the homeserver. Sent: the homeserver has
 it. Delivered: it came back in our own sync. Read: somebody's receipt covers it. Cancelled: taken back before any
 attempt could have arrived."""
+
+STATES: tuple[State, ...] = get_args(State)
 
 WAITING: tuple[State, ...] = ("queued", "unknown")
 """The states in which a message is still to be sent."""

@@ -96,19 +96,27 @@ class Outbox:
             device_id=self._device(out.account),
         )
 
-        def work(conn: Connection) -> Delivery:
+        def work(conn: Connection) -> tuple[Delivery, bool]:
             earlier = rows.earlier(conn, out)
             if earlier is None:
-                return self._insert(conn, delivery, out.content)
+                return self._insert(conn, delivery, out.content), True
+            if earlier.account not in self._loaded:
+                return earlier, False
             if earlier.state != "failed" or earlier.may_be_seen:
-                return earlier
-            return rows.requeue(conn, _anew(earlier, now, delivery.device_id), out.content)
+                return earlier, True
+            device_id = self._device(earlier.account)
+            return rows.requeue(conn, _anew(earlier, now, device_id), out.content), True
 
-        def then(stored: Delivery) -> None:
-            if stored.waiting and stored.delivery_id not in self._waiting:
+        def then(result: tuple[Delivery, bool]) -> None:
+            stored, loaded = result
+            if loaded and stored.waiting and stored.delivery_id not in self._waiting:
                 self._accepted(stored, out.content)
 
-        return await self._db.write(work, durable=True, grows=True, then=then)
+        while True:
+            stored, loaded = await self._db.write(work, durable=True, grows=True, then=then)
+            if loaded:
+                return stored
+            await self._load(stored.account)  # the key is one of another account, and what waits there comes first
 
     async def status(self, delivery_id: str) -> Delivery:
         """What became of a message so far. Raises `not_found`."""
@@ -139,6 +147,7 @@ class Outbox:
         if earlier.waiting:
             self.hurry(earlier.account)
             return earlier
+        await self._load(earlier.account)  # what waits there comes first
         if self._waiting.is_full(earlier.account, earlier.agent):
             raise self._waiting.refusal(earlier.account, earlier.agent, earlier.room_id)
         now, device_id = self._around.clock.now_ms(), self._device(earlier.account)
@@ -289,8 +298,8 @@ class Outbox:
             return self._journal.append(conn, [news_of(delivery, self._around.clock.now_ms())]) if turned else []
 
         def then(events: list[Event]) -> None:
-            self._waiting.note(delivery)
             self._tell(events, "unknown")
+            self._waiting.note(delivery)
 
         await self._db.write(work, then=then)
         return delivery.delivery_id in self._waiting
@@ -369,8 +378,8 @@ class Outbox:
             sender.handover.put(delivery, content)
 
     def _settled(self, delivery: Delivery, events: list[Event]) -> None:
-        self._waiting.remove(delivery.delivery_id)
         self._tell(events, delivery.state)
+        self._waiting.remove(delivery.delivery_id)
         if delivery.state == "failed" and events:
             log.warning("message failed", delivery_id=delivery.delivery_id, why=delivery.reason)
 
@@ -382,8 +391,9 @@ class Outbox:
             sender.drop(known)
 
     def _tell(self, events: list[Event], state: State) -> None:
-        self.told[state] += len(events)
+        """Before anything else that follows a commit: nothing may keep from its listeners what is on record."""
         self._journal.publish(events)
+        self.told[state] += len(events)
 
     async def _earlier(self, out: Outgoing) -> Delivery:
         """With a full queue, a message that was accepted before still has its answer."""

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from armorclaw.clock import Clock
 from armorclaw.delivery import rows
-from armorclaw.delivery.message import WAITING, State
+from armorclaw.delivery.message import STATES, WAITING, State
 from armorclaw.delivery.news import TYPE, news_of
 from armorclaw.events.event import Event
 from armorclaw.store import Connection
@@ -108,8 +108,12 @@ class Receipts:
     def committed(self, events: Sequence[Event]) -> None:
         """Has memory follow: call it in the `then` of the write with the events that were journalled, of any type."""
         for event in events:
-            if event.type == TYPE and (content := json.loads(event.content))["state"] not in WAITING:
-                self._gone(content["delivery_id"], content["state"])
+            if event.type != TYPE or event.event_id is not None:
+                continue  # what has an event id was said in a room, whatever it is called
+            content = json.loads(event.content)
+            delivery_id, state = content.get("delivery_id"), content.get("state")
+            if isinstance(delivery_id, str) and state in STATES and state not in WAITING:
+                self._gone(delivery_id, state)
 
 
 def _keep(kept: OrderedDict[K, V], key: K, value: V) -> None:

@@ -1,4 +1,8 @@
-"""The sender of one account: a task for each room that has something to say, as long as it has."""
+"""The sender of one account: a task for each room that has something to say, as long as it has.
+
+Each room waits by itself and holds up no other. Only while the homeserver as a whole is away, and nothing succeeds,
+do the rooms' retries share a `Brake`; first attempts never do.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import attrs
 import trio
 
 from armorclaw.clock import Surroundings
+from armorclaw.delivery.brake import Brake
 from armorclaw.delivery.handover import Handover
 from armorclaw.delivery.message import Delivery
 from armorclaw.delivery.transport import Delayed, Refused, Transport
@@ -97,6 +102,12 @@ class _Room:
         self.nudge = trio.Event()
         self.told = False  # whether the wait of this moment is one that the server asked for
         self.found = False  # the last message was in the room, though we did not know: the next may be, too
+        self.retries = False  # whether the next attempt is not the first of its message
+        self.has_turn = False  # whether that retry may go out though the brake is on
+
+
+class _BrakedError(Exception):
+    """The brake was put on while a retry stood in line for its request."""
 
 
 class Sender:
@@ -111,6 +122,7 @@ class Sender:
         self._expire_ms = expire_ms
         self._rooms: dict[str, _Room] = {}
         self._puts = trio.CapacityLimiter(PUTS_AT_ONCE)
+        self._brake = Brake()
         self._taken = 0  # everything up to this place in the order is in a room here, or settled
 
     async def run(
@@ -122,6 +134,7 @@ class Sender:
         """Sends what is `queued` at this moment, in that order, and what is handed over from then on, until
         cancelled."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._brake.run)
             task_status.started()
             await self._take_all(queued(), nursery)
             while True:
@@ -133,6 +146,7 @@ class Sender:
 
     def hurry(self) -> None:
         """Ends the waits whose length was our own guess."""
+        self._brake.lift()
         for room in self._rooms.values():
             if not room.told:
                 room.nudge.set()
@@ -175,15 +189,22 @@ class Sender:
         """Attempts until the message is settled. Between attempts its body is left to the store."""
         content, room.content = room.content, None
         failures = 0
+        room.retries = room.has_turn = False
         while True:
+            if room.retries:
+                await self._until_turn(room, failures)
             if content is None:
                 content = await self._insist(partial(self._book.content, room.waiting[0]))
                 if content is None:
                     return
-            delay = await self._attempt(room, content)
+            try:
+                delay = await self._attempt(room, content)
+            except _BrakedError:
+                content = None
+                continue
             if delay is None:
                 return
-            content = None
+            content, room.retries = None, True
             await self._wait(room, delay.seconds, failures)
             failures += 1
 
@@ -221,10 +242,14 @@ class Sender:
             if not await self._book.begin(before):
                 return None
             expired = self._seconds_left(before) <= 0
+            if room.retries and self._brake.on and not room.has_turn and not expired:
+                room.nudge = trio.Event()
+                raise _BrakedError
             if before.in_doubt and (expired or not self._is_known(before)):
                 try:
                     event_id = await self._look(before, content)
                 except Delayed as delay:
+                    self._failed(delay)
                     if not expired:
                         return attrs.evolve(before, reason=delay.reason), delay
                 except Refused as refusal:
@@ -233,6 +258,7 @@ class Sender:
                         return attrs.evolve(before, state="failed", reason=reason), None
                 else:
                     if event_id is not None:
+                        self._brake.lift()
                         room.found = True
                         return attrs.evolve(before, state="sent", event_id=event_id, reason=None), None
                     before = attrs.evolve(
@@ -250,10 +276,16 @@ class Sender:
                 tried_ms = None if refusal.sure or not before.in_doubt else before.tried_ms
                 return attrs.evolve(delivery, state="failed", reason=refusal.reason, tried_ms=tried_ms), None
             except Delayed as delay:
+                self._failed(delay)
                 if delay.sure:  # as if it had not been made
                     return attrs.evolve(before, attempts=attempts, reason=delay.reason), delay
                 return attrs.evolve(delivery, state="unknown", reason=delay.reason), delay
+            self._brake.lift()
             return attrs.evolve(delivery, state="sent", event_id=event_id, reason=None), None
+
+    def _failed(self, delay: Delayed) -> None:
+        if delay.whole:
+            self._brake.put_on()
 
     def _is_known(self, delivery: Delivery) -> bool:
         """Whether the homeserver still knows the transaction id, so that sending again makes no second event."""
@@ -278,6 +310,19 @@ class Sender:
         log.info("message waits", delivery_id=delivery.delivery_id, seconds=round(seconds, 3), why=delivery.reason)
         with trio.move_on_after(max(min(seconds, self._seconds_left(delivery)), 0.0)):
             await room.nudge.wait()
+
+    async def _until_turn(self, room: _Room, failures: int) -> None:
+        """While the brake is on, until it is the turn of this room's retry."""
+        room.has_turn = False
+        if not self._brake.on or room.nudge.is_set():
+            return
+        turn = self._brake.ask(failures, room.nudge)
+        try:
+            with trio.move_on_after(max(self._seconds_left(room.waiting[0]), 0.0)):
+                await room.nudge.wait()
+        finally:
+            turn.wanted = False
+        room.has_turn = turn.given
 
     def _seconds_left(self, delivery: Delivery) -> float:
         """Until we give up. By the wall clock: only that goes on while the bridge is down."""

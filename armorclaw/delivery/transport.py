@@ -11,12 +11,14 @@ class Delayed(Exception):  # noqa: N818 - an answer of the server, told apart fr
 
     `seconds` is how long the server told us to wait, None if it did not. `reason` is for people: no bodies, no
     secrets. `sure`: this attempt certainly came to nothing, as the server could not be reached or said so itself.
+    `whole`: nobody was reached, or something is wrong with the server, and so most likely in every other room, too.
     """
 
-    def __init__(self, seconds: float | None, reason: str, *, sure: bool = False) -> None:
+    def __init__(self, seconds: float | None, reason: str, *, sure: bool = False, whole: bool = False) -> None:
         self.seconds = seconds
         self.reason = reason
         self.sure = sure
+        self.whole = whole
         super().__init__(reason)
 
 

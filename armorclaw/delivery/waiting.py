@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from operator import attrgetter
 
 import trio
 
@@ -34,16 +35,17 @@ class Waiting:
         return None
 
     def of(self, account: str) -> list[Delivery]:
-        """All of one account, as they are at this moment."""
-        return list(self._by_account[account].values()) if account in self._by_account else []
+        """All of one account, as they are at this moment, in their order."""
+        return sorted(self._by_account.get(account, {}).values(), key=attrgetter("seq"))
 
     def lengths(self) -> dict[str, int]:
         """How many wait, by account."""
         return {account: len(deliveries) for account, deliveries in self._by_account.items()}
 
     def add(self, delivery: Delivery) -> None:
-        self._by_account[delivery.account][delivery.delivery_id] = delivery
-        self._per_agent[delivery.agent] += 1
+        deliveries = self._by_account[delivery.account]
+        self._per_agent[delivery.agent] += delivery.delivery_id not in deliveries
+        deliveries[delivery.delivery_id] = delivery
 
     def note(self, delivery: Delivery) -> None:
         """How one that still waits stands now."""

@@ -16,6 +16,16 @@ CONTENT_LIMIT = 256 * 1024
 SEVERITIES = ("info", "warning", "error", "critical")
 """How bad what happened is, for those events that say so."""
 
+OWN_NAMES = frozenset({"alert", "delivery", "gap"})
+OWN_PREFIXES = (
+    *("agent.", "app.", "bridge.", "budget.", "call.", "container.", "egress.", "engine.", "events.", "matrix."),
+    *("message.", "quota.", "security.", "storage."),
+)
+"""Types of the bridge's own events, those to come among them. Matrix's begin with `m.` or with somebody's domain."""
+
+FOREIGN = "matrix."
+"""What is put before the type of a Matrix event that has one of these names: any member of a room may send any."""
+
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
@@ -33,11 +43,17 @@ def _check_content(_event: object, _field: object, content: bytes) -> None:
         raise ValueError(f"the content of an event has {len(content)} bytes, at most {CONTENT_LIMIT} are allowed")
 
 
+def is_own(type: str) -> bool:  # noqa: A002 - the word of the wire
+    """Whether a type belongs to the bridge, so that an event of Matrix may not go by it."""
+    return type in OWN_NAMES or type.startswith(OWN_PREFIXES)
+
+
 @attrs.frozen
 class Event:
     """Something that happened; `seq` is its place in the journal, 0 as long as it has none.
 
-    `id` is ours and the same however often the event is seen; `event_id` is Matrix's. `at_ms` is when it happened, in
+    `id` is ours and the same however often the event is seen; `event_id` is Matrix's, and None for an event of the
+    bridge's own: ask for that, and not for the `type` alone, before you believe one. `at_ms` is when it happened, in
     milliseconds since the epoch. `agent` names the agent it is about, which is not who may read it. `severity` is one
     of `SEVERITIES`, or None. Of an event that is `erased` only the envelope is left: its content is `{}`.
     """

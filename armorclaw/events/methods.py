@@ -51,12 +51,13 @@ PUBLISHED = "app."
 
 
 def hears(grants: Grants, agent: str, event: Event) -> bool:
-    """Whether an agent may hear an event: one of a room granted to it, or about itself and not `FOR_OTHERS`.
+    """Whether an agent may hear an event: one of a room granted to it, said since then, or one about itself and not
+    `FOR_OTHERS`.
 
     What has become of its own messages (`delivery`) is about itself.
     """
     if event.room_id is not None:
-        return event.account == grants.account_of(agent) and grants.may(agent, event.room_id)
+        return grants.hears(agent, event.account, event.room_id, event.seq)
     return event.agent == agent and event.type not in FOR_OTHERS and not event.type.startswith(PUBLISHED)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-SEVERITIES = ("info", "warning", "error", "critical")
+from armorclaw.events.event import SEVERITIES
 
 _BY_TYPE = {
     "agent.failed": "error",

@@ -50,7 +50,9 @@ class EventStream(Generic[T]):
     """`async for event in stream`, for one task; as a block, it begins where the block does.
 
     With a name (`cursor`) it goes on where its owner got to: taking the next event acknowledges the one before, and
-    what was not acknowledged comes again with the next stream of that name. Where events were deleted before they
+    what was not acknowledged comes again with the next stream of that name, `redelivered`; only of a bridge that has
+    ended since it is not known that it was given. Dead letters that are given once more come to connections, not
+    here. `make` is told of each event how often it was given before. Where events were deleted before they
     were taken there is an event of type `gap`. A store that is away is waited for. Raises conflict when the name
     is taken over meanwhile, by another stream or by a connection, and what is wrong with `start`.
     """
@@ -64,7 +66,7 @@ class EventStream(Generic[T]):
         cursor: Cursor | None,
         readers: Readers,
         clock: Clock,
-        make: Callable[[Event], T],
+        make: Callable[[Event, int], T],
     ) -> None:
         self._journal = journal
         self._matching = matching
@@ -105,7 +107,7 @@ class EventStream(Generic[T]):
             if self._cursor is None or not self._cursor.done(event.seq):
                 self._check()
                 self._taken = event.seq
-                return self._make(event)
+                return self._make(event, self._given(event.seq))
 
     async def ack(self) -> None:
         """Acknowledge what was taken last, as taking the next does; for whoever stops there. Without a name, nothing.
@@ -118,6 +120,15 @@ class EventStream(Generic[T]):
             floor = taken if self._ahead else max(taken, self._position)
             await self._patiently(lambda: cursor.advance(floor))
         self._taken = None  # not before: to say it twice does no harm
+
+    def _given(self, seq: int) -> int:
+        """How often an event that is being given now was given before."""
+        if self._cursor is None:
+            return 0
+        attempts = self._cursor.attempts
+        before = attempts.given(seq)
+        attempts.gave(seq)
+        return before
 
     async def _begin(self) -> None:
         if self._begun:

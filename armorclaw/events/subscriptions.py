@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import trio
 
@@ -70,8 +70,11 @@ class Subscriptions:
         self.totals = Totals()
         """What happened to all of them since the start, for metrics."""
         self._hub = Hub()
+        self._made: WeakSet[Subscription] = WeakSet()  # also those that have not begun
         self._holding = False
+        self._released = trio.lowlevel.ParkingLot()  # those that wait for the end of that
         self._owed = trio.lowlevel.ParkingLot()  # those that wait for work
+        self._owings = 0  # counts dead letters that were wanted again
         self._cursors: WeakValueDictionary[tuple[str, str], Cursor] = WeakValueDictionary()
         self._kept: set[Cursor] = set()  # those the store has: names that it refuses take no memory
         self._opened = 0
@@ -144,6 +147,7 @@ class Subscriptions:
             clock=self._around.clock,
             totals=self.totals,
         )
+        self._made.add(subscription)
         if self._holding:
             self._hold(subscription)
         return subscription
@@ -153,16 +157,18 @@ class Subscriptions:
         return await self._journal.seq_at(time_ms)
 
     def hold_all(self) -> None:
-        """Give agents nothing new from now on; for what they have, they may answer. Others do not notice."""
+        """Give agents nothing new from now on, and wake none; for what they have, they may answer. Others do not
+        notice."""
         self._holding = True
-        for follower in self._hub.followers:
-            self._hold(follower)
+        for subscription in self._made:
+            self._hold(subscription)
 
     def release_all(self) -> None:
         """Take `hold_all` back."""
         self._holding = False
-        for follower in self._hub.followers:
-            follower.resume()
+        for subscription in self._made:
+            subscription.resume()
+        self._released.unpark_all()
 
     def in_hand(self) -> int:
         """How many events were pushed to agents and are not answered, those put off left aside."""
@@ -183,7 +189,6 @@ class Subscriptions:
         if self.dead is None:
             raise ArmorclawError("not_found", f"dead letter {seq} of subscription {name[:80]!r}")
         await self.dead.again(owner, name, seq)
-        self._owed.unpark_all()
 
     async def stats(self, owner: str | None = None) -> list[SubscriptionStats]:
         """How each subscription stands, connected or not, of one owner or of all. Raises what the store raises."""
@@ -250,11 +255,14 @@ class Subscriptions:
         """Until there is an event for the owner's main cursor that is `allowed` and not acknowledged.
 
         One that is there already counts, given out before or not: between the end of its last connection and this
-        call none can be missed. A store that does not answer is waited for.
+        call none can be missed. A store that does not answer is waited for, and so is the end of `hold_all`.
         """
         cursor = self._cursor(owner, MAIN)
         position, delay = 0, RETRY_FIRST
         while True:
+            while self._holds(owner):
+                await self._released.park()
+            owings = self._owings
             try:
                 await cursor.load(None, "now")
                 found, position = await self._waiting(cursor, max(position, cursor.floor), allowed)
@@ -265,10 +273,11 @@ class Subscriptions:
                 await trio.sleep(delay)
                 delay = min(2 * delay, RETRY_LAST)
                 continue
-            if found:
+            if found and not self._holds(owner):
                 return
             delay = RETRY_FIRST
-            await self._news(position)
+            if not found:
+                await self._news(position, owings)
 
     async def has_work(self, owner: str, *, allowed: Allowed) -> bool:
         """Whether `until_work` would return at once. Raises what the store raises."""
@@ -315,9 +324,14 @@ class Subscriptions:
             cursor = self._cursors[owner, name] = Cursor(
                 self._db, owner, name, self._kept, section=self._section, dead=self.dead, on_dead=self._died
             )
+            cursor.on_owed = self._wake
             if self.on_read is not None and name == MAIN and is_agent(owner):
                 cursor.on_settled = self._settled
         return cursor
+
+    def _wake(self) -> None:
+        self._owings += 1
+        self._owed.unpark_all()
 
     def _settled(self, owner: str, seen: Seen) -> None:
         if self.on_read is not None:
@@ -351,8 +365,10 @@ class Subscriptions:
             if page.complete:
                 return batch, position
 
-    async def _news(self, position: int) -> None:
-        """Until there is an event behind `position`, or one is owed again."""
+    async def _news(self, position: int, owings: int) -> None:
+        """Until there is an event behind `position`, or one is owed again since `owings` was counted."""
+        if self._owings != owings:
+            return  # while it was looked for others
         async with trio.open_nursery() as nursery:
 
             async def committed() -> None:

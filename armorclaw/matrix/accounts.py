@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +22,7 @@ from armorclaw.errors import ArmorclawError
 from armorclaw.events.journal import Journal
 from armorclaw.guard.grants import Grants
 from armorclaw.log import get_logger
+from armorclaw.matrix import aliases
 from armorclaw.matrix.cache import CacheCounts
 from armorclaw.matrix.facts import Facts
 from armorclaw.matrix.granted import Granted
@@ -116,7 +118,13 @@ class Accounts:
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run a session per account until cancelled. Ready at once: a homeserver may be away for days."""
+        """Run a session per account until cancelled. Ready at once: a homeserver may be away for days.
+
+        Which rooms aliases named last is known by then, lest an agent's place moves over events of such a room.
+        Raises what the store raises.
+        """
+        for name, entry in self._entries.items():
+            entry.granted.replace(await self._db.read(partial(aliases.load, account=name)))
         specs = [self._spec(entry) for entry in self._entries.values()]
         try:
             async with trio.open_nursery() as nursery:

@@ -11,9 +11,13 @@ from typing import Any, TypeGuard
 
 import attrs
 
-from armorclaw.events.event import Event, ascii_json
+from armorclaw.events.event import FOREIGN, Event, ascii_json, is_own
+from armorclaw.rpc.framing import MAX_DEPTH, is_shallow
 
 _MAX_ID = 255  # bytes of an identifier, says the specification
+DEPTH_LIMIT = MAX_DEPTH - 8
+"""Brackets open at once in an event's content. What carries it to a client has up to five more around it."""
+
 _MAX_TIMESTAMP = 2**53  # milliseconds; what JSON readers everywhere can hold exactly
 
 
@@ -35,7 +39,10 @@ class Echo:
 
 @attrs.frozen
 class Receipt:
-    """That `reader` has read a room up to this event."""
+    """That `reader` has read the main timeline of a room up to this event.
+
+    One that is for a thread alone is none: it says nothing of what stands outside that thread.
+    """
 
     room_id: str
     event_id: str
@@ -71,7 +78,8 @@ class Answer:
     def empty(self) -> bool:
         """Whether nothing happened."""
         return not any(
-            room.state or room.timeline or room.receipts or room.membership != "join" for room in self.rooms
+            room.state or room.timeline or room.limited or room.receipts or room.membership != "join"
+            for room in self.rooms
         )
 
 
@@ -111,8 +119,9 @@ def _receipts(room_id: str, events: object) -> Iterator[Receipt]:
         if raw.get("type") != "m.receipt":
             continue
         for event_id, kinds in _table(raw.get("content")).items():
-            for reader in _table(_table(kinds).get("m.read")):
-                if _is_id(event_id) and _is_id(reader):
+            for reader, facts in _table(_table(kinds).get("m.read")).items():
+                of_all = _table(facts).get("thread_id") in (None, "main")
+                if of_all and _is_id(event_id) and _is_id(reader):
                     yield Receipt(room_id, event_id, reader)
 
 
@@ -143,7 +152,12 @@ def to_echo(raw: Raw, room_id: str) -> Echo | None:
 
 
 def to_event(raw: Raw, room_id: str, account: str, now_ms: int) -> Event | None:
-    """The event as the journal takes it, or None if it is no proper event. `now_ms` stands in for a wrong time."""
+    """The event as the journal takes it, or None if it is no proper event. `now_ms` stands in for a wrong time.
+
+    One whose type is a name of the bridge's own events (`is_own`) has `matrix.` before it: `alert` is `matrix.alert`
+    in the journal, so that nobody takes what a member of a room says for a word of the bridge. In place of one whose
+    content is deeper than `DEPTH_LIMIT`, which no client could read, stands an event of type `gap` that names it.
+    """
     type_, sender, event_id, content = (raw.get(name) for name in ("type", "sender", "event_id", "content"))
     if not (_is_id(type_) and _is_id(sender) and _is_id(event_id) and isinstance(content, dict)):
         return None
@@ -152,19 +166,19 @@ def to_event(raw: Raw, room_id: str, account: str, now_ms: int) -> Event | None:
     at_ms = raw.get("origin_server_ts")
     if type(at_ms) is not int or not 0 <= at_ms < _MAX_TIMESTAMP:
         at_ms = now_ms
+    where: dict[str, Any] = {"id": f"{account}/{event_id}", "account": account, "room_id": room_id}
     try:
-        return Event(
-            type=type_,
-            content=ascii_json(content),
-            at_ms=at_ms,
-            id=f"{account}/{event_id}",
-            account=account,
-            room_id=room_id,
-            sender=sender,
-            event_id=event_id,
-        )
-    except (ValueError, RecursionError):  # infinite numbers, too large, too deep
+        text = ascii_json(content)
+        if is_shallow(text, DEPTH_LIMIT):
+            kind = FOREIGN + type_ if is_own(type_) else type_
+            return Event(kind, text, at_ms, **where, sender=sender, event_id=event_id)
+    except RecursionError:
+        pass
+    except ValueError:  # infinite numbers, too large
         return None
+    why = f"its content is nested deeper than {DEPTH_LIMIT}"
+    left_out = {"room_id": room_id, "reason": why, "event_id": event_id, "sender": sender}
+    return Event.make("gap", left_out, at_ms=at_ms, **where, severity="warning")
 
 
 def is_room_id(text: object) -> TypeGuard[str]:

@@ -48,9 +48,9 @@ class Intake:
             return new
 
         def then(new: list[Event]) -> None:
+            self._journal.publish(new)  # first: they are on record, and whoever follows must hear of them
             if self._receipts is not None:
                 self._receipts.committed(new)
-            self._journal.publish(new)
 
         return await self._db.write(work, grows=bool(batch), then=then)
 

@@ -9,7 +9,7 @@ from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import ascii_json
 from armorclaw.guard.grants import Grants
 from armorclaw.matrix.accounts import Accounts
-from armorclaw.matrix.answer import is_room_id
+from armorclaw.matrix.answer import DEPTH_LIMIT, is_room_id
 from armorclaw.matrix.facts import Facts
 from armorclaw.matrix.shapes import (
     Member,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ANSWER_BYTES = 256 * 1024
 """Of one answer: names can be long, and homeservers can say anything."""
 
-DEPTH = 100
+DEPTH = DEPTH_LIMIT
 """Of objects and lists within each other: more is nobody's honest state, and too much for many a reader of JSON."""
 
 _NAME_LIMIT = 1024  # characters of a name or an address that are passed on

@@ -19,6 +19,10 @@ WAITING = 256
 ROOMS = 1_000
 """Rooms with a receipt to send. While a homeserver is away for long, those that waited longest are given up first."""
 
+GATHER = 0.5
+"""Seconds, at least, from an acknowledgement to its receipt. So an agent's answer, which is on its way just then, has
+the homeserver to itself, and what is acknowledged meanwhile needs no receipt of its own."""
+
 SEND_TIMEOUT = 30.0
 """Seconds for one receipt; then it counts as not sent, which does no harm: a second one says the same."""
 
@@ -35,7 +39,7 @@ class ReadMarkers:
         self._account = account
         self._around = around
         self._sender, self._inbox = trio.open_memory_channel[tuple[str, str]](WAITING)
-        self._newest: dict[str, str] = {}  # by room, in the order in which they began to wait
+        self._newest: dict[str, tuple[str, float]] = {}  # by room, in the order they began to wait, with the time
         self._nudge = trio.Event()
 
     def note(self, room_id: str, event_id: str) -> None:
@@ -57,7 +61,12 @@ class ReadMarkers:
             self._drain()
             if not self._newest:
                 self._keep(*await self._inbox.receive())
-            room_id, event_id = next(iter(self._newest.items()))
+            room_id, (_, since) = next(iter(self._newest.items()))
+            await trio.sleep_until(since + GATHER)
+            self._drain()
+            if room_id not in self._newest:  # given up
+                continue
+            event_id, _ = self._newest[room_id]
             try:
                 with trio.fail_after(SEND_TIMEOUT):
                     await post(room_id, event_id)
@@ -70,13 +79,14 @@ class ReadMarkers:
             except Refused as refusal:
                 log.warning("read receipt refused", account=self._account, room=room_id, why=refusal.reason)
             pacing.reset()
-            if self._newest.get(room_id) == event_id:  # else there is a newer one by now
-                del self._newest[room_id]
+            newest, _ = self._newest.pop(room_id, (event_id, since))
+            if newest != event_id:
+                self._keep(room_id, newest)  # behind the others
 
     async def _put_off(self, room_id: str, seconds: float, *, told: bool = False) -> None:
         """Another room is next: this one may be the reason."""
-        if (event_id := self._newest.pop(room_id, None)) is not None:
-            self._newest[room_id] = event_id
+        if (waiting := self._newest.pop(room_id, None)) is not None:
+            self._newest[room_id] = waiting
         self._nudge = trio.Event()
         if told:
             await trio.sleep(seconds)
@@ -96,4 +106,5 @@ class ReadMarkers:
             oldest = next(iter(self._newest))
             del self._newest[oldest]
             log.warning("read receipt given up", account=self._account, room=oldest, why="too many rooms wait")
-        self._newest[room_id] = event_id
+        _, since = self._newest.get(room_id, ("", trio.current_time()))
+        self._newest[room_id] = event_id, since

@@ -160,7 +160,7 @@ class MatrixMethods:
             if event.event_id is None or event.room_id is None:
                 return False
             # two accounts may be in one room, and then each has the event: an agent hears its own account's
-            return call.agent is None or call.agent in self._grants.agents_in(event.account or "", event.room_id)
+            return call.agent is None or self._grants.hears(call.agent, event.account, event.room_id, event.seq)
 
         wait = min(params.timeout_ms / 1000, POLL_LIMIT)
         events = await self._subscriptions.take(owner, params.limit, name=name, allowed=allowed, wait=wait)

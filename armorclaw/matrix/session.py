@@ -120,7 +120,7 @@ class Session:
         except MatrixError as error:  # nothing was sent now, and of earlier attempts this says nothing
             verdict = judge(error)
             if verdict.again:
-                raise Delayed(verdict.after, verdict.reason, sure=True) from error
+                raise Delayed(verdict.after, verdict.reason, sure=True, whole=verdict.whole) from error
             raise Refused(verdict.reason, sure=False) from error
         if encrypted:
             raise Refused("room_encrypted: a message there would be in the clear", sure=False)

@@ -1,13 +1,15 @@
 """The sync loop: ask, fill gaps, commit events together with the token, ask again.
 
-Nothing is lost or told twice, wherever it is stopped: the token moves in the transaction that journals what came
-before it, and an event that comes again is known by its id.
+Nothing is lost or told twice, wherever it is stopped: the token moves in the transaction that journals the last of
+what came before it, and an event that comes again is known by its id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 
+import attrs
 import trio
 from mautrix.errors import MatrixError, MatrixRequestError
 
@@ -31,9 +33,11 @@ from armorclaw.matrix.answer import (
 )
 from armorclaw.matrix.cache import Cache
 from armorclaw.matrix.client import POLL_SECONDS, MatrixClient
+from armorclaw.matrix.gaps import Filled, Gaps
 from armorclaw.matrix.granted import Granted
 from armorclaw.matrix.intake import Batch, Intake
 from armorclaw.matrix.pacing import Pacing
+from armorclaw.matrix.portions import Entry, put
 from armorclaw.matrix.rooms import Rooms, RoomState
 from armorclaw.matrix.status import SessionStatus
 from armorclaw.matrix.transport import Verdict, judge
@@ -41,16 +45,21 @@ from armorclaw.store import Connection
 
 log = get_logger(__name__)
 
-GAP_PAGE = 200
-GAP_LIMIT = 5_000
-"""Missed events of one room that are fetched; older ones are given up, and an event of type `gap` says so."""
-
 REFUSED_PAUSE = 30.0
 """Seconds before asking again what the homeserver refused for a reason that does not pass by itself."""
 
 _HOT = 3  # answers in a row that hold nothing, and come at once, before the loop slows down
 _AT_ONCE = 1.0  # seconds; a poll that lasted longer than this has been held back
-_BREATH = 500  # events turned into ours between two looks at the other tasks
+
+
+@attrs.frozen
+class _News:
+    """What one room brings. `gap` says that something older is missing, and stands before all of it."""
+
+    room_id: str
+    gap: Event | None = None
+    older: Sequence[Entry] = ()
+    timeline: Sequence[Raw] = ()
 
 
 class SyncLoop:
@@ -85,6 +94,7 @@ class SyncLoop:
         self._status = status
         self._around = around
         self._connected = connected
+        self._gaps = Gaps(account, client)
         self._pacing = Pacing(around.random)
         self._hot = 0
 
@@ -149,12 +159,14 @@ class SyncLoop:
         self._cache.clear()
         await self._intake.take(Batch(gaps), also=lambda db: login.save_place(db, self._account, None))
         self.since = None
+        self._gaps.done()
 
     async def _take_in(self, answer: Answer) -> None:
         first = self.since is None
         changes: dict[str, RoomState] = {}
-        entries: list[Event | Echo] = []
+        news: list[_News] = []
         receipts: list[Receipt] = []
+        self._gaps.begin()
         for update in answer.rooms:
             known = self._rooms.get(update.room_id)
             self._cache.follow(update)
@@ -162,19 +174,23 @@ class SyncLoop:
                 changes[update.room_id] = state
             # an account that is new here has a past, which is nobody's to answer
             if first or not self._granted.covers(update.room_id):
-                entries += self._echoes(update)
-            elif update.timeline:
-                entries += await self._entries(update, newly_joined=known is None or known.membership != "join")
+                if echoes := self._echoes(update):
+                    news.append(_News(update.room_id, older=echoes))
+            elif update.timeline or update.limited:
+                news.append(await self._news(update, newly_joined=known is None or known.membership != "join"))
             receipts += self._of_others(update)
-        if not entries and not receipts and not changes and answer.next_batch == self.since:
+        if not news and not receipts and not changes and answer.next_batch == self.since:
             return
 
         def also(db: Connection) -> None:
             login.save_place(db, self._account, answer.next_batch)
             self._rooms.save(db, changes)
 
-        await self._intake.take(Batch(entries, receipts), also=also)
+        # last, so that a gap is hardly ever told by a round that is then asked again
+        news.sort(key=lambda each: each.gap is not None)
+        await put(self._intake, self._entries(news), receipts, also=also)
         self.since = answer.next_batch
+        self._gaps.done()
         if changes:
             self._rooms.apply(changes)
             self._granted.poke()
@@ -189,63 +205,57 @@ class SyncLoop:
         own = str(self._client.mxid)
         return list({each.event_id: each for each in update.receipts if each.reader != own}.values())
 
-    async def _entries(self, update: RoomUpdate, *, newly_joined: bool) -> list[Event | Echo]:
-        own = str(self._client.mxid)
-        timeline, gap = update.timeline, False
-        if newly_joined and (since_join := after_own_join(timeline, own)) is not None:
-            timeline = since_join  # what was said before we came is not ours either
-        elif update.limited and update.prev_batch:
-            older, gap = await self._fill_gap(update.room_id, update.prev_batch, newly_joined=newly_joined)
-            timeline = [*older, *timeline]
-        entries: list[Event | Echo] = []
-        if gap:
-            entries.append(self._gap_event(update.room_id, f"more than {GAP_LIMIT} events were missed"))
-        now = self._around.clock.now_ms()
-        for number, raw in enumerate(timeline):
-            if number % _BREATH == _BREATH - 1:
-                await trio.lowlevel.checkpoint()
-            if raw.get("sender") == own:
-                entry: Event | Echo | None = to_echo(raw, update.room_id)
-            else:
-                entry = to_event(raw, update.room_id, self._account, now)
-                if entry is None:
-                    log.warning("malformed event left out", account=self._account, room=update.room_id)
-            if entry is not None:
-                entries.append(entry)
-        return entries
+    async def _news(self, update: RoomUpdate, *, newly_joined: bool) -> _News:
+        """What one room brings, once what its timeline left out is fetched."""
+        own, room_id = str(self._client.mxid), update.room_id
+        if newly_joined and (since_join := after_own_join(update.timeline, own)) is not None:
+            return _News(room_id, timeline=since_join)  # what was said before we came is not ours either
+        if not update.limited:
+            return _News(room_id, timeline=update.timeline)
+        if update.prev_batch:
+            assert self.since is not None
+            filled = await self._gaps.fill(
+                room_id,
+                update.prev_batch,
+                self.since,
+                read=lambda raw: self._entry(raw, room_id),
+                stop=lambda raw: newly_joined and own_join(raw, own),
+            )
+        else:
+            filled = Filled(missing="the homeserver did not say where they are")
+        gap = None if filled.missing is None else self._gap_event(room_id, filled.missing, again=self.since)
+        return _News(room_id, gap, filled.entries, update.timeline)
 
-    async def _fill_gap(self, room_id: str, prev_batch: str, *, newly_joined: bool) -> tuple[Sequence[Raw], bool]:
-        """What the timeline left out, in order, and whether even that is not all.
+    def _entries(self, news: Sequence[_News]) -> Iterator[Entry | None]:
+        """All of it in order, made when it is wanted: as objects of JSON it is the larger."""
+        for each in news:
+            if each.gap is not None:
+                yield each.gap
+            yield from each.older
+            for raw in each.timeline:
+                yield self._entry(raw, each.room_id)
 
-        A homeserver that fails in between fails the whole round, which is then asked again from the old token.
-        """
-        assert self.since is not None
-        own = str(self._client.mxid)
-        found: list[Raw] = []
-        at: str | None = prev_batch
-        while at is not None and len(found) < GAP_LIMIT:
-            try:
-                chunk, at = await self._client.page_back(room_id, at, self.since, GAP_PAGE)
-            except MatrixRequestError as error:
-                if judge(error).again:
-                    raise
-                log.warning("gap cannot be filled", account=self._account, room=room_id, why=judge(error).reason)
-                return found[::-1], True
-            for raw in chunk:
-                if newly_joined and own_join(raw, own):
-                    return found[::-1], False
-                found.append(raw)
-        if at is not None:
-            log.warning("gap too long to fill", account=self._account, room=room_id, fetched=len(found))
-        return found[::-1], at is not None
+    def _entry(self, raw: Raw, room_id: str) -> Entry | None:
+        if raw.get("sender") == str(self._client.mxid):
+            return to_echo(raw, room_id)
+        event = to_event(raw, room_id, self._account, self._around.clock.now_ms())
+        if event is None:
+            log.warning("malformed event left out", account=self._account, room=room_id)
+        elif event.event_id is None:
+            log.warning("event too deep to be read left out", account=self._account, room=room_id)
+        return event
 
-    def _gap_event(self, room_id: str, reason: str) -> Event:
+    def _gap_event(self, room_id: str, reason: str, *, again: str | None = None) -> Event:
+        """That something is missing; told once, however often the round from the place `again` is asked."""
+        place = "" if again is None else hashlib.sha256(again.encode("utf-8", "replace")).hexdigest()[:32]
         return Event.make(
             "gap",
             {"room_id": room_id, "reason": reason},
             at_ms=self._around.clock.now_ms(),
+            id="" if again is None else f"{self._account}/gap/{room_id}/{place}",
             account=self._account,
             room_id=room_id,
+            severity="warning",
         )
 
 

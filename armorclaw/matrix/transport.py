@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import re
 import zlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -46,7 +47,9 @@ MAX_ANSWER = 64 * 1024 * 1024
 MAX_WAIT = 300.0
 """Seconds a homeserver may tell us to wait; more is cut to this."""
 
-_DECODE_INLINE = 1024 * 1024  # bytes; more is decoded in a thread, since 1 MiB costs about 5 ms
+_DECODE_INLINE = 1024 * 1024  # bytes; more is unpacked and decoded in a thread, since 1 MiB costs about 5 ms
+_REFUSAL_LIMIT = 64 * 1024  # bytes of an error's body that are looked at
+_DEEP = 256  # brackets open at once; an answer that cannot be read otherwise has null for what is deeper
 _HEADERS = {
     "Accept-Encoding": "gzip",
     "Content-Type": "application/json",
@@ -56,6 +59,10 @@ _HEADERS = {
 
 class NotJSONError(MatrixResponseError):
     """The homeserver, or something in front of it, said yes and then gave something else than a JSON object."""
+
+
+class _TooLargeError(MatrixConnectionError):
+    """The answer is larger than was asked for."""
 
 
 class TrioHTTPAPI(HTTPAPI):
@@ -106,7 +113,7 @@ class TrioHTTPAPI(HTTPAPI):
         except trio.TooSlowError as error:
             raise MatrixConnectionError("the answer took too long") from error
         if 200 <= response.status_code < 300:
-            answer = await _decode(body)
+            answer = await _decode(body, packed=_packed(response))
             if not isinstance(answer, dict):
                 raise NotJSONError("the answer is not a JSON object")
             return answer
@@ -124,8 +131,8 @@ class TrioHTTPAPI(HTTPAPI):
 
     def _refusal(self, response: httpx.Response, body: bytes) -> MatrixRequestError:
         try:
-            said = msgspec.json.decode(body)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
+            said = msgspec.json.decode(_unpack(body, _REFUSAL_LIMIT) if _packed(response) else body[:_REFUSAL_LIMIT])
+        except (msgspec.MsgspecError, MatrixError, ValueError, RecursionError):
             said = None
         said = said if isinstance(said, dict) else {}
         code, message = said.get("errcode"), said.get("error")
@@ -162,12 +169,14 @@ class Verdict:
     unknown_token: bool = False
     sure: bool = False
     """Whether the request certainly had no effect: nobody was reached, or the homeserver itself turned it down."""
+    whole: bool = False
+    """Whether it is the homeserver as a whole that is away: nobody was reached, or it, or a proxy, fails."""
 
     def exception(self) -> Delayed | Refused:
         """The same for the outbox."""
-        return (
-            Delayed(self.after, self.reason, sure=self.sure) if self.again else Refused(self.reason, sure=self.sure)
-        )
+        if not self.again:
+            return Refused(self.reason, sure=self.sure)
+        return Delayed(self.after, self.reason, sure=self.sure, whole=self.whole)
 
 
 def judge(error: MatrixError) -> Verdict:
@@ -179,7 +188,7 @@ def judge(error: MatrixError) -> Verdict:
     """
     if not isinstance(error, MatrixRequestError):
         unreached = isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-        return Verdict(again=True, reason=str(error), sure=unreached)
+        return Verdict(again=True, reason=str(error), sure=unreached, whole=True)
     status = error.http_status
     code: str | None = error.errcode  # mautrix's annotation leaves out that there may be none
     reason = f"{code or f'HTTP {status}'}: {error.message}"
@@ -188,7 +197,8 @@ def judge(error: MatrixError) -> Verdict:
     foreign = code is None and status not in (400, 411, 413, 414, 431)
     again = status == 429 or status >= 500 or code == "M_LIMIT_EXCEEDED" or foreign
     sure = status < 500 and code is not None
-    return Verdict(again=again, reason=reason, after=getattr(error, "retry_after", None), sure=sure)
+    whole = again and status != 429 and code != "M_LIMIT_EXCEEDED"
+    return Verdict(again=again, reason=reason, after=getattr(error, "retry_after", None), sure=sure, whole=whole)
 
 
 @asynccontextmanager
@@ -214,25 +224,68 @@ async def _read(response: httpx.Response) -> bytes:
         body += chunk
     if len(body) > MAX_ANSWER:
         raise MatrixConnectionError(f"the answer is larger than {MAX_ANSWER} bytes")
-    if response.headers.get("content-encoding", "").lower() != "gzip":
-        return bytes(body)
+    return bytes(body)
+
+
+def _packed(response: httpx.Response) -> bool:
+    return str(response.headers.get("content-encoding", "")).lower() == "gzip"
+
+
+def _unpack(body: bytes, limit: int) -> bytes:
+    """Raises _TooLargeError if there is more than that, and NotJSONError if it is no gzip."""
     unpack = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
     try:
-        whole = unpack.decompress(body, MAX_ANSWER)
+        whole = unpack.decompress(body, limit)
     except zlib.error as error:
         raise NotJSONError("the answer is not what its gzip header says") from error
     if unpack.unconsumed_tail:
-        raise MatrixConnectionError(f"the answer is larger than {MAX_ANSWER} bytes")
+        raise _TooLargeError(f"the answer is larger than {limit} bytes")
     return whole
 
 
-async def _decode(body: bytes) -> Any:
+async def _decode(body: bytes, *, packed: bool) -> Any:
     try:
         if len(body) <= _DECODE_INLINE:
-            return _loads(body)
-        return await trio.to_thread.run_sync(_loads, body)
+            try:
+                return _decoded(body, packed, _DECODE_INLINE)
+            except (_TooLargeError, RecursionError):
+                pass
+        return await trio.to_thread.run_sync(_read_whole, body, packed)
     except (ValueError, RecursionError):
         raise NotJSONError("the answer is not JSON") from None
+
+
+def _decoded(body: bytes, packed: bool, limit: int) -> Any:
+    return _loads(_unpack(body, limit) if packed else body)
+
+
+def _read_whole(body: bytes, packed: bool) -> Any:
+    """In a thread: however large it is, however deep."""
+    text = _unpack(body, MAX_ANSWER) if packed else body
+    try:
+        return _loads(text)
+    except RecursionError:
+        return _loads(_pruned(text))
+
+
+_QUOTED_OR_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+
+
+def _pruned(text: bytes) -> bytes:
+    """The same JSON without what is too deep for any reader: one such event must not stop a whole sync."""
+    kept: list[bytes] = []
+    depth = begin = 0
+    for found in _QUOTED_OR_BRACKET.finditer(text):
+        byte = text[found.start()]
+        if byte in b"[{":
+            depth += 1
+            if depth == _DEEP + 1:
+                kept += (text[begin : found.start()], b"null")
+        elif byte in b"]}":
+            depth -= 1
+            if depth == _DEEP:
+                begin = found.end()
+    return b"".join((*kept, text[begin:])) if depth == 0 else b""
 
 
 def _loads(body: bytes) -> Any:

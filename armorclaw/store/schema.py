@@ -178,6 +178,16 @@ CREATE TABLE dead_letters (          -- events given up for one subscription; th
     PRIMARY KEY (owner, name, seq),
     FOREIGN KEY (owner, name) REFERENCES subscriptions (owner, name) ON DELETE CASCADE
 ) WITHOUT ROWID;
+CREATE TABLE grants (                -- where each begins, for as long as it lasts
+    agent TEXT NOT NULL,
+    account TEXT NOT NULL,           -- '' with room '': whatever it is granted, it had before this table was made
+    room TEXT NOT NULL,              -- id or alias
+    since INTEGER NOT NULL,          -- it holds for what is numbered above
+    guest INTEGER NOT NULL,          -- 1: for as long as it runs, and goes on with its next run
+    PRIMARY KEY (agent, account, room)
+) WITHOUT ROWID;
+INSERT INTO grants SELECT owner, '', '', 0, 0 FROM subscriptions
+    WHERE name = 'main' AND owner != '' AND owner NOT LIKE '@%';
 ALTER TABLE outbox ADD COLUMN tried_ms INTEGER;   -- when the first attempt that may have arrived was made
 ALTER TABLE outbox ADD COLUMN device_id TEXT;     -- which makes the attempts; NULL: there were none
 ALTER TABLE outbox ADD COLUMN place INTEGER;      -- number in the journal of the event that told of its echo

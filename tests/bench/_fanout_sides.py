@@ -1,4 +1,4 @@
-"""The servers that `fanout` measures: `python -m tests.bench._fanout_sides product|uvloop SOCKET FOLDER`.
+"""The servers that `fanout` measures: `python -m tests.bench._fanout_sides product|trio|uvloop SOCKET FOLDER`.
 
 Each gives what is published on one connection to all that have subscribed, and answers the publisher. One is the
 bridge with nothing left out but the limits, which would not let anybody publish so much; the other is the least one
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -69,6 +71,31 @@ def event(params: dict[str, Any]) -> bytes:
     return orjson.dumps({"jsonrpc": "2.0", "method": "event", "params": told | more}) + b"\n"
 
 
+async def bare(path: str) -> None:
+    """The same on Trio, with nothing around it: a task for each connection, and to everybody one system call."""
+    everybody: set[int] = set()  # descriptors; with one that is gone nothing is lost here
+
+    async def serve(stream: trio.SocketStream) -> None:
+        held, own = b"", stream.socket.fileno()
+        with suppress(trio.BrokenResourceError):
+            while data := await stream.receive_some():
+                *lines, held = (held + data).split(b"\n")
+                for line in lines:
+                    request = orjson.loads(line)
+                    if request["method"] == "events.subscribe":
+                        everybody.add(own)
+                    else:
+                        frame = event(request["params"])
+                        for each in everybody:
+                            with suppress(OSError):
+                                os.write(each, frame)
+                    answer = orjson.dumps({"jsonrpc": "2.0", "id": request["id"], "result": {}})
+                    await stream.send_all(answer + b"\n")
+        everybody.discard(own)
+
+    await trio.serve_listeners(serve, [bind_unix(path)])
+
+
 async def plain(path: str) -> None:
     server = await asyncio.get_running_loop().create_unix_server(ToAll, path, backlog=1024)
     await server.serve_forever()
@@ -79,6 +106,7 @@ if __name__ == "__main__":
     kind, socket, folder = sys.argv[1:]
     runners: dict[str, Callable[[], object]] = {
         "product": partial(trio.run, product, socket, Path(folder)),
+        "trio": partial(trio.run, bare, socket),
         "uvloop": lambda: uvloop.run(plain(socket)),
     }
     runners[kind]()

@@ -83,7 +83,7 @@ def run(quick: bool) -> list[Figure]:
     with ExitStack() as stack:
         home = stack.enter_context(folder())
         load = compiled(home)
-        sides = {kind: stack.enter_context(side(home, kind)) for kind in ("product", "uvloop")}
+        sides = {kind: stack.enter_context(side(home, kind)) for kind in ("product", "trio", "uvloop")}
         sides["redis"] = stack.enter_context(redis(home))
         found: dict[str, list[Took]] = defaultdict(list)
 
@@ -95,6 +95,7 @@ def run(quick: bool) -> list[Figure]:
             for kind in ("uvloop", "product"):
                 take(f"{kind} alone", kind, 1, 0, seconds)
                 take(f"{kind} at once", kind, AT_ONCE, 0, seconds)
+            take("trio alone", "trio", 1, 0, seconds)
             take("redis at once", "redis", AT_ONCE, 0, seconds)
             for kind in ("redis", "product"):
                 take(f"{kind} paced", kind, AT_ONCE, PACE, paced_seconds)
@@ -110,6 +111,7 @@ def run(quick: bool) -> list[Figure]:
         Figure("a delivery, bridge, CPU", ours, "us"),
         Figure("a delivery, bridge / uvloop", ours / bare, "x", 1.5),
         Figure("the same, one event under way at a time", cpu["product alone"] / cpu["uvloop alone"], "x"),
+        Figure("the same, bare writes from a task of Trio", cpu["trio alone"] / cpu["uvloop alone"], "x"),
         Figure("until the last has it, redis, p99", p99["redis paced"], "us"),
         Figure("until the last has it, bridge, p99", p99["product paced"], "us"),
         Figure("until the last has it, bridge / redis, p99", p99["product paced"] / p99["redis paced"], "x", 5.0),

@@ -71,6 +71,7 @@ class Bridge:
         async def sink(type: str, content: Any, *, agent: str | None, also: Any) -> None:  # noqa: A002
             await journal.record([Event.make(type, content, at_ms=0, agent=agent)], also=also)
 
+        self.journal = journal
         self.alerts = Alerts(sink, audit)
         self.room = AdminRoom(self.section, subscriptions, self.outbox, self.membership, self.around)
         async with trio.open_nursery() as nursery:
@@ -422,6 +423,31 @@ async def test_nobody_can_call_a_whole_room_by_an_alert(bridge: Bridge, autojump
         await bridge.raise_alert("@room look!")
         await settled()
     assert b'"m.mentions":{}' in contents[0]
+
+
+@pytest.mark.parametrize("severity", [[], {}, None, 5, "dire"])
+async def test_a_severity_that_is_none_is_the_least(bridge: Bridge, severity: Any, autojump_clock: MockClock) -> None:
+    async with bridge.running():
+        odd = Event.make("alert", {"severity": severity, "text": [1], "why": {"x": 1}}, at_ms=0)
+        await bridge.journal.record([odd])
+        await bridge.raise_alert("and the next")
+        await settled()
+    assert bridge.firsts() == ["error: and the next"]
+
+
+async def test_what_somebody_says_in_a_room_is_no_alert(bridge: Bridge, autojump_clock: MockClock) -> None:
+    """Nor does it come again, or keep a later one from being told."""
+    whose = {"account": "main", "room_id": "!r:x", "sender": "@evil:x"}
+    contents: list[dict[str, Any]] = [{"severity": "critical", "text": "lies"}, {"severity": []}, {}]
+    said = [
+        Event.make("alert", each, at_ms=0, event_id=f"${number}", **whose) for number, each in enumerate(contents)
+    ]
+    for _ in range(2):
+        async with bridge.running():
+            await bridge.journal.record(said)
+            await bridge.raise_alert("the truth")
+            await settled()
+    assert bridge.firsts() == ["error: the truth"] * 2
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import trio.testing
 
 from armorclaw.clock import Surroundings
 from armorclaw.delivery import waiting as waiting_module
-from armorclaw.delivery.message import CONTENT_LIMIT, Outgoing
+from armorclaw.delivery.message import CONTENT_LIMIT, Delivery, Outgoing
 from armorclaw.delivery.outbox import Outbox
 from armorclaw.delivery.sender import EXPIRED
 from armorclaw.delivery.transport import Refused
@@ -251,3 +251,48 @@ async def test_on_the_real_store_across_two_lives_of_it(tmp_path: Path, out: Out
             nursery.cancel_scope.cancel(reason="done")
         assert sorted(int(body) for _, body in server.visible) == list(range(50))
         assert await db.read(AuditLog(around).verify) == 50
+
+
+@pytest.mark.mission("P3.1")
+@pytest.mark.parametrize("by", ["retry", "its key", "the key of another account", "the key of one that waits"])
+async def test_a_failed_message_of_an_account_without_a_session_strands_nothing(
+    world: World, out: Out, by: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Its queue was not in memory: what waits there comes first, and nothing that comes later overtakes it."""
+    failed = await world.outbox.enqueue(out("failed", "!z:x", key="k"))
+    world.db.conn.execute("UPDATE outbox SET state = 'failed', reason = 'M_FORBIDDEN'")
+    for number in range(5):
+        await world.outbox.enqueue(out(f"a{number}", key=f"a{number}"))
+    outbox = world.reopen()
+    elsewhere = attrs.evolve(out("failed", "!z:x", key="k"), account="other")
+    if by == "retry":
+        await outbox.retry(failed.delivery_id, by="op")
+    elif by == "its key":
+        await outbox.enqueue(out("failed", "!z:x", key="k"))
+    elif by == "the key of another account":
+        assert (await outbox.enqueue(elsewhere)).account == "main"
+    else:
+        assert (await outbox.enqueue(attrs.evolve(elsewhere, idempotency_key="a2"))).state == "queued"
+    waiting = 5 if by.endswith("waits") else 6
+    assert outbox.lengths() == {"main": waiting}
+    assert outbox._waiting._per_agent["echo"] == waiting
+    async with trio.open_nursery() as nursery:
+        await nursery.start(outbox.serve, "main", world.server)
+        last = await outbox.enqueue(out("new"))
+        assert (await outbox.settled(last.delivery_id, 5)).state == "sent"
+        nursery.cancel_scope.cancel(reason="done")
+    assert world.server.bodies("!a:x") == [*(f"a{number}" for number in range(5)), "new"]
+    assert world.server.bodies("!z:x") == ["failed"] * (waiting - 5)
+    assert outbox.lengths()["main"] == outbox._waiting._per_agent["echo"] == 0
+
+
+def test_what_waits_is_kept_in_order_and_counted_once() -> None:
+    one = Delivery("d_1", "t_1", "main", "echo", "!a:x", "m.room.message", "queued", 0, seq=1)
+    two = attrs.evolve(one, delivery_id="d_2", seq=2)
+    waiting = waiting_module.Waiting()
+    for each in (two, one, two):
+        waiting.add(each)
+    assert waiting.of("main") == [one, two]
+    waiting.remove("d_1")
+    waiting.remove("d_2")
+    assert waiting._per_agent["echo"] == 0

@@ -13,6 +13,7 @@ import trio.testing
 from armorclaw.delivery import receipts as receipts_module
 from armorclaw.delivery.message import Outgoing
 from armorclaw.delivery.transport import Delayed, Refused
+from armorclaw.events.event import Event
 
 Out = Callable[..., Outgoing]
 World = Any  # the class of conftest.py
@@ -259,3 +260,20 @@ async def test_an_echo_that_comes_again_changes_nothing(serving: World, out: Out
     await serving.sync()
     assert await states(serving, ids) == ["read"]
     assert serving.told() == ["sent", "delivered", "read"]
+
+
+@pytest.mark.parametrize("state", ["sent", "made up", None, [], {"x": 1}])
+async def test_what_somebody_says_in_a_room_is_no_news_of_a_message(serving: World, out: Out, state: Any) -> None:
+    """Whatever its type and content are, it is neither counted nor believed, and raises nothing."""
+    serving.server.trouble["!a:x"].append(Delayed(60, "429", sure=True))
+    delivery = await serving.outbox.enqueue(out("x"))
+    content = {"delivery_id": delivery.delivery_id, "state": state}
+    before = dict(serving.outbox.told)
+    said = Event.make("delivery", content, at_ms=1, account="main", room_id="!a:x", event_id="$forged")
+    serving.outbox.receipts.committed([said, Event.make("delivery", {}, at_ms=1, event_id="$none")])
+    assert dict(serving.outbox.told) == before
+    assert (await serving.outbox.status(delivery.delivery_id)).state == "queued"
+    assert serving.outbox.lengths() == {"main": 1}
+    if state != "sent":  # total, even for one of our own
+        serving.outbox.receipts.committed([Event.make("delivery", content, at_ms=1)])
+        assert dict(serving.outbox.told) == before

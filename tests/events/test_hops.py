@@ -95,7 +95,7 @@ async def call(stream: trio.SocketStream, method: str, **params: Any) -> Any:
     return await line(stream)
 
 
-@pytest.mark.mission("P1.1", "P1.3")
+@pytest.mark.mission("P1.1", "P1.3", "R.1", "R.4")
 async def test_events_cross_from_nursery_to_nursery_through_channels_alone(
     armorclaw_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

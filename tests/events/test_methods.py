@@ -82,7 +82,7 @@ class Bridge:
         section = EventsSection(max_deliveries=2)
         self.journal = Journal(db, around.clock)
         self.subscriptions = Subscriptions(db, self.journal, around, section, DeadLetters(db, self.journal))
-        self.grants = Grants()
+        self.grants = Grants(lambda: self.journal.known or 0)
         self.grants.set("echo", "main", ["!a:x"])
         self._registry = Registry()
         register(self._registry, self.subscriptions, self.grants)
@@ -632,3 +632,28 @@ async def test_what_becomes_of_its_messages_is_heard_by_the_agent_that_sent_them
     assert await agent.event() == (1, 0)
     assert await other.call("events.stats") != []
     assert all("method" not in message for message in other.messages)
+
+
+# --- grants have a beginning ---
+
+
+@pytest.mark.parametrize("name", ["main", "mine"])
+async def test_what_was_said_before_its_grant_is_not_for_an_agent(bridge: Bridge, name: str) -> None:
+    """However far behind it is: its floor lags, and what was said meanwhile was for others."""
+    client = await bridge.connect()
+    await client.call("events.subscribe", name=name)
+    first = await bridge.publish("!a:x")
+    await client.event()
+    await bridge.publish("!b:x", body="for others")
+    await client.aclose()
+    away = await bridge.publish("!a:x")  # it had that grant
+    bridge.grants.set("echo", "main", ["!a:x", "!b:x"])
+    later = await bridge.publish("!b:x")
+    client = await bridge.connect()
+    await client.call("events.subscribe", name=name)
+    assert [(await client.event())[0] for _ in range(3)] == [first, away, later]
+    await client.call("events.subscribe", from_=0)
+    told = bridge.subscriptions.policy("echo")
+    assert told is not None
+    found = await bridge.journal.after(0, 10, None, told)
+    assert [event.seq for event in found.events] == [first, away, later]

@@ -31,6 +31,11 @@ class House:
         self.journal = Journal(db)
         self.readers = Readers()
         self.cursors: dict[str, Cursor] = {}
+        self.redelivered: list[int] = []
+
+    def made(self, event: Event, redelivered: int) -> Event:
+        self.redelivered.append(redelivered)
+        return event
 
     def cursor(self, name: str) -> Cursor:
         if name not in self.cursors:
@@ -50,7 +55,7 @@ class House:
             cursor=None if name is None else self.cursor(name),
             readers=self.readers,
             clock=Clock(),
-            make=lambda event: event,
+            make=self.made,
         )
 
 
@@ -250,3 +255,12 @@ async def test_nothing_is_written_without_a_name(
     assert await take(stream, 3) == [1, 2, 3]
     await stream.ack()
     assert inline_db.writes == before
+
+
+async def test_what_comes_again_says_so(house: House, new_event: MakeEvent) -> None:
+    await house.cursor("work").load(None, "now")
+    await house.journal.record([new_event() for _ in range(3)])
+    assert await take(house.stream("work"), 2) == [1, 2]
+    assert await take(house.stream("work"), 2) == [2, 3]
+    assert await take(house.stream(start=0), 2) == [1, 2]
+    assert house.redelivered == [0, 0, 1, 0, 0, 0]

@@ -272,6 +272,24 @@ async def test_agents_are_given_nothing_new_while_the_bridge_ends(
     assert lates.seqs == [3]
 
 
+async def test_who_has_not_begun_when_the_bridge_begins_to_end_is_given_nothing(
+    poller: Poller, connected: Connected, new_sink: Make
+) -> None:
+    subscriptions = poller.subscriptions
+    await poller.publish(2)
+    sink = new_sink()
+    subscription = subscriptions.open("echo", "main", None, "now", everything, sink)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(subscription.run)
+        subscriptions.hold_all()
+        await settle()
+        assert sink.seqs == []
+        subscriptions.release_all()
+        await settle()
+        assert sink.seqs == [1, 2]
+        nursery.cancel_scope.cancel(reason="the test is over")
+
+
 async def test_a_poll_that_waits_when_the_bridge_begins_to_end_is_given_nothing(
     poller: Poller, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -285,3 +285,77 @@ async def test_an_event_that_is_owed_again_is_work(
     with pytest.raises(ArmorclawError) as caught:
         await subscriptions.give_again("ada", MAIN, 99)
     assert caught.value.name == "not_found"
+
+
+async def test_owed_again_while_it_is_looked_for_others_is_work(
+    db: Database, new_event: Callable[..., Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(db)
+    subscriptions = Subscriptions(db, journal, Surroundings(), EventsSection(), DeadLetters(db, journal))
+    await subscriptions.ensure("ada", MAIN)
+    (event,) = await journal.record([new_event(MINE)])
+    row = ("ada", MAIN, event.seq, 0, 5, 5, "lost")
+    sql = "INSERT INTO dead_letters (owner, name, seq, at_ms, given, lost, reason) VALUES (?, ?, ?, ?, ?, ?, ?)"
+    await db.write(lambda conn: conn.execute(sql, row).rowcount)
+    await subscriptions.ack("ada", MAIN, event.seq)
+    after, meanwhile = journal.after, False
+
+    async def slow(*args: Any) -> Any:
+        page = await after(*args)
+        if meanwhile:
+            await subscriptions.give_again("ada", MAIN, event.seq)
+        return page
+
+    monkeypatch.setattr(journal, "after", slow)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(subscriptions.until_work, "ada", allowed=allowed))
+        await trio.testing.wait_all_tasks_blocked()
+        meanwhile = True
+        await journal.record([new_event(OTHERS)])  # it looks what that is
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 0
+        nursery.cancel_scope.cancel(reason="seen")
+
+
+async def test_nobody_is_woken_while_the_bridge_ends(place: Place) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(place.subscriptions.until_work, "ada", allowed=allowed))
+        await trio.testing.wait_all_tasks_blocked()
+        place.subscriptions.hold_all()
+        await place.publish()
+        nursery.start_soon(partial(place.subscriptions.until_work, "ada", allowed=allowed))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 2
+        place.subscriptions.release_all()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 0
+
+
+async def test_nor_if_it_begins_to_end_while_work_is_looked_for(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after = place.journal.after
+
+    async def slow(*args: Any) -> Any:
+        page = await after(*args)
+        place.subscriptions.hold_all()
+        return page
+
+    monkeypatch.setattr(place.journal, "after", slow)
+    await place.publish()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(place.subscriptions.until_work, "ada", allowed=allowed))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 1
+        nursery.cancel_scope.cancel(reason="seen")
+
+
+async def test_what_was_said_before_its_grant_wakes_nobody(place: Place) -> None:
+    grants = Grants(lambda: place.journal.known or 0)
+    grants.set("ada", "main", [OTHERS])
+    work = AgentWork(place.subscriptions, grants)
+    await place.publish()
+    grants.set("ada", "main", [OTHERS, MINE])
+    assert not await work.has_work("ada")
+    await place.publish()
+    assert await work.has_work("ada")

@@ -85,8 +85,11 @@ class Life:
     _lock: trio.Lock = attrs.field(factory=trio.Lock)
 
     def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
         if self.status is None:
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, number)
 
     async def ended(self) -> int:
         """Its exit status, as subprocess has it."""
@@ -143,8 +146,10 @@ class Trial:
             "events": {"max_lost": 10_000, "max_deliveries": 10_000},
         }
 
-    def order(self, *, watched: bool = False, crash: str | None = None) -> dict[str, Any]:
-        return {"folder": str(self.folder), "config": self.config, "watched": watched, "crash": crash}
+    def order(self, *, watched: bool = False, crash: str | None = None, daemon: bool = False) -> dict[str, Any]:
+        """For a zygote; with `daemon`, of a bridge that ends in order when a signal asks it to."""
+        known = {"folder": str(self.folder), "config": self.config}
+        return {**known, "watched": watched, "crash": crash, "daemon": daemon}
 
     # -- what happens
 

@@ -76,11 +76,14 @@ class Network(httpx.AsyncBaseTransport):
     def __init__(self, town: Town, chance: random.Random) -> None:
         self.weather: Weather = "fair"
         self.requests = 0
+        self.puts = 0
+        """Of the requests, those that would send a message."""
         self._town = town
         self._chance = chance
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.requests += 1
+        self.puts += request.method == "PUT"
         patience = request.extensions["timeout"]
         await trio.sleep(self._chance.uniform(0.001, 0.05))
         if self.weather == "refused":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +19,9 @@ from armorclaw.events.event import Event
 
 RECONNECTS = 1000
 TYPE = "app.load"
+LARGE = 100_000
+"""Bytes of events of which a few fill all there is between bridge and reader."""
+
 CUT_WITHIN = 30.0
 """Seconds: one that takes nothing is cut after ten."""
 
@@ -60,6 +62,11 @@ class Line:
             self._note(await self._message())
         return self.events.popleft()
 
+    async def until_closed(self) -> None:
+        """Until the subscription is said to be closed."""
+        while self.closed is None:
+            self._note(await self._message())
+
     def _note(self, message: dict[str, Any]) -> None:
         if message.get("method") == "event":
             self.events.append(message["params"])
@@ -87,21 +94,21 @@ async def connected(bridge: Bridge) -> AsyncIterator[Line]:
 
 async def publish(bridge: Bridge, *numbers: int, size: int = 10) -> None:
     now = bridge.around.clock.now_ms()
-    content = [{"n": number, "at": time.perf_counter(), "pad": "x" * size} for number in numbers]
+    content = [{"n": number, "pad": "x" * size} for number in numbers]
     await bridge.journal.record([Event.make(TYPE, each, at_ms=now) for each in content])
 
 
 @pytest.mark.mission("P1.3", "S.6")
-async def test_one_that_stops_reading_is_cut_and_can_go_on_while_others_notice_nothing(bridge: Bridge) -> None:
+async def test_one_that_stops_reading_is_cut_and_can_go_on_while_others_miss_nothing(bridge: Bridge) -> None:
+    """It takes nothing at all, so its connection ends, too. How little the others are slowed down by it is measured
+    by `python -m tests.bench fanout`."""
     total = 1500
     got: list[int] = []
-    took: list[float] = []
 
     async def follow(line: Line) -> None:
         while len(got) < total:
             event = await line.next()
             got.append(event["content"]["n"])
-            took.append(time.perf_counter() - event["content"]["at"])
 
     async with connected(bridge) as good, connected(bridge) as stopped, connected(bridge) as named:
         await good.subscribe()
@@ -113,7 +120,6 @@ async def test_one_that_stops_reading_is_cut_and_can_go_on_while_others_notice_n
                 await publish(bridge, *range(number, number + 5), size=4000)
                 await trio.sleep(0.005)
         assert got == list(range(total))
-        assert sorted(took)[int(0.99 * total)] < 0.5
         rows = await bridge.call("events.stats")
         assert max(row["in_hand"] for row in rows if row["named"]) < total / 4, "the window does not hold"
         with trio.fail_after(CUT_WITHIN):
@@ -122,15 +128,12 @@ async def test_one_that_stops_reading_is_cut_and_can_go_on_while_others_notice_n
         late: list[dict[str, Any]] = []
         with trio.fail_after(10):
             try:
-                while stopped.closed is None:
+                while True:
                     late.append(await stopped.next())
             except (trio.EndOfChannel, trio.BrokenResourceError):
                 pass
     assert len(late) < total
     position = late[-1]["seq"] if late else before["cursor"]
-    if stopped.closed is not None:
-        assert stopped.closed["reason"].startswith("too slow")
-        assert stopped.closed["cursor"] == position
     async with connected(bridge) as again, connected(bridge) as archive:
         await again.subscribe(**{"from": position})
         with trio.fail_after(30):
@@ -144,6 +147,36 @@ async def test_one_that_stops_reading_is_cut_and_can_go_on_while_others_notice_n
                 kept[event["content"]["n"]] = event["seq"]
                 await archive.call("events.ack", subscription=own["subscription"], seq=event["seq"])
     assert list(kept) == list(range(total))
+
+
+@pytest.mark.mission("P1.3", "S.6")
+async def test_one_that_is_too_slow_is_told_so_and_where_it_was(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its connection stays: otherwise that may be cut in the same second, and nobody is there to be told."""
+    monkeypatch.setattr("armorclaw.rpc.outgoing.WRITE_DEADLINE", 2 * CUT_WITHIN)
+    total = 20
+    async with connected(bridge) as slow:
+        await slow.subscribe()
+        for number in range(total):
+            await publish(bridge, number, size=LARGE)
+        with trio.fail_after(CUT_WITHIN):
+            while [row for row in await bridge.call("events.stats") if row["connected"]]:  # noqa: ASYNC110
+                await trio.sleep(0.1)
+        with trio.fail_after(10):
+            await slow.until_closed()
+        assert (await slow.call("status"))["state"] == "running"
+        late = list(slow.events)
+        assert slow.closed is not None
+        assert slow.closed["reason"].startswith("too slow")
+        assert slow.closed["cursor"] == late[-1]["seq"]
+        assert len(late) < total
+        slow.events.clear()
+        await slow.subscribe(**{"from": slow.closed["cursor"]})
+        with trio.fail_after(30):
+            while len(late) < total:
+                late.append(await slow.next())
+    assert [event["content"]["n"] for event in late] == list(range(total))
 
 
 @pytest.mark.mission("P1.1", "P1.2")
@@ -190,7 +223,7 @@ async def test_a_thousand_reconnects_by_name_lose_nothing_and_give_nothing_up(br
     connections = 0
     async with trio.open_nursery() as nursery:
         nursery.start_soon(load)
-        while len(acked) < published:
+        while len(acked) < published or connections < RECONNECTS:
             connections += 1
             async with connected(bridge) as line:
                 answer = await line.subscribe(name="archive")
@@ -201,7 +234,7 @@ async def test_a_thousand_reconnects_by_name_lose_nothing_and_give_nothing_up(br
                     unmarked += [event["seq"]] * (event["seq"] in seen and not event.get("redelivered"))
                     seen.add(event["seq"])
                 seen.update(event["seq"] for event in line.events)
-    assert connections >= RECONNECTS / 2
+    assert connections >= RECONNECTS
     assert acked == list(range(published))
     assert not unmarked
     assert await bridge.call("events.dead_letters") == []

@@ -28,10 +28,11 @@ Meddle = Callable[[Asked], Awaitable[Reply | Raw | None]]
 
 @attrs.define
 class Room:
-    """Its timeline, each event with its place in the stream of the town."""
+    """Its timeline, each event with its place in the stream of the town; and its state, by type and key."""
 
     members: set[str] = attrs.field(factory=set)
     events: list[tuple[int, dict[str, Any]]] = attrs.field(factory=list)
+    state: dict[tuple[str, str], dict[str, Any]] = attrs.field(factory=dict)
 
 
 class Town:
@@ -66,6 +67,11 @@ class Town:
     def say(self, room_id: str, body: str, *, sender: str = PERSON) -> str:
         """A message of somebody's; its event id."""
         return self._append(room_id, sender, "m.room.message", {"msgtype": "m.text", "body": body})
+
+    def change(self, room_id: str, type_: str, state_key: str, content: dict[str, Any]) -> str:
+        """Somebody changes a piece of the room's state; the event's id."""
+        self.rooms[room_id].state[type_, state_key] = content
+        return self._append(room_id, PERSON, type_, content, state_key=state_key)
 
     def read(self, room_id: str, event_id: str, *, reader: str = PERSON) -> None:
         """Somebody has read up to here."""
@@ -148,6 +154,9 @@ class Town:
                 return Reply(
                     {"joined": {member: {"display_name": member[1:]} for member in self.rooms[room_id].members}}
                 )
+            case "GET state", ["rooms", room_id, _, type_, *rest]:
+                content = self.rooms[room_id].state.get((type_, "".join(rest)))
+                return _refusal(404, "M_NOT_FOUND") if content is None else Reply(content)
             case "GET profile", _:
                 return Reply({"displayname": words[1][1:]})
         return _refusal(404, "M_NOT_FOUND")
@@ -220,7 +229,7 @@ class Town:
         sent_by, txn = self._txn_of.get(event["event_id"], ("", ""))
         return {**event, "unsigned": {"transaction_id": txn}} if sent_by == device else event
 
-    def _append(self, room_id: str, sender: str, type_: str, content: dict[str, Any]) -> str:
+    def _append(self, room_id: str, sender: str, type_: str, content: dict[str, Any], **more: Any) -> str:
         place = self._step()
         event = {
             "type": type_,
@@ -228,6 +237,7 @@ class Town:
             "event_id": f"$e{place}",
             "origin_server_ts": self._clock.now_ms(),
             "content": content,
+            **more,
         }
         self.rooms[room_id].events.append((place, event))
         return str(event["event_id"])

@@ -19,7 +19,8 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ import httpx
 import trio
 
 from armorclaw.bridge import Bridge, open_bridge
+from armorclaw.cli import daemon
 from armorclaw.cli.process import set_up_logging
 from armorclaw.config import Config
+from armorclaw.matrix import markers
 from armorclaw.rpc.registry import Role
 from armorclaw.rpc.unix import bind_unix, serve_unix
 from armorclaw.rpc.wire import SocketWire
@@ -140,6 +143,20 @@ async def _bridge(order: dict[str, Any]) -> None:
         await trio.sleep_forever()
 
 
+async def _daemon(order: dict[str, Any]) -> None:
+    """The same as `armorclaw run` has it: a signal ends it in order."""
+
+    @asynccontextmanager
+    async def open_with_socket(config: Config) -> AsyncIterator[Bridge]:
+        async with open_bridge(config) as bridge, trio.open_nursery() as nursery:
+            await nursery.start(_agents_socket, bridge, Path(order["folder"]) / "a.sock")
+            yield bridge
+            nursery.cancel_scope.cancel(reason="the bridge ends")
+
+    daemon.open_bridge = open_with_socket  # type: ignore[attr-defined, assignment]
+    await daemon.daemon(Config.parse(order["config"]))
+
+
 async def _agents_socket(bridge: Bridge, path: Path, *, task_status: trio.TaskStatus[None]) -> None:
     await serve_unix(
         bind_unix(path),
@@ -162,7 +179,8 @@ def _child(order: dict[str, Any]) -> None:
     set_up_logging(logging.INFO)
     if order["watched"]:
         Points(folder / "points", order["crash"]).watch()
-    trio.run(_bridge, order)
+        markers.GATHER = 0.0  # or the trial would be over before the receipts
+    trio.run(_daemon if order.get("daemon") else _bridge, order)
 
 
 def die_with_parent() -> None:

@@ -9,6 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from armorclaw.delivery.news import TYPE as DELIVERY
+from armorclaw.events import severity
+from armorclaw.events.methods import FOR_OTHERS, PUBLISHED
+from armorclaw.events.pushing.gap import GAP
 from armorclaw.matrix.answer import (
     BadAnswerError,
     Echo,
@@ -97,6 +101,23 @@ def test_receipts_of_others_and_only_those_that_are_public() -> None:
         Receipt("!a:x", "$2", "@dan:x"),
     ]
     assert not answer.empty
+
+
+@pytest.mark.parametrize(
+    "facts, counts",
+    [
+        ({"ts": 1}, True),
+        ({"thread_id": "main"}, True),
+        ({"thread_id": None}, True),
+        ({"thread_id": "$root"}, False),
+        ({"thread_id": ""}, False),
+        ({"thread_id": ["main"]}, False),
+    ],
+)
+def test_a_receipt_for_a_thread_says_nothing_of_the_rest_of_the_room(facts: dict[str, Any], counts: bool) -> None:
+    event = {"type": "m.receipt", "content": {"$1": {"m.read": {"@ann:x": facts}}}}
+    answer = read_answer({"next_batch": "s", "rooms": {"join": {"!a:x": {"ephemeral": {"events": [event]}}}}})
+    assert [each.event_id for each in answer.rooms[0].receipts] == ["$1"] * counts
 
 
 def test_echoes() -> None:
@@ -191,6 +212,29 @@ def test_a_message_as_the_journal_takes_it() -> None:
 )
 def test_what_is_no_event_is_left_out(changes: dict[str, Any]) -> None:
     assert to_event(message(**changes), "!a:x", "main", NOW) is None
+
+
+@pytest.mark.mission("P3.4")
+@pytest.mark.parametrize(
+    "type_",
+    [
+        *FOR_OTHERS,
+        *severity._BY_TYPE,
+        *(GAP, DELIVERY, f"{PUBLISHED}x", "events.trimmed", "engine.lost", "egress.opened", "message.sent"),
+        *("security.x", "call.x", "budget.x", "container.x", "matrix.alert"),
+    ],
+)
+def test_a_name_of_the_bridges_own_events_is_not_left_to_an_event_of_a_room(type_: str) -> None:
+    event = to_event(message(type=type_), "!a:x", "main", NOW)
+    assert event is not None
+    assert event.type == f"matrix.{type_}"
+
+
+@pytest.mark.parametrize("type_", ["m.room.message", "org.example.alert", "alerts", "agents.x", "deliver", "x"])
+def test_other_names_stay_as_they_are(type_: str) -> None:
+    event = to_event(message(type=type_), "!a:x", "main", NOW)
+    assert event is not None
+    assert event.type == type_
 
 
 @pytest.mark.parametrize("time", [..., None, "5", -1, 1e300, True, 2**63])

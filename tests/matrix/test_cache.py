@@ -43,6 +43,7 @@ def change(type_: str, state_key: str = "", *, room: str = ROOM, limited: bool =
     return RoomUpdate(room, "join", timeline=[raw], limited=limited)
 
 
+@pytest.mark.mission("R.3")
 async def test_a_value_is_asked_for_once_until_it_changes(autojump_clock: trio.testing.MockClock) -> None:
     server, cache = Homeserver(), Cache()
     server.truth[TOPIC] = {"topic": "tea"}

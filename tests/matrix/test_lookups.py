@@ -101,6 +101,7 @@ async def _has(ask: Callable[[], Awaitable[Any]], wanted: Any) -> bool:
     return bool(await ask() == wanted)
 
 
+@pytest.mark.mission("R.3")
 async def test_a_question_is_asked_once_and_not_kept_for_rooms_we_are_not_in(bench: Bench) -> None:
     town = Town()
     async with in_town(bench, town) as (fake, accounts, call):

@@ -57,13 +57,28 @@ async def test_one_that_comes_while_another_is_sent_follows_it(autojump_clock: t
     async with trio.open_nursery() as nursery:
         nursery.start_soon(markers.run, homeserver.post)
         markers.note("!a:x", "$1")
-        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(1)
         for number in (2, 3):
             markers.note("!a:x", f"${number}")
         homeserver.gate.set()
         await trio.sleep(1)
         nursery.cancel_scope.cancel(reason="seen enough")
     assert homeserver.posted == [("!a:x", "$1"), ("!a:x", "$3")]
+
+
+@pytest.mark.mission("R.4")
+async def test_a_receipt_lets_the_answer_go_first_and_gathers(autojump_clock: trio.testing.MockClock) -> None:
+    markers, homeserver = new_markers(), Homeserver()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(markers.run, homeserver.post)
+        for number in range(100):
+            markers.note("!a:x", f"${number}")
+            await trio.sleep(0.01)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel(reason="seen enough")
+    assert homeserver.tried_at[0] - 0.5 >= 0
+    assert 2 <= len(homeserver.posted) <= 3
+    assert homeserver.posted[-1] == ("!a:x", "$99")
 
 
 async def test_a_homeserver_that_is_away_is_asked_seldom_and_loses_nothing(

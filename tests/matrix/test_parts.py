@@ -8,11 +8,12 @@ import sqlite3
 import pytest
 import trio
 import trio.testing
-from mautrix.errors import MatrixConnectionError, MatrixRequestError, make_request_error
+from mautrix.errors import MatrixConnectionError, MatrixError, MatrixRequestError, make_request_error
 from structlog.testing import capture_logs
 
 from armorclaw.clock import Clock, Surroundings
 from armorclaw.config import Account
+from armorclaw.delivery.transport import Delayed
 from armorclaw.errors import ArmorclawError
 from armorclaw.guard.grants import Grants
 from armorclaw.matrix import aliases
@@ -23,6 +24,7 @@ from armorclaw.matrix.login import Login, load, new_device_id, save, save_place
 from armorclaw.matrix.pacing import Pacing
 from armorclaw.matrix.rooms import Rooms, RoomState
 from armorclaw.matrix.status import FRESH_SECONDS, SessionStatus
+from armorclaw.matrix.transport import judge
 from armorclaw.store.schema import MIGRATIONS
 from armorclaw.structure import Secret
 
@@ -463,3 +465,21 @@ async def test_whoever_waits_for_a_connected_session_hears_of_a_late_answer(
         with trio.fail_after(1):
             await trio.testing.wait_all_tasks_blocked()
             assert not nursery.child_tasks
+
+
+@pytest.mark.parametrize(
+    "error, whole",
+    [
+        (MatrixConnectionError("cannot connect"), True),
+        (make_request_error(502, "<html>", None, "Bad Gateway"), True),
+        (make_request_error(403, "<html>", None, "a proxy says no"), True),
+        (make_request_error(500, "", "M_UNKNOWN", "oops"), True),
+        (make_request_error(429, "", "M_LIMIT_EXCEEDED", "slow down"), False),
+        (make_request_error(429, "", None, "slow down"), False),
+        (make_request_error(401, "", "M_UNKNOWN_TOKEN", "who are you"), False),
+    ],
+)
+def test_which_failures_are_those_of_a_homeserver_as_a_whole(error: MatrixError, whole: bool) -> None:
+    failure = judge(error).exception()
+    assert isinstance(failure, Delayed)
+    assert failure.whole == whole

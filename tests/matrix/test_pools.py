@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import pytest
 import trio
 import trio.testing
 from mautrix.api import Method
@@ -17,6 +18,7 @@ from .conftest import Bench, Person, account_of, running, until
 from .fake_homeserver import Asked, Raw, Reply, fake_homeserver
 
 
+@pytest.mark.mission("R.2")
 async def test_the_pool_lives_from_its_first_user_to_its_last() -> None:
     async def script(asked: Asked) -> Reply | Raw:
         return Reply({"ok": True})
@@ -55,6 +57,7 @@ async def test_other_homeservers_have_pools_of_their_own() -> None:
     assert pools.open_count == 0
 
 
+@pytest.mark.mission("R.2")
 async def test_many_long_polls_leave_connections_for_the_rest() -> None:
     """More polls at a time than one account may have connections: each account brings its own."""
     accounts = 30

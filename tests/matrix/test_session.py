@@ -17,7 +17,7 @@ from armorclaw.config import Account
 from armorclaw.delivery.message import Delivery, Outgoing
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import ascii_json
-from armorclaw.matrix import sync
+from armorclaw.matrix import gaps
 from armorclaw.matrix.client import MatrixClient
 from armorclaw.matrix.status import SessionState
 from armorclaw.matrix.transport import open_api
@@ -153,12 +153,12 @@ async def test_history_is_nobodys_to_answer(bench: Bench, homeserver: Homeserver
     assert bench.messages() == ["new", "new", "end"]
 
 
-@pytest.mark.parametrize("limit", [sync.GAP_LIMIT, 20])
+@pytest.mark.parametrize("limit", [gaps.GAP_LIMIT, 20])
 async def test_a_gap_is_filled_page_by_page_and_beyond_the_bound_it_is_told(
     limit: int, tmp_path: Path, homeserver: Homeserver, person: MakePerson, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sync, "GAP_PAGE", 10)
-    monkeypatch.setattr(sync, "GAP_LIMIT", limit)
+    monkeypatch.setattr(gaps, "GAP_PAGE", 10)
+    monkeypatch.setattr(gaps, "GAP_LIMIT", limit)
     ann, bot = await person("ann"), await person("bot")
     async with open_bench(tmp_path) as bench:
         room = await room_of(bench, ann, bot)

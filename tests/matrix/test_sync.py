@@ -22,7 +22,7 @@ from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
 from armorclaw.guard.grants import Grants
-from armorclaw.matrix import cache, sync
+from armorclaw.matrix import cache, gaps
 from armorclaw.matrix.cache import Cache, Key
 from armorclaw.matrix.granted import Granted
 from armorclaw.matrix.intake import Intake
@@ -97,7 +97,7 @@ class House:
         journal.subscribe_hub(self.events.extend)
         self.receipts = Receipts(around.clock)
         self.cache = Cache()
-        grants = Grants()
+        self.grants = grants = Grants()
         grants.set("echo", "main", [ROOM])
         self.rooms = Rooms("main")
         self.rooms.apply({ROOM: RoomState("join")})
@@ -311,7 +311,7 @@ async def test_a_gap_that_fails_in_the_middle_is_asked_again_as_a_whole(
 async def test_a_gap_that_is_refused_or_too_long_is_told(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sync, "GAP_LIMIT", 2)
+    monkeypatch.setattr(gaps, "GAP_LIMIT", 2)
     cut = answer("s1", *said("c"), limited=True, prev_batch="p0")
     long: list[Step] = [{"chunk": said(f"{n}"), "end": f"p{n}"} for n in range(5)]
     refused: list[Step] = [make_request_error(403, "", "M_FORBIDDEN", "no")]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import email.utils
 import gzip
 import json
+import secrets
+import threading
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -195,6 +198,55 @@ async def test_a_large_answer_is_decoded_in_a_thread() -> None:
     async with fake_homeserver(always(Reply(large))) as fake:
         assert await ask(fake.url) == large
     async with fake_homeserver(always(Reply(b" " * 2_000_000 + b"nonsense"))) as fake:
+        with pytest.raises(NotJSONError):
+            await ask(fake.url)
+
+
+async def test_a_large_packed_answer_is_unpacked_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small it came: a megabyte of gzip can be a gigabyte."""
+    here, unpacked = threading.get_ident(), []
+    real = zlib.decompressobj
+
+    class Watched:
+        def __init__(self, **options: Any) -> None:
+            self.real = real(**options)
+
+        def decompress(self, data: bytes, limit: int) -> bytes:
+            whole: bytes = self.real.decompress(data, limit)
+            unpacked.append((threading.get_ident() == here, len(whole)))
+            return whole
+
+        @property
+        def unconsumed_tail(self) -> bytes:
+            return self.real.unconsumed_tail
+
+    monkeypatch.setattr(zlib, "decompressobj", Watched)
+    packed = {"content-encoding": "gzip"}
+    large = {"text": "x" * 8_000_000}
+    noise = {"text": secrets.token_hex(1_500_000)}
+    for content in (large, noise, {"a": 1}):
+        async with fake_homeserver(
+            always(Reply(gzip.compress(json.dumps(content).encode()), headers=packed))
+        ) as fake:
+            assert await ask(fake.url) == content
+    assert [size for on_loop, size in unpacked if on_loop and size > 1024 * 1024] == []
+    assert max(size for on_loop, size in unpacked if not on_loop) > 8_000_000
+    assert unpacked[-1] == (True, 8)  # the usual case needs none
+    for body in (gzip.compress(b" " * 8_000_000), b"no gzip"):
+        async with fake_homeserver(always(Reply(body, 502, packed))) as fake:
+            with pytest.raises(MatrixRequestError, match="502"):
+                await ask(fake.url)
+    assert max(size for on_loop, size in unpacked if on_loop) <= 1024 * 1024
+
+
+async def test_what_is_too_deep_for_any_reader_costs_itself_alone() -> None:
+    deep = b'{"a":[' * 30_000 + b'"]}"' + b"]}" * 30_000
+    body = b'{"one":%b,"two":{"th\\"re{e":%b},"four":[4]}' % (deep, deep)
+    async with fake_homeserver(always(Reply(body))) as fake:
+        answer = await ask(fake.url)
+    assert list(answer) == ["one", "two", "four"]
+    assert (list(answer["two"]), answer["four"]) == (['th"re{e'], [4])
+    async with fake_homeserver(always(Reply(deep[:-2]))) as fake:
         with pytest.raises(NotJSONError):
             await ask(fake.url)
 

@@ -58,6 +58,7 @@ async def held(db: Database) -> AsyncIterator[None]:
             go_on.set()
 
 
+@pytest.mark.mission("R.4")
 async def test_writers_share_commits_and_order_is_kept(db: Database) -> None:
     statements: list[str] = []
     await db.write(lambda c: c.set_trace_callback(statements.append))

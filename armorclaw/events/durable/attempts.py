@@ -69,6 +69,7 @@ class Attempts:
         self._epoch = 0  # counts how often all that was reserved was given back
         self._presumed = 0  # up to here an earlier bridge may have given what is not counted
         self._given_to = 0  # the highest that may have been given
+        self._gap = 0  # the number of the last that stands for deleted ones
 
     def given(self, seq: int) -> int:
         """How often it was given; 1 if it may have been, by a bridge that was killed."""
@@ -122,7 +123,13 @@ class Attempts:
             counts.pop(seq, None)
 
     def replaced(self, seq: int) -> None:
-        """Events up to here are deleted: one that stands for them is given by this number, with counts of its own."""
+        """Events up to here are deleted: one that stands for them is given by this number, with counts of its own.
+
+        Those last as long as the number is the same, so that this one, too, is given up in the end.
+        """
+        if seq == self._gap:
+            return
+        self._gap = seq
         for one in [one for one in self.owed if one <= seq]:
             self.forget(one)
         self._given[seq] = 0

@@ -124,6 +124,8 @@ class Cursor:
         """Kept only while there is an `on_settled`."""
         self.on_settled: OnSettled | None = None
         """Called on the Trio thread, after the commit of an acknowledgement, once for each room."""
+        self.on_owed: Callable[[], object] = lambda: None
+        """Called on the Trio thread, after the commit, when a dead letter is wanted again."""
         self.holder: Holder | None = None
         self.given: int | None = None
         """The end of the batch that `take` gave out last; its next call settles it."""
@@ -189,8 +191,10 @@ class Cursor:
         """Moves the floor over events that were settled or not meant for this owner."""
         await self._settle(floor, None)
 
-    async def bury(self, event: Event, reason: str) -> None:
-        """Gives an event up: makes it a dead letter, and settles it. Raises what the store raises."""
+    async def bury(self, event: Event, reason: str, *, cumulative: bool = False) -> None:
+        """Gives an event up: makes it a dead letter, and settles it; `cumulative`: and all before it, which it stands
+        for. Raises what the store raises.
+        """
         if self._dead is None:
             raise RuntimeError(f"nothing is given up of subscription {self.name!r}")
         seq, owed = event.seq, event.seq in self.attempts.owed
@@ -209,7 +213,7 @@ class Cursor:
                     log.error("nobody is told of a dead letter", seq=seq, trace=trace(error))
 
         self.reading.forget(seq)
-        floor = self.floor if owed else self._floor_with(seq, cumulative=False)
+        floor = self.floor if owed else self._floor_with(seq, cumulative=cumulative)
         await self._settle(floor, None if owed else seq, lambda conn: bury(conn, letter, owed=owed), then)
 
     def owe(self, seq: int) -> None:
@@ -217,6 +221,7 @@ class Cursor:
         self.attempts.owe(seq)
         if self.holder is not None:
             self.holder.owe(seq)
+        self.on_owed()
 
     def owe_no_more(self, seqs: Iterable[int]) -> None:
         """After the commit: dead letters that were wanted again are acknowledged, dead once more, or dropped."""

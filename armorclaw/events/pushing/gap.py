@@ -8,6 +8,11 @@ GAP = "gap"
 """The type of such an event. It is not in the journal; a named subscriber acknowledges it like any other."""
 
 
+def is_gap(event: Event) -> bool:
+    """Whether an event is such a one, and none that somebody has sent by that name."""
+    return event.type == GAP and event.event_id is None and event.id.startswith("gap/")
+
+
 def deleted(subscriber: str, first: int, last: int, at_ms: int) -> Event:
     """Events from `first` to `last` were deleted before `subscriber` had them; some may have been for it."""
     content = {"from": first, "to": last, "reason": "retention"}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from armorclaw.events.durable.cursor import ACKED_LIMIT, Cursor
 from armorclaw.events.event import Event
+from armorclaw.events.pushing import gap
 from armorclaw.events.pushing.totals import Totals
 from armorclaw.events.pushing.window import WINDOW_EVENTS, Window
 
@@ -75,7 +76,7 @@ class Hand:
             return
         reason = attempts.spent(events[0].seq)
         if reason:
-            await self.cursor.bury(events[0], reason)
+            await self.cursor.bury(events[0], reason, cumulative=gap.is_gap(events[0]))
             self._totals.dead += 1
             return
         together: list[int] = []

@@ -332,7 +332,7 @@ class Subscription:
 
     def _wants(self, event: Event) -> bool:
         if event is self._backlog.gap:
-            return True
+            return self._cursor is None or event.seq > self._cursor.floor
         if self._cursor is not None and self._cursor.done(event.seq):
             return False
         # `allowed` first: it is cheap, and how long a filter takes must not tell of events of others

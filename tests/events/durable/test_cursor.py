@@ -412,6 +412,34 @@ async def test_who_comes_too_late_is_told_once_and_goes_on_behind(world: World) 
     assert sink.pushed[0].params["id"] == f"gap/{unnamed.id}/2-3"
 
 
+async def test_a_gap_that_no_reader_survives_is_given_up(world: World) -> None:
+    """Else all that comes behind it would wait for ever."""
+    await world.subscriptions.ensure("echo", "main")
+    await world.publish(5)
+    world.trim(3)
+    times = []
+    for _ in range(EventsSection().max_lost):
+        subscription, sink = await world.connect()
+        times += [(one.seq, one.redelivered) for one in sink.pushed[:1]]
+        await world.crash(subscription)
+    assert times == [(3, number) for number in range(5)]
+    subscription, sink = await world.connect()
+    assert sink.seqs == [4]  # it was with the gap when that was lost, so it is given alone
+    await subscription.ack(4)
+    await settle()
+    assert sink.seqs == [4, 5]
+    assert [(seq, lost) for _, _, seq, _, lost, _ in world.deaths] == [(3, 5)]
+    await subscription.ack(5, cumulative=True)
+    assert world.rows() == (5, [])
+    await world.disconnect(subscription)
+    world.trim(5)
+    await world.publish(2)
+    world.trim(6)
+    subscription, sink = await world.connect()
+    assert [(one.seq, one.redelivered) for one in sink.pushed] == [(6, 0), (7, 0)]  # another gap, counted anew
+    await subscription.ack(6)
+
+
 async def test_being_told_of_a_gap_can_be_put_off_and_comes_again(
     world: World, autojump_clock: trio.testing.MockClock
 ) -> None:
