@@ -475,9 +475,9 @@ class Methods:
     ) -> Received:
         """Poll for events of granted rooms. Each call acknowledges the batch before. Without a cursor, a batch whose
         answer was lost on its way is lost; a call with the cursor of the last answer that did arrive has it again.
-        Each consumer has all events: an agent is one, and operators are one for each `consumer` they name, or for
-        each uid. A consumer has one call at a time. Events that are pushed to a connection of an agent cannot be
-        polled as well.
+        Each consumer has all events from its first call on: an agent is one, and operators are one for each
+        `consumer` they name, or for each uid. A consumer has one call at a time. Events that are pushed to a
+        connection of an agent cannot be polled as well.
 
         `cursor` is the one of the answer before, or empty; `timeout_ms` is how long to wait for the first event,
         where more than 3500 counts as 3500. `consumer` is for operators: each name has all events, by default each

@@ -109,7 +109,7 @@ def dead(bridge: Bridge, agent: str | None, limit: int | None) -> None:
 @_SEQ
 @client
 def redrive(bridge: Bridge, agent: str | None, subscription: str, seq: int) -> None:
-    """Give a dead letter once more: now, or when its subscription is connected. An agent's own is `main`."""
+    """Give a dead letter once more: now, or when its subscription is connected. Of an agent: `--agent NAME main`."""
     answer = bridge.call("events.redrive", agent=agent, subscription=subscription, seq=seq)
     bridge.answer(answer, f"to be given again: {seq}")
 

@@ -136,9 +136,9 @@ class MatrixMethods:
         """Poll for events of granted rooms.
 
         Each call acknowledges the batch before. Without a cursor, a batch whose answer was lost on its way is lost;
-        a call with the cursor of the last answer that did arrive has it again. Each consumer has all events: an
-        agent is one, and operators are one for each `consumer` they name, or for each uid. A consumer has one call
-        at a time. Events that are pushed to a connection of an agent cannot be polled as well.
+        a call with the cursor of the last answer that did arrive has it again. Each consumer has all events from its
+        first call on: an agent is one, and operators are one for each `consumer` they name, or for each uid. A
+        consumer has one call at a time. Events that are pushed to a connection of an agent cannot be polled as well.
         """
         consumer = _consumer(call, params)
         if consumer in self._polling:

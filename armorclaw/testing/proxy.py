@@ -6,13 +6,14 @@ call returns. Bodies are passed on whole, one request at a time on each connecti
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 import h11
@@ -22,6 +23,8 @@ from armorclaw.errors import ArmorclawError
 
 How = Literal["silent", "down", "bad_gateway"]
 """A homeserver that is away: says nothing at all, refuses connections, or has a gateway in front that answers 502."""
+
+_KIND = re.compile(r"(GET|PUT|POST|DELETE) \w+")
 
 READ_SIZE = 64 * 1024
 _SECONDS = 10.0
@@ -53,12 +56,23 @@ class FaultProxy:
         return f"http://127.0.0.1:{self.port}"
 
     def lose_next_response(self, kind: str = "PUT send", *, times: int = 1) -> None:
-        """The next request of this kind is carried out, and the connection cut instead of its answer."""
+        """The next request of this kind is carried out, and the connection cut instead of its answer.
+
+        `lost` counts those that were. Raises `invalid_params` for what is no kind of request.
+        """
+        if not _KIND.fullmatch(kind):
+            hint = "name a method and what the request is about: PUT send, GET sync, POST receipt"
+            raise ArmorclawError("invalid_params", f"{kind!r} is no kind of request", hint=hint)
         self._ask(self._will_lose, kind, times)
 
     @contextmanager
     def pause(self, how: How = "silent") -> Iterator[None]:
-        """For the length of the block the homeserver is away. A silent one answers afterwards what it was asked."""
+        """For the length of the block the homeserver is away. A silent one answers afterwards what it was asked.
+
+        Raises `invalid_params` for another way of being away than there is.
+        """
+        if how not in get_args(How):
+            raise ArmorclawError("invalid_params", f"how={how!r}", hint=f"one of {', '.join(get_args(How))}")
         self._ask(self._leave, how)
         try:
             yield

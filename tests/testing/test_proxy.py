@@ -143,3 +143,16 @@ def test_it_speaks_plain_http_only() -> None:
 )
 def test_a_request_in_two_words(method: str, target: str, kind: str) -> None:
     assert kind_of(method, target) == kind
+
+
+@pytest.mark.parametrize("kind", ["send", "PUTsend", "", "PUT send now"])
+def test_what_is_no_kind_of_request_is_refused(kind: str) -> None:
+    with FaultProxy("http://127.0.0.1:1") as proxy:
+        with pytest.raises(ArmorclawError, match="no kind of request"):
+            proxy.lose_next_response(kind)
+
+
+def test_there_is_no_other_way_of_being_away() -> None:
+    with FaultProxy("http://127.0.0.1:1") as proxy:
+        with pytest.raises(ArmorclawError, match="gone"), proxy.pause("gone"):  # type: ignore[arg-type]
+            pass

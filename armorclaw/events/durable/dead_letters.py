@@ -162,5 +162,6 @@ def remove(conn: Connection, owner: str, name: str, seq: int) -> None:
 
 
 def _unknown(name: str, seq: int, why: str = "") -> ArmorclawError:
-    what = f"dead letter {seq} of subscription {name[:80]!r}"
-    return ArmorclawError("not_found", what, why=why, hint="see events.dead_letters")
+    what = f"no dead letter {seq} of subscription {name[:80]!r} to give again or to drop"
+    hint = "armorclaw events dead, or events.dead_letters, lists them; one of an agent's wants its name as well"
+    return ArmorclawError("not_found", what, why=why, hint=hint)
