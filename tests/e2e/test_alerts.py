@@ -39,7 +39,7 @@ def test_an_agent_that_was_given_up_is_told_of_once(bridge: Any) -> None:
     assert first.startswith("error: agent doomed was given up: ")
     assert last == "next: armorclaw containers inspect doomed"
     (delivery,) = wait_until(
-        lambda: running.call("delivery.list", room_id=room, state="sent"), 10, "the message is known as sent"
+        lambda: running.call("delivery.list", room_id=room, state="delivered"), 10, "the message is known to be there"
     )
     assert delivery["event_id"]
     assert delivery["agent"] is None

@@ -18,9 +18,15 @@ from armorclaw.matrix.accounts import Accounts
 
 async def _logs_of(error: Exception, monkeypatch: pytest.MonkeyPatch) -> Any:
     nothing: Any = None
+
+    class Database:
+        async def read(self, work: object) -> dict[str, str]:
+            return {}  # no alias was ever looked up
+
+    empty: Any = Database()
     accounts = Accounts(
         {"main": Account(homeserver="http://x", user="bot")},
-        db=nothing,
+        db=empty,
         journal=nothing,
         outbox=nothing,
         grants=Grants(),
