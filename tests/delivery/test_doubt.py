@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,24 +13,13 @@ import trio.testing
 from armorclaw.delivery.message import Outgoing
 from armorclaw.delivery.sender import BLIND_MS
 from armorclaw.delivery.transport import Delayed, Refused
+from tests.delivery.serving import quiet, sending
 
 Out = Callable[..., Outgoing]
 World = Any  # the class of conftest.py
 
 LOST = ["lose", Delayed(None, "timed out")]
 HOUR = 3600.0
-
-
-@asynccontextmanager
-async def sending(world: World) -> AsyncIterator[None]:
-    async with trio.open_nursery() as nursery:
-        await nursery.start(world.outbox.serve, "main", world.server)
-        yield
-        nursery.cancel_scope.cancel(reason="done")
-
-
-async def quiet() -> None:
-    await trio.testing.wait_all_tasks_blocked()
 
 
 async def one_in_doubt(world: World, out: Out, *, arrived: bool) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -20,6 +19,7 @@ from armorclaw.delivery.transport import Delayed, Refused
 from armorclaw.errors import ArmorclawError
 from armorclaw.rpc.local import call_local
 from armorclaw.rpc.registry import Registry, Role
+from tests.delivery.serving import quiet, sending
 
 Out = Callable[..., Outgoing]
 World = Any  # the class of conftest.py
@@ -39,18 +39,6 @@ async def refusal(world: World, method: str, **params: Any) -> ArmorclawError:
     with pytest.raises(ArmorclawError) as caught:
         await call(world, method, **params)
     return caught.value
-
-
-@asynccontextmanager
-async def sending(world: World) -> AsyncIterator[None]:
-    async with trio.open_nursery() as nursery:
-        await nursery.start(world.outbox.serve, "main", world.server)
-        yield
-        nursery.cancel_scope.cancel(reason="done")
-
-
-async def quiet() -> None:
-    await trio.testing.wait_all_tasks_blocked()
 
 
 @pytest.mark.mission("P3.1", "P3.2")
