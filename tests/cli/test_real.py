@@ -108,7 +108,7 @@ def test_who_follows_and_what_was_given_up(run: Run, bridge: BridgeProcess) -> N
     for verb in ("redrive", "drop"):
         done = run("events", verb, "--agent", "talker", "main", "1")
         assert (done.status, done.out) == (4, "")
-        assert done.err.startswith("armorclaw: dead letter 1 of subscription 'main'")
+        assert done.err.startswith("armorclaw: no dead letter 1 of subscription 'main'")
 
 
 def test_the_rest(run: Run, bridge: BridgeProcess) -> None:

@@ -35,6 +35,9 @@ PING_SECONDS = 5.0
 CLOSE_SECONDS = 5.0
 STOP_EXTRA_SECONDS = 15.0  # past the grace, for the engine to kill and reap
 EVENT_BYTES = 1024 * 1024  # of one event; it repeats all labels of its container
+ENDING = "no such process"  # Podman reads /proc of a process that ends meanwhile, and calls it a fault of its own
+ENDING_TRIES = 3
+ENDING_PAUSE_S = 0.1
 
 _CONTAINER = re.compile(r"[0-9a-zA-Z][0-9a-zA-Z_.-]{0,254}\Z")
 _IMAGE = re.compile(r"[0-9a-zA-Z][0-9a-zA-Z_.:/@-]{0,511}\Z")
@@ -231,6 +234,13 @@ class Engine:
 
     async def inspect(self, container: str) -> dict[str, Any]:
         """By id or name. EngineFault 404: there is none."""
+        for _ in range(ENDING_TRIES - 1):
+            try:
+                return dict(await self._json("GET", _path(container, "json")))
+            except EngineFault as fault:
+                if ENDING not in fault.message:
+                    raise
+            await trio.sleep(ENDING_PAUSE_S)
         return dict(await self._json("GET", _path(container, "json")))
 
     async def containers(self, *labels: str) -> list[dict[str, Any]]:

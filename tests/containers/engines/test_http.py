@@ -11,7 +11,7 @@ import trio
 
 from armorclaw.containers.engines import http as engine_http
 from armorclaw.containers.engines.container import _ids, _outer_uids
-from armorclaw.containers.engines.http import Engine, EngineFault
+from armorclaw.containers.engines.http import ENDING_TRIES, Engine, EngineFault
 from armorclaw.containers.engines.runtime import EngineRuntime
 from armorclaw.errors import ArmorclawError
 
@@ -160,6 +160,15 @@ async def test_a_refusal_keeps_the_engines_words(fake: FakeEngine, body: bytes, 
         with pytest.raises(EngineFault) as raised:
             await engine.inspect("c")
     assert (raised.value.status, raised.value.message) == (500, message)
+
+
+async def test_a_process_that_ends_while_podman_reads_of_it(fake: FakeEngine) -> None:
+    """It is asked again, a bounded number of times."""
+    fake.answers["GET /v1.46/containers/c/json"] = answer({"message": "read /proc/1/cgroup: no such process"}, 500)
+    async with Engine.open(fake.socket_path) as engine:
+        with pytest.raises(EngineFault):
+            await engine.inspect("c")
+    assert fake.asked.count("GET /v1.46/containers/c/json") == ENDING_TRIES
 
 
 async def test_an_engine_that_is_silent(fake: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
