@@ -200,9 +200,47 @@ UPDATE outbox SET device_id = (SELECT device_id FROM accounts WHERE name = outbo
     WHERE state = 'queued' OR (state = 'failed' AND reason LIKE 'not sent within%');
 """
 
+_MATRIX = """
+ALTER TABLE accounts ADD COLUMN refresh_token TEXT;
+ALTER TABLE accounts ADD COLUMN expires_ms INTEGER;  -- when the access token ends; NULL: nobody said
+ALTER TABLE accounts ADD COLUMN identity_key TEXT;   -- Curve25519, of the device; NULL: it has published none yet
+ALTER TABLE rooms ADD COLUMN direct TEXT;            -- with whom it is a direct chat, by m.direct or is_direct
+ALTER TABLE rooms ADD COLUMN name TEXT;
+ALTER TABLE rooms ADD COLUMN alias TEXT;             -- the canonical one
+ALTER TABLE rooms ADD COLUMN inviter TEXT;           -- who asked us in, while we are invited
+ALTER TABLE rooms ADD COLUMN successor TEXT;         -- the room that replaced it
+ALTER TABLE journal ADD COLUMN addressed TEXT;       -- JSON list of those it is for; NULL: all who may hear the room
+CREATE TABLE undecrypted (           -- what waits for its room key
+    account TEXT NOT NULL,
+    event_id TEXT NOT NULL,
+    room_id TEXT NOT NULL,
+    session_id TEXT NOT NULL,
+    raw BLOB NOT NULL,               -- JSON, as the homeserver gave it
+    since_ms INTEGER NOT NULL,
+    PRIMARY KEY (account, event_id)
+) WITHOUT ROWID;
+CREATE INDEX undecrypted_session ON undecrypted (account, room_id, session_id);
+CREATE TABLE routes (                -- what people chose with !claw use; goes before the configuration
+    account TEXT NOT NULL,
+    room_id TEXT NOT NULL,
+    agent TEXT NOT NULL,
+    respond TEXT NOT NULL,           -- always, mention, reply, command
+    by TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    PRIMARY KEY (account, room_id)
+) WITHOUT ROWID;
+CREATE TABLE unrouted (              -- rooms that were told how to route
+    account TEXT NOT NULL,
+    room_id TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    PRIMARY KEY (account, room_id)
+) WITHOUT ROWID;
+"""
+
 MIGRATIONS = (
     Migration(1, "the first schema", _FIRST),
     Migration(2, "attached configs", _CONFIGS),
     Migration(3, "how agents ended", _ENDS),
     Migration(4, "guarantees of delivery", _GUARANTEES),
+    Migration(5, "matrix in full", _MATRIX),
 )
