@@ -34,24 +34,30 @@ class SetAside:
 
 
 def set_aside(database: Path, why: str, now_ms: int) -> SetAside:
-    """Moves the file and its log away, over nothing that is there. Raises OSError.
+    """Moves a damaged file and its log away, over nothing that is there. Raises OSError."""
+    moved = move_aside(database, "damaged", now_ms)
+    log.critical("the database is damaged: it was set aside, and a new one is begun", path=str(moved), why=why)
+    return SetAside(moved, why, now_ms)
+
+
+def move_aside(database: Path, word: str, now_ms: int) -> Path:
+    """Renames the file and its log to `<database>.<word>-<time>`, over nothing that is there. Raises OSError.
 
     The database goes first: if we die in between, its log is left alone, which is told from a sound database. The
     other way round a database that lost its log, and with it the last commits, could pass for a sound one.
     """
     stamp = time.strftime(_TIME, time.gmtime(now_ms / 1000))
-    target, n = Path(f"{database}.damaged-{stamp}"), 1
+    target, n = Path(f"{database}.{word}-{stamp}"), 1
     while any(os.path.lexists(f"{target}{ending}") for ending in ("", "-wal", "-shm")):
         n += 1
-        target = Path(f"{database}.damaged-{stamp}-{n}")
+        target = Path(f"{database}.{word}-{stamp}-{n}")
     moved = []
     for ending in ("", "-wal", "-shm"):
         source = Path(f"{database}{ending}")
         if os.path.lexists(source):
             moved.append(source.rename(f"{target}{ending}"))
     sync_directory(database.parent)
-    log.critical("the database is damaged: it was set aside, and a new one is begun", path=str(moved[0]), why=why)
-    return SetAside(moved[0], why, now_ms)
+    return moved[0]
 
 
 def last_set_aside(database: Path) -> SetAside | None:

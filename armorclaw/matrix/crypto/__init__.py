@@ -1,0 +1,1 @@
+"""End-to-end encryption of one account. Nothing here is imported before the first session starts, but `vault`."""

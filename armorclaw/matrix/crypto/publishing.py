@@ -1,0 +1,152 @@
+"""What the homeserver keeps of ours for others: the device's keys, one-time keys in stock, and a fallback key.
+
+A private half is on disk before its public half is anywhere else. Specification: Client-Server API, "Uploading keys".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import trio
+from mautrix.api import Method, Path
+from mautrix.errors import MatrixRequestError
+
+from armorclaw.clock import Clock
+from armorclaw.log import get_logger
+from armorclaw.matrix.client import MatrixClient
+from armorclaw.matrix.crypto.channels import Channels
+from armorclaw.matrix.crypto.database import CryptoDatabase
+from armorclaw.matrix.crypto.failures import KeysLost
+from armorclaw.matrix.crypto.upstream import PgCryptoStore, canonical_json
+
+log = get_logger(__name__)
+
+STOCK, LOW = 50, 25
+"""One-time keys to have on the homeserver, and how few there must be before more are brought."""
+
+FALLBACK_PAUSE = 300.0
+"""Seconds between two fallback keys: what the homeserver says of the last one may be older than it."""
+
+_ALGORITHM = "signed_curve25519"
+
+
+class Publisher:
+    """One device's."""
+
+    def __init__(
+        self, client: MatrixClient, db: CryptoDatabase, store: PgCryptoStore, channels: Channels, clock: Clock
+    ) -> None:
+        self._client = client
+        self._db = db
+        self._store = store
+        self._channels = channels
+        self._clock = clock
+        self._lock = trio.Lock()
+        self._short = True  # nobody has told yet how many there are
+        self._fallback_used = False
+        self._fallback_at = -FALLBACK_PAUSE
+        self._wanted = trio.Event()
+
+    def told(self, counts: Mapping[str, int] | None, fallback: Sequence[str] | None) -> None:
+        """What a sync said of the stock."""
+        self._short = self._short or (counts is not None and counts.get(_ALGORITHM, 0) < LOW)
+        self._fallback_used = fallback is not None and _ALGORITHM not in fallback
+        if self.due():
+            self._wanted.set()
+
+    async def until_due(self) -> None:
+        """Until there is anything to publish."""
+        while not self.due():
+            self._wanted = trio.Event()
+            await self._wanted.wait()
+
+    def due(self) -> bool:
+        """Whether there is anything to publish now."""
+        return self._short or not self._channels.account.shared or self._fallback_due()
+
+    async def ensure_device(self) -> None:
+        """Until the device's keys are published: without them nobody believes what it says.
+
+        Raises MatrixError, and KeysLost if they are those of another program.
+        """
+        if not self._channels.account.shared:
+            await self.publish()
+
+    async def publish(self) -> None:
+        """Publish what is due. Raises as `ensure_device`."""
+        async with self._lock:
+            if not self.due():
+                return
+            account = self._channels.account
+            known = account.shared or await self._is_known()
+            fallback = self._fallback_due() or not account.shared
+            if self._short:
+                count = await self._upload({})
+                account = self._channels.account  # it may have been read anew
+                account.generate_one_time_keys(max(STOCK - count - len(account.one_time_keys["curve25519"]), 0))
+            if fallback and not account.fallback_key["curve25519"]:
+                account.generate_fallback_key()
+            await self._store.put_account(account)
+            await self._db.sync()
+            if (body := self._body(with_device=not known)) or not account.shared:
+                await self._upload_new(body)
+                account = self._channels.account  # it may have been read anew
+                account.shared = True
+                account.mark_keys_as_published()
+                await self._store.put_account(account)
+            self._short = False
+            if fallback:
+                self._fallback_used, self._fallback_at = False, self._clock.monotonic()
+
+    async def _upload_new(self, body: dict[str, Any]) -> None:
+        try:
+            await self._upload(body)
+        except MatrixRequestError as error:
+            if error.http_status != 400:
+                raise
+            # keys of these names are there: of a life that we remember nothing of. Others come with the next attempt
+            log.warning("the homeserver does not take one-time keys", why=error.message)
+            account = self._channels.account
+            account.mark_keys_as_published()
+            await self._store.put_account(account)
+            raise
+
+    async def _upload(self, body: dict[str, Any]) -> int:
+        answer = await self._client.api.request(Method.POST, Path.v3.keys.upload, body)
+        counts = answer.get("one_time_key_counts")
+        count = counts.get(_ALGORITHM, 0) if isinstance(counts, dict) else 0
+        return count if type(count) is int else 0
+
+    async def _is_known(self) -> bool:
+        """Whether the homeserver has this device's keys already. Raises KeysLost if it has others."""
+        own, device = str(self._client.mxid), str(self._client.device_id)
+        body = {"timeout": 10_000, "device_keys": {own: [device]}}
+        answer = await self._client.api.request(Method.POST, Path.v3.keys.query, body)
+        try:
+            keys = answer["device_keys"][own][device]["keys"]
+        except (KeyError, TypeError):
+            return False
+        if keys.get(f"ed25519:{device}") != self._channels.account.signing_key:
+            raise KeysLost(f"the homeserver has other keys of the device {device}: another program made them")
+        return True
+
+    def _fallback_due(self) -> bool:
+        return self._fallback_used and self._clock.monotonic() - self._fallback_at >= FALLBACK_PAUSE
+
+    def _body(self, *, with_device: bool) -> dict[str, Any]:
+        account, own, device = self._channels.account, self._client.mxid, self._client.device_id
+        body: dict[str, Any] = {}
+        if with_device:
+            body["device_keys"] = account.get_device_keys(own, device).serialize()
+        if keys := account.one_time_keys["curve25519"]:
+            body["one_time_keys"] = {f"{_ALGORITHM}:{name}": self._signed({"key": key}) for name, key in keys.items()}
+        if keys := account.fallback_key["curve25519"]:
+            body["fallback_keys"] = {
+                f"{_ALGORITHM}:{name}": self._signed({"key": key, "fallback": True}) for name, key in keys.items()
+            }
+        return body
+
+    def _signed(self, key: dict[str, Any]) -> dict[str, Any]:
+        signature = self._channels.account.sign(canonical_json(key))
+        return {**key, "signatures": {str(self._client.mxid): {f"ed25519:{self._client.device_id}": signature}}}

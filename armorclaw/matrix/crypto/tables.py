@@ -1,0 +1,105 @@
+"""Our tables in an account's crypto file, beside mautrix's `crypto_*` (its account, devices and cross-signing keys).
+
+Migrations as in `armorclaw.store.schema`. Times are milliseconds since the epoch. Public keys are base64.
+"""
+
+from __future__ import annotations
+
+from armorclaw.store.schema import Migration
+
+_FIRST = """
+CREATE TABLE facts (                 -- boot_id, user_id, device_id, and what trust keeps here
+    name TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE seen (                  -- to-device messages that were handled
+    hash BLOB PRIMARY KEY,
+    at_ms INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE channels (              -- Olm sessions
+    device_key TEXT NOT NULL,        -- Curve25519, of the other device
+    session_id TEXT NOT NULL,
+    pickle BLOB NOT NULL,
+    used INTEGER NOT NULL,           -- counts up; the channel that last brought something is the one to use
+    PRIMARY KEY (device_key, session_id)
+) WITHOUT ROWID;
+CREATE TABLE room_keys (             -- inbound Megolm sessions
+    number INTEGER PRIMARY KEY,
+    room_id TEXT NOT NULL,
+    session_id TEXT NOT NULL,
+    sender_key TEXT NOT NULL,        -- Curve25519, of the device that made it
+    signing_key TEXT NOT NULL,       -- Ed25519, of the same, as claimed by who gave us the key
+    owner TEXT,                      -- whose device that is; NULL: forwarded, so nobody has proved it
+    first_index INTEGER NOT NULL,
+    pickle BLOB NOT NULL,
+    received_ms INTEGER NOT NULL,
+    UNIQUE (room_id, session_id)
+);
+CREATE TABLE heard (                 -- messages that were decrypted: the same number twice is a replay
+    key INTEGER NOT NULL REFERENCES room_keys (number) ON DELETE CASCADE,
+    place INTEGER NOT NULL,          -- the message's number in its session
+    event BLOB NOT NULL,             -- of a hash of the event id, 12 bytes
+    PRIMARY KEY (key, place)
+) WITHOUT ROWID;
+CREATE TABLE withheld (              -- keys that somebody told us we will not get
+    room_id TEXT NOT NULL,
+    session_id TEXT NOT NULL,
+    sender TEXT NOT NULL,
+    code TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    PRIMARY KEY (room_id, session_id, sender)
+) WITHOUT ROWID;
+CREATE TABLE wanted (                -- room keys that we miss
+    room_id TEXT NOT NULL,
+    session_id TEXT NOT NULL,
+    sender_key TEXT NOT NULL,
+    request_id TEXT NOT NULL,
+    since_ms INTEGER NOT NULL,
+    asked_ms INTEGER,                -- NULL: nobody was asked yet
+    PRIMARY KEY (room_id, session_id)
+) WITHOUT ROWID;
+CREATE TABLE rooms (                 -- that are encrypted
+    room_id TEXT PRIMARY KEY,
+    algorithm TEXT NOT NULL,
+    period_ms INTEGER,
+    period_messages INTEGER,
+    complete INTEGER NOT NULL,       -- 1: `members` has everybody
+    invited INTEGER NOT NULL         -- 1: who is invited may read, says the history's visibility
+) WITHOUT ROWID;
+CREATE TABLE members (               -- of encrypted rooms
+    room_id TEXT NOT NULL,
+    user_id TEXT NOT NULL,
+    membership TEXT NOT NULL,        -- join or invite
+    PRIMARY KEY (room_id, user_id)
+) WITHOUT ROWID;
+CREATE INDEX members_of ON members (user_id);
+CREATE TABLE outdated (              -- whose list of devices must be asked for
+    user_id TEXT PRIMARY KEY,
+    mark INTEGER NOT NULL,           -- another one each time: what changes while we ask stays
+    failures INTEGER NOT NULL,
+    next_ms INTEGER NOT NULL,        -- not to be asked for before
+    idle INTEGER NOT NULL            -- 1: only when it is needed
+) WITHOUT ROWID;
+CREATE TABLE outbound (              -- Megolm sessions of our own, one for each room
+    room_id TEXT PRIMARY KEY,
+    session_id TEXT NOT NULL,
+    pickle BLOB NOT NULL,
+    created_ms INTEGER NOT NULL,
+    messages INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE recipients (            -- of their keys
+    room_id TEXT NOT NULL REFERENCES outbound (room_id) ON DELETE CASCADE,
+    user_id TEXT NOT NULL,
+    device_id TEXT NOT NULL,
+    device_key TEXT NOT NULL,
+    withheld TEXT NOT NULL,          -- '': has the key; '?': may have it; else the code it was told
+    at_ms INTEGER NOT NULL,
+    PRIMARY KEY (room_id, user_id, device_id)
+) WITHOUT ROWID;
+CREATE TABLE told (                  -- cross-signing identities that are not the first, and that somebody was told of
+    user_id TEXT PRIMARY KEY,
+    master TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS = (Migration(1, "the first schema of a crypto file", _FIRST),)
