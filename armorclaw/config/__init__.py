@@ -7,12 +7,13 @@ are faults, because a misspelt limit is no limit. Secrets are given by reference
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from armorclaw.config.access import AccessSection, Invites, Talk
 from armorclaw.config.account import Account
 from armorclaw.config.agent import (
     EGRESS,
@@ -27,12 +28,14 @@ from armorclaw.config.agent import (
     RuntimeName,
 )
 from armorclaw.config.checks import check_name, check_rooms, is_name
+from armorclaw.config.routes import Respond, Route
 from armorclaw.config.sections import (
     AlertsSection,
     BridgeSection,
     DeliverySection,
     EventsSection,
     LimitsSection,
+    MediaSection,
     ServerSection,
 )
 from armorclaw.errors import ArmorclawError
@@ -45,6 +48,7 @@ __all__ = [
     "MIB",
     "SHARED_CONFIGS",
     "SHARED_INSIDE",
+    "AccessSection",
     "Account",
     "Agent",
     "AgentData",
@@ -57,10 +61,15 @@ __all__ = [
     "Config",
     "DeliverySection",
     "EventsSection",
+    "Invites",
     "LimitsSection",
+    "MediaSection",
+    "Respond",
     "RestartPolicy",
+    "Route",
     "RuntimeName",
     "ServerSection",
+    "Talk",
     "check_rooms",
     "configs_root",
     "is_name",
@@ -93,8 +102,11 @@ class Config:
     alerts: AlertsSection = attrs.field(factory=AlertsSection)
     events: EventsSection = attrs.field(factory=EventsSection)
     delivery: DeliverySection = attrs.field(factory=DeliverySection)
+    media: MediaSection = attrs.field(factory=MediaSection)
+    access: AccessSection = attrs.field(factory=AccessSection)
     accounts: Mapping[str, Account] = attrs.field(factory=dict)
     agents: Mapping[str, Agent] = attrs.field(factory=dict)
+    routes: tuple[Route, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         # each entry carries its own name, so that it can travel alone
@@ -168,4 +180,54 @@ def _faults_between(data: Mapping[str, Any]) -> list[Fault]:
         if wanted not in accounts:
             fix = f"add [accounts.{wanted}], or name one of: {', '.join(accounts) or 'none yet'}"
             faults.append(Fault(within("agents", name) + ".account", f"there is no account {wanted!r}", fix))
+    faults += _faults_of_routes(data.get("routes"), data.get("access"), entries)
+    faults += _faults_of_talk(data.get("access"), entries["agents"])
     return faults
+
+
+def _faults_of_routes(routes: Any, access: Any, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[Fault]:
+    """Routes to agents that there are, from accounts they speak for, and no two that say the same place."""
+    knows_people = isinstance(access, Mapping) and (access.get("trusted") or access.get("commands"))
+    taken: dict[tuple[Any, ...], str] = {}
+    for at, route in enumerate(routes if isinstance(routes, list) else ()):
+        if not isinstance(route, Mapping) or not isinstance(name := route.get("agent"), str):
+            continue
+        place = f"routes[{at}]"
+        agent = entries["agents"].get(name)
+        if not isinstance(agent, Mapping):
+            yield Fault(f"{place}.agent", f"there is no agent {name!r}", _declare(name, entries["agents"]))
+            continue
+        speaks_for = agent.get("account", "main")
+        if (given := route.get("account") or speaks_for) != speaks_for:
+            why = f"agent {name} speaks for account {speaks_for!r}, not {given!r}"
+            yield Fault(f"{place}.account", why, f"remove it, or declare another agent with account = {given!r}")
+        elif speaks_for not in entries["accounts"]:
+            fix = f"add [accounts.{speaks_for}]"
+            yield Fault(f"{place}.account", f"there is no account {speaks_for!r}", fix)
+        if route.get("dm") and not knows_people:
+            why = "direct chats are answered for trusted people only, and there are none"
+            yield Fault(f"{place}.dm", why, 'name them: [access] trusted = ["@name:server"]')
+        key = (name, route.get("room") or None, bool(route.get("dm")))
+        if key in taken:
+            yield Fault(place, f"it is for the same place and agent as {taken[key]}", "remove one of them")
+        taken.setdefault(key, place)
+
+
+def _faults_of_talk(access: Any, agents: Mapping[str, Any]) -> Iterator[Fault]:
+    talk = access.get("talk") if isinstance(access, Mapping) else None
+    for at, each in enumerate(talk if isinstance(talk, list) else ()):
+        if not isinstance(each, Mapping):
+            continue
+        place, speaker, hearer = f"access.talk[{at}]", each.get("from"), each.get("to")
+        named = [(key, name) for key, name in (("from", speaker), ("to", hearer)) if isinstance(name, str)]
+        for key, name in named:
+            if (key == "to" or is_name(name)) and name not in agents:
+                yield Fault(f"{place}.{key}", f"there is no agent {name!r}", _declare(name, agents))
+        pair = [agents[name] for _, name in named if isinstance(agents.get(name), Mapping)]
+        if len(pair) == 2 and pair[0].get("account", "main") == pair[1].get("account", "main"):
+            why = f"{speaker} and {hearer} speak for one account, which does not hear itself"
+            yield Fault(place, why, "give one of them an account of its own")
+
+
+def _declare(name: str, agents: Mapping[str, Any]) -> str:
+    return f"add {within('[agents', name)}], or name one of: {', '.join(agents) or 'none yet'}"

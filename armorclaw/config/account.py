@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import attrs
 
+from armorclaw.config.access import Invites
 from armorclaw.errors import ArmorclawError
 from armorclaw.structure import FaultError, Secret
 
+DeviceRule = Literal["yes", "no", "tofu"]
+
+# a name with a dot, not an address; the port that a server name may have is for other homeservers
+_SERVER_NAME = re.compile(r"(?=.{4,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z][A-Za-z0-9-]{1,62}")
+
 
 def _homeserver(instance: object, attribute: attrs.Attribute[Any], value: str) -> None:
+    if _SERVER_NAME.fullmatch(value):
+        _no_placeholder(value)
+        return
     try:
         parts = urlsplit(value)
         port_ok = parts.port is None or parts.port > 0
@@ -24,8 +34,18 @@ def _homeserver(instance: object, attribute: attrs.Attribute[Any], value: str) -
     plain = not (parts.query or parts.fragment or parts.path.strip("/"))
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_ok or not plain:
         raise FaultError(f"{value!r} is not the URL of a homeserver", 'write it as "https://matrix.example.org"')
-    if "example" in parts.hostname.split(".")[-2:]:
-        raise FaultError(f"{value!r} is the placeholder of the example", "write the URL of your own homeserver")
+    _no_placeholder(parts.hostname)
+
+
+def _no_placeholder(host: str) -> None:
+    if "example" in host.split(".")[-2:]:
+        raise FaultError(f"{host!r} is the placeholder of the example", "write the URL of your own homeserver")
+
+
+def _room_ids(instance: object, attribute: attrs.Attribute[Any], value: Mapping[str, str]) -> None:
+    for room_id in value:
+        if not room_id.startswith("!") or len(room_id) > 255:
+            raise FaultError(f"{room_id!r} is no room id", 'write it as "!…", as the settings of the room have it')
 
 
 @attrs.frozen
@@ -35,6 +55,15 @@ class Account:
     `user` may be `name`, `@name` or `@name:server`. In TOML the secrets are given by `password_file` and
     `access_token_file`; a program may give a Secret. What a login brings is kept in the encrypted store, so
     neither is needed again. With `read_receipts`, people in the room see which messages an agent has acknowledged.
+
+    `homeserver` is its URL, or a server name such as `example.org`, which is asked where its homeserver is. What a
+    server name leads to has addresses of the Internet only, unless `allow_private`. Without `encryption` encrypted
+    rooms are left alone. `invites`: which invitations it accepts (`armorclaw.config.access`).
+
+    `unverified_devices` says which devices get keys and are believed, `unverified_devices_in` where that differs, by
+    room id: `yes` all, `no` only verified ones, `tofu` those that the identity of their owner has signed that was
+    seen first, or whose owner has none. The recovery key of a user who has a cross-signing identity already is in a
+    file, or in the keystore under `recovery_key_id`.
     """
 
     homeserver: str = attrs.field(validator=_homeserver)
@@ -45,7 +74,20 @@ class Account:
     access_token_file: Path | None = None
     device_id: str | None = None
     read_receipts: bool = True
+    encryption: bool = True
+    allow_private: bool = False
+    invites: Invites = "granted"
+    unverified_devices: DeviceRule = "tofu"
+    unverified_devices_in: Mapping[str, DeviceRule] = attrs.field(factory=dict, validator=_room_ids)
+    recovery_key: Secret | None = None
+    recovery_key_file: Path | None = None
+    recovery_key_id: str | None = None
     name: str = "main"
+
+    @property
+    def server_name(self) -> str | None:
+        """The server name to ask where the homeserver is; None if `homeserver` is its URL."""
+        return None if "://" in self.homeserver else self.homeserver
 
     @user.validator
     def _check_user(self, attribute: attrs.Attribute[str], value: str) -> None:
@@ -59,6 +101,10 @@ class Account:
     def find_access_token(self) -> Secret | None:
         """The access token given, or what its file holds. Raises config_invalid when the file cannot be read."""
         return self.access_token or _secret_from(self.access_token_file, f"accounts.{self.name}.access_token_file")
+
+    def find_recovery_key(self) -> Secret | None:
+        """The recovery key given, or what its file holds. Raises config_invalid when the file cannot be read."""
+        return self.recovery_key or _secret_from(self.recovery_key_file, f"accounts.{self.name}.recovery_key_file")
 
 
 def _secret_from(path: Path | None, place: str) -> Secret | None:

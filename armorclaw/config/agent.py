@@ -123,14 +123,16 @@ class AgentQuota:
     """What an agent may do in any minute, over all its connections and restarts; 0 is no limit.
 
     `events` are those it publishes (agent.event, .status, .error and what is recorded of its progress), `messages`
-    those it sends into rooms, `bytes` what is read from it, `calls` all its calls. At the share `soft` of one there
-    is a warning. Beyond it is refused; with "stop" an agent that goes on regardless is ended, and stays so.
+    those it sends into rooms, `bytes` what is read from it, `calls` all its calls, `media` the bytes of files it has
+    uploaded and downloaded: one that has begun is finished. At the share `soft` of one there is a warning. Beyond it is
+    refused; with "stop" an agent that goes on regardless is ended, and stays so.
     """
 
     events: int = attrs.field(default=1_200, validator=no_less_than_zero)
     messages: int = attrs.field(default=1_200, validator=no_less_than_zero)
     bytes: Size = attrs.field(default=Size(1024 * MIB), validator=no_less_than_zero)
     calls: int = attrs.field(default=60_000, validator=no_less_than_zero)
+    media: Size = attrs.field(default=Size(256 * MIB), validator=no_less_than_zero)
     soft: float = attrs.field(default=0.8, validator=share)
     on_exceeded: Literal["refuse", "stop"] = "refuse"
 

@@ -13,7 +13,7 @@ import platformdirs
 
 from armorclaw.config.checks import check_rooms, is_name, no_less_than_zero, positive
 from armorclaw.layers import default_runtime_dir
-from armorclaw.structure import FaultError, Frequency
+from armorclaw.structure import FaultError, Frequency, Size
 
 
 def _group(instance: object, attribute: attrs.Attribute[Any], value: str) -> None:
@@ -140,3 +140,10 @@ class DeliverySection:
     """How long a message may wait for its homeserver: after `expire_after_h` hours it has failed."""
 
     expire_after_h: float = attrs.field(default=24.0, validator=positive)
+
+
+@attrs.frozen
+class MediaSection:
+    """Images, files and voice messages: `max_size` is bytes of the largest, up or down."""
+
+    max_size: Size = attrs.field(default=Size(100 * 1024 * 1024), validator=positive)
