@@ -1,0 +1,1 @@
+"""Orders to the bridge, given in a chat: `!claw …`."""

@@ -1,0 +1,1 @@
+"""Images, files and voice messages of rooms, up and down by stream."""

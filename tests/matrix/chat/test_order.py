@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+
+from armorclaw.matrix.chat.order import VERBS, MisreadError, Order, read_order, usage
+
+
+@pytest.mark.parametrize(
+    ("body", "order"),
+    [
+        ("!claw", Order("help")),
+        ("!CLAW  Status ", Order("status")),
+        ("!claw\nstop\techo", Order("stop", ("echo",))),
+        ("!claw logs echo 5", Order("logs", ("echo", "5"))),
+        ("!claw use echo Mention", Order("use", ("echo", "Mention"))),
+        ("!claw use -", Order("use", ("-",))),
+        ("!claw approve b_1", Order("approve", ("b_1",))),
+    ],
+)
+def test_orders(body: str, order: Order) -> None:
+    assert read_order(body) == order
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("!claw dance", "do not know"),
+        ("!claw stop", "!claw stop AGENT"),
+        ("!claw stop echo now", "!claw stop AGENT"),
+        ("!claw status please", "!claw status"),
+        ("!claw logs echo 5 6", "!claw logs AGENT [LINES]"),
+        ("!claw stop ../etc", "not the name"),
+        ("!claw stop " + "x" * 1000, "not the name"),
+        ("!claw stop écho", "not the name"),
+    ],
+)
+def test_what_is_none_is_told(body: str, text: str) -> None:
+    with pytest.raises(MisreadError) as caught:
+        read_order(body)
+    assert text in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_every_order_can_be_given_as_its_usage_says() -> None:
+    for name, verb in VERBS.items():
+        words = usage(name).replace("[", "").replace("]", "").replace("AGENT", "echo").split()
+        for count in range(verb.least, verb.most + 1):
+            assert read_order(" ".join(words[: 2 + count])).name == name
+
+
+def test_who_it_is_about() -> None:
+    assert read_order("!claw stop echo").agent == "echo"
+    assert read_order("!claw use echo").agent is None  # it may be about an agent of anywhere
+    assert str(read_order("!claw logs echo 5")) == "logs echo 5"
