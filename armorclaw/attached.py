@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import trio
 
-from armorclaw.agent.base import call_params, retry_ms, send_params
+from armorclaw.agent.base import call_params, retry_ms
 from armorclaw.agent.callbacks import MAX_CALLS
 from armorclaw.agent.calls import AsyncCall
 from armorclaw.agent.errors import (
@@ -25,8 +25,11 @@ from armorclaw.agent.errors import (
     timed_out,
     too_many_calls,
 )
-from armorclaw.agent.messages import AsyncMessage, Delivery, Event, Key
+from armorclaw.agent.events import Delivery, Event, Key, Keys
+from armorclaw.agent.files import AsyncFiling
+from armorclaw.agent.messages import AsyncMessage
 from armorclaw.agent.reports import AsyncReporting
+from armorclaw.agent.rooms import AsyncRoom
 from armorclaw.agent.secrets import Secrets
 from armorclaw.agent.session import CALL_TIMEOUT
 from armorclaw.agent.streams import Progress
@@ -60,7 +63,7 @@ class OpenStream(Protocol):
     ) -> AbstractAsyncContextManager[RawStream]: ...
 
 
-class AttachedAgent(AsyncReporting):
+class AttachedAgent(AsyncReporting, AsyncFiling):
     """Handlers are `async def` functions on Trio, or plain and quick; in order in a room, side by side across rooms.
 
     `run` serves them until cancelled. Returning acknowledges an event; raising has it come again, later.
@@ -176,17 +179,44 @@ class AttachedAgent(AsyncReporting):
     async def send(
         self,
         room_id: str,
-        text: str,
+        text: str = "",
         msgtype: str = "m.text",
         *,
+        markdown: str | None = None,
+        reply_to: str | None = None,
+        thread: str | None = None,
+        mentions: Sequence[str] = (),
         content: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Delivery:
         """Send a message of one's own accord. Raises AgentError when the bridge refuses it."""
-        return await self.send_params(send_params(room_id, text, msgtype, content, idempotency_key))
+        send = AsyncRoom(self, room_id, Keys()).send
+        return await send(
+            text,
+            msgtype,
+            markdown=markdown,
+            reply_to=reply_to,
+            thread=thread,
+            mentions=mentions,
+            content=content,
+            idempotency_key=idempotency_key,
+        )
 
-    async def send_params(self, params: dict[str, Any]) -> Delivery:
-        return Delivery.from_result(await self.call("matrix.send", **params))
+    def in_room(self, room_id: str = "") -> AsyncRoom:
+        """A room to act in, of one's own accord: by default the first that is granted by its id."""
+        return AsyncRoom(self, room_id or self.room, Keys())
+
+    async def deliver(self, method: str, params: dict[str, Any], *, timeout: float = CALL_TIMEOUT) -> Delivery:
+        """Call a method that answers as matrix.send does."""
+        return Delivery.from_result(await self.call(method, timeout=timeout, **params))
+
+    async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call what may take a while, such as a disk."""
+        return await trio.to_thread.run_sync(function, *arguments)
+
+    def now(self) -> float:
+        """Seconds of Trio's clock."""
+        return trio.current_time()
 
     async def working(self, key: Key) -> None:
         """For messages, whose handlers take their time."""
@@ -275,7 +305,8 @@ class AttachedAgent(AsyncReporting):
             in_hand.discard(made.key)
             lane.popleft()
 
-    def _post(self, method: str, params: dict[str, Any]) -> None:
+    def post(self, method: str, params: dict[str, Any]) -> None:
+        """Make a call whose answer nobody waits for; left out while it does not listen."""
         if self._nursery is not None:
             self._nursery.start_soon(self._say, method, params)
 

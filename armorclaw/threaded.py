@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import trio
 
-from armorclaw.agent.base import of_receipts
-from armorclaw.agent.messages import Delivery, Key, Message
+from armorclaw.agent.base import of_receipts, while_typing
+from armorclaw.agent.events import Delivery, Key, Keys
+from armorclaw.agent.files import File, Path, Source
+from armorclaw.agent.messages import Message
+from armorclaw.agent.rooms import Room
 from armorclaw.agent.secrets import Secret, Secrets
+from armorclaw.agent.session import CALL_TIMEOUT
 from armorclaw.attached import AttachedAgent
 from armorclaw.bridge import Bridge, open_bridge
 from armorclaw.config import Config
@@ -66,12 +71,22 @@ class ThreadedAgent:
 
         self._bridge.run(stop)
 
-    def on_message(self, handler: Handler) -> Handler:
+    @overload
+    def on_message(self, handler: Handler, /) -> Handler: ...
+    @overload
+    def on_message(self, /, *, typing: bool = ...) -> Callable[[Handler], Handler]: ...
+    def on_message(self, handler: Any = None, /, *, typing: bool = False) -> Any:
         """Decorator: call the function with each message of the rooms granted.
 
-        Returning acknowledges the message; raising has it come again, later.
+        Returning acknowledges the message; raising has it come again, later. With `typing` people see that the agent
+        is typing as long as its handler runs.
         """
-        return self.on_event("m.room.message")(handler)
+
+        def register(handler: Handler) -> Handler:
+            self.on_event("m.room.message")(while_typing(handler) if typing else handler)
+            return handler
+
+        return register if handler is None else register(handler)
 
     def on_event(self, event_type: str) -> Callable[[Handler], Handler]:
         """Decorator: call the function with each event of a type."""
@@ -100,19 +115,57 @@ class ThreadedAgent:
     def send(
         self,
         room_id: str,
-        text: str,
+        text: str = "",
         msgtype: str = "m.text",
         *,
+        markdown: str | None = None,
+        reply_to: str | None = None,
+        thread: str | None = None,
+        mentions: Sequence[str] = (),
         content: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Delivery:
         """Send a message of one's own accord. Raises AgentError when the bridge refuses it."""
-        send = partial(self._agent.send, content=content, idempotency_key=idempotency_key)
-        return self._bridge.run(partial(send, room_id, text, msgtype))
+        send = Room(self, room_id, Keys()).send
+        return send(
+            text,
+            msgtype,
+            markdown=markdown,
+            reply_to=reply_to,
+            thread=thread,
+            mentions=mentions,
+            content=content,
+            idempotency_key=idempotency_key,
+        )
 
-    def send_params(self, params: dict[str, Any]) -> Delivery:
-        """For messages, which reply through it."""
-        return self._bridge.run(partial(self._agent.send_params, params))
+    def in_room(self, room_id: str = "") -> Room:
+        """A room to act in, of one's own accord: by default the first that is granted by its id."""
+        return Room(self, room_id or self.room, Keys())
+
+    def deliver(self, method: str, params: dict[str, Any], *, timeout: float = CALL_TIMEOUT) -> Delivery:
+        """Call a method that answers as matrix.send does."""
+        return self._bridge.run(partial(self._agent.deliver, method, params, timeout=timeout))
+
+    def upload(self, room_id: str, source: Source, **more: Any) -> dict[str, Any]:
+        """As `Agent.upload` of armorclaw.agent."""
+        return self._bridge.run(partial(self._agent.upload, room_id, source, **more))
+
+    def download(self, room_id: str, event_id: str, to: Path | None = None, *, part: str = "file") -> File:
+        """As `Agent.download` of armorclaw.agent."""
+        return self._bridge.run(partial(self._agent.download, room_id, event_id, to, part=part))
+
+    def post(self, method: str, params: dict[str, Any]) -> None:
+        """Make a call whose answer nobody waits for; left out when the bridge has ended."""
+
+        async def post() -> None:
+            self._agent.post(method, params)
+
+        with suppress(ArmorclawError):
+            self._bridge.run(post)
+
+    def now(self) -> float:
+        """Seconds of a clock that never goes back."""
+        return time.monotonic()
 
     def working(self, key: Key) -> None:
         """For messages, whose handlers take their time."""

@@ -21,10 +21,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from armorclaw.agent.agent import Agent
+from armorclaw.agent.answers import Answer, AsyncAnswer
 from armorclaw.agent.calls import AsyncCall, Call
 from armorclaw.agent.errors import AgentError, CallCancelledError
+from armorclaw.agent.events import Delivery, Event, Receipt
+from armorclaw.agent.files import File
 from armorclaw.agent.link import Stream
-from armorclaw.agent.messages import AsyncMessage, Delivery, Event, Message, Receipt
+from armorclaw.agent.messages import AsyncMessage, Message
+from armorclaw.agent.rooms import AsyncRoom, Room
 from armorclaw.agent.secrets import Secret, Secrets
 
 if TYPE_CHECKING:
@@ -34,16 +38,21 @@ if TYPE_CHECKING:
 __all__ = [
     "Agent",
     "AgentError",
+    "Answer",
     "AsyncAgent",
+    "AsyncAnswer",
     "AsyncCall",
     "AsyncMessage",
+    "AsyncRoom",
     "AsyncStream",
     "Call",
     "CallCancelledError",
     "Delivery",
     "Event",
+    "File",
     "Message",
     "Receipt",
+    "Room",
     "Secret",
     "Secrets",
     "Stream",

@@ -19,7 +19,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Optional
 
 from armorclaw.agent.base import (
@@ -28,22 +28,24 @@ from armorclaw.agent.base import (
     open_way_out,
     retry_ms,
     say,
-    send_params,
     socket_from_environment,
 )
 from armorclaw.agent.callbacks import Callback
 from armorclaw.agent.calls import Call
 from armorclaw.agent.errors import AgentError, CallCancelledError
+from armorclaw.agent.events import Delivery, Key, Keys
+from armorclaw.agent.files import Filing
 from armorclaw.agent.lanes import Lanes
 from armorclaw.agent.link import CallLine, Link, Stream
-from armorclaw.agent.messages import Delivery, Key, Message
+from armorclaw.agent.messages import Message
 from armorclaw.agent.reports import Reporting, Unheeded
+from armorclaw.agent.rooms import Room
 from armorclaw.agent.secrets import harden_process
 from armorclaw.agent.session import CALL_TIMEOUT, Session
 from armorclaw.agent.streams import OnProgress
 
 
-class Agent(Reporting):
+class Agent(Reporting, Filing):
     """An agent whose handlers are plain functions.
 
     Messages of one room are handled in order, those of different rooms at the same time, by at most `workers`
@@ -94,22 +96,43 @@ class Agent(Reporting):
     def send(
         self,
         room_id: str,
-        text: str,
+        text: str = "",
         msgtype: str = "m.text",
         *,
+        markdown: Optional[str] = None,
+        reply_to: Optional[str] = None,
+        thread: Optional[str] = None,
+        mentions: Sequence[str] = (),
         content: Optional[dict[str, Any]] = None,
         idempotency_key: Optional[str] = None,
     ) -> Delivery:
-        """Write to a room. Two calls with the same `idempotency_key` make one message; without it, each makes one.
+        """Write to a room, as `Room.send`. Two calls with the same `idempotency_key` make one message; without it,
+        each makes one."""
+        send = Room(self, room_id, Keys()).send
+        return send(
+            text,
+            msgtype,
+            markdown=markdown,
+            reply_to=reply_to,
+            thread=thread,
+            mentions=mentions,
+            content=content,
+            idempotency_key=idempotency_key,
+        )
 
-        `content` adds members to the content of the Matrix event. Raises AgentError when the bridge refuses.
-        """
-        return self.send_params(send_params(room_id, text, msgtype, content, idempotency_key))
+    def in_room(self, room_id: str = "") -> Room:
+        """A room to act in, of one's own accord: by default the first that is granted."""
+        return Room(self, room_id or self.room, Keys())
 
-    def send_params(self, params: dict[str, Any]) -> Delivery:
-        """As matrix.send has them. With an idempotency key it is sent again when the bridge went away meanwhile."""
-        result = self._running().call("matrix.send", params, resend="idempotency_key" in params)
-        return Delivery.from_result(result)
+    def deliver(self, method: str, params: dict[str, Any], *, timeout: float = CALL_TIMEOUT) -> Delivery:
+        """Call a method that answers as matrix.send does. With an idempotency key it is called again when the bridge
+        went away meanwhile."""
+        resend = "idempotency_key" in params
+        return Delivery.from_result(self._running().call(method, params, resend=resend, timeout=timeout))
+
+    def now(self) -> float:
+        """Seconds of a clock that never goes back."""
+        return time.monotonic()
 
     def working(self, key: Key) -> None:
         """For messages, whose handlers take their time."""
@@ -139,7 +162,8 @@ class Agent(Reporting):
         finally:
             stream.close()
 
-    def _post(self, method: str, params: dict[str, Any]) -> None:
+    def post(self, method: str, params: dict[str, Any]) -> None:
+        """Make a call whose answer nobody waits for; left out while there is no bridge."""
         with self._running().session_when() as session:
             if session.serving:
                 session.call(method, params, Unheeded())

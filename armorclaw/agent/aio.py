@@ -20,7 +20,8 @@ import contextlib
 import inspect
 import signal
 import threading
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Optional
 
 from armorclaw.agent.aio_link import AsyncCallLine, AsyncLink, AsyncStream
@@ -30,21 +31,23 @@ from armorclaw.agent.base import (
     open_way_out,
     retry_ms,
     say,
-    send_params,
     socket_from_environment,
 )
 from armorclaw.agent.callbacks import Callback
 from armorclaw.agent.calls import AsyncCall
 from armorclaw.agent.errors import AgentError, CallCancelledError, stopped
+from armorclaw.agent.events import Delivery, Key, Keys
+from armorclaw.agent.files import AsyncFiling
 from armorclaw.agent.lanes import Lanes
-from armorclaw.agent.messages import AsyncMessage, Delivery, Key
+from armorclaw.agent.messages import AsyncMessage
 from armorclaw.agent.reports import AsyncReporting, Unheeded
+from armorclaw.agent.rooms import AsyncRoom
 from armorclaw.agent.secrets import harden_process
 from armorclaw.agent.session import CALL_TIMEOUT, Session
 from armorclaw.agent.streams import OnProgress
 
 
-class AsyncAgent(AsyncReporting):
+class AsyncAgent(AsyncReporting, AsyncFiling):
     """An agent whose handlers are coroutine functions.
 
     Messages of one room are handled in order, those of different rooms at the same time, by at most `workers` tasks.
@@ -90,19 +93,45 @@ class AsyncAgent(AsyncReporting):
     async def send(
         self,
         room_id: str,
-        text: str,
+        text: str = "",
         msgtype: str = "m.text",
         *,
+        markdown: Optional[str] = None,
+        reply_to: Optional[str] = None,
+        thread: Optional[str] = None,
+        mentions: Sequence[str] = (),
         content: Optional[dict[str, Any]] = None,
         idempotency_key: Optional[str] = None,
     ) -> Delivery:
         """As `Agent.send`."""
-        return await self.send_params(send_params(room_id, text, msgtype, content, idempotency_key))
+        send = AsyncRoom(self, room_id, Keys()).send
+        return await send(
+            text,
+            msgtype,
+            markdown=markdown,
+            reply_to=reply_to,
+            thread=thread,
+            mentions=mentions,
+            content=content,
+            idempotency_key=idempotency_key,
+        )
 
-    async def send_params(self, params: dict[str, Any]) -> Delivery:
-        """As `Agent.send_params`."""
-        result = await self._running().call("matrix.send", params, resend="idempotency_key" in params)
-        return Delivery.from_result(result)
+    def in_room(self, room_id: str = "") -> AsyncRoom:
+        """As `Agent.in_room`."""
+        return AsyncRoom(self, room_id or self.room, Keys())
+
+    async def deliver(self, method: str, params: dict[str, Any], *, timeout: float = CALL_TIMEOUT) -> Delivery:
+        """As `Agent.deliver`."""
+        resend = "idempotency_key" in params
+        return Delivery.from_result(await self._running().call(method, params, resend=resend, timeout=timeout))
+
+    async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call what may take a while, such as a disk."""
+        return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+
+    def now(self) -> float:
+        """As `Agent.now`."""
+        return time.monotonic()
 
     async def working(self, key: Key) -> None:
         """As `Agent.working`."""
@@ -125,7 +154,8 @@ class AsyncAgent(AsyncReporting):
         finally:
             stream.close()
 
-    def _post(self, method: str, params: dict[str, Any]) -> None:
+    def post(self, method: str, params: dict[str, Any]) -> None:
+        """As `Agent.post`."""
         link = self._running()
         if link.session.serving:
             link.session.call(method, params, Unheeded())

@@ -12,7 +12,7 @@ from armorclaw.agent.base import say
 from armorclaw.agent.callbacks import Callback
 from armorclaw.agent.connection import Connection, retry_after
 from armorclaw.agent.errors import AgentError, timed_out
-from armorclaw.agent.messages import Key
+from armorclaw.agent.events import Key
 from armorclaw.agent.session import CALL_TIMEOUT, Session, Waiter
 from armorclaw.agent.streams import OnProgress, Progress, piece
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, Optional, TypeVar
+from typing import Any, Optional, TypeVar, overload
 
 from armorclaw.agent.errors import AgentError, handler_failed
-from armorclaw.agent.messages import Receipt
+from armorclaw.agent.events import Receipt
 from armorclaw.agent.secrets import Secret, Secrets
 from armorclaw.agent.session import Session
 
@@ -48,12 +48,22 @@ class BaseAgent:
         """One key. Raises KeyError, naming those there are, when it was not given."""
         return self.secrets[key_id]
 
-    def on_message(self, handler: Handler) -> Handler:
+    @overload
+    def on_message(self, handler: Handler, /) -> Handler: ...
+    @overload
+    def on_message(self, /, *, typing: bool = ...) -> Callable[[Handler], Handler]: ...
+    def on_message(self, handler: Any = None, /, *, typing: bool = False) -> Any:
         """Decorator: call the function with each message of the rooms granted (`m.room.message`).
 
-        Returning acknowledges the message; raising prints the traceback and has the message come again, later.
+        Returning acknowledges the message; raising prints the traceback and has the message come again, later. With
+        `@agent.on_message(typing=True)` people see that the agent is typing as long as its handler runs.
         """
-        return self.on_event("m.room.message")(handler)
+
+        def register(handler: Handler) -> Handler:
+            self.on_event("m.room.message")(while_typing(handler) if typing else handler)
+            return handler
+
+        return register if handler is None else register(handler)
 
     def on_event(self, event_type: str) -> Callable[[Handler], Handler]:
         """Decorator: call the function with each event of a type. What has no handler is acknowledged."""
@@ -109,6 +119,25 @@ def of_receipts(handler: Callable[[Receipt], Any]) -> Callable[[Any], Any]:
     return lambda event: None if event.event_id else handler(Receipt.of(event))
 
 
+def while_typing(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The same handler, plain or `async def`, with people seeing that the agent is typing while it runs."""
+
+    def handle(message: Any) -> Any:
+        typing = message.typing()
+        typing.start()
+        try:
+            result = handler(message)
+        except BaseException:
+            typing.stop()
+            raise
+        if hasattr(result, "__await__"):
+            return typing.until(result)
+        typing.stop()
+        return result
+
+    return handle
+
+
 def retry_ms(redelivered: int) -> int:
     """Milliseconds until an event whose handler failed should come again: 1 s, doubled each time, at most 60 s."""
     return min(MAX_RETRY_MS, 1000 << min(redelivered, 10))
@@ -123,18 +152,6 @@ def _print(error: BaseException) -> None:
     import traceback  # it costs some milliseconds of every start, and mostly is not needed
 
     traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
-
-
-def send_params(
-    room_id: str, text: str, msgtype: str, content: Optional[dict[str, Any]], idempotency_key: Optional[str]
-) -> dict[str, Any]:
-    """The parameters of matrix.send; what is not given is left out."""
-    params: dict[str, Any] = {"room_id": room_id, "message": text, "msgtype": msgtype}
-    if content:
-        params["content"] = content
-    if idempotency_key is not None:
-        params["idempotency_key"] = idempotency_key
-    return params
 
 
 def socket_from_environment() -> str:

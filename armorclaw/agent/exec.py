@@ -33,10 +33,11 @@ _TIMEOUT = 300.0  # seconds a program has for one message
 _WORKING_EVERY = 30.0  # seconds after which the bridge is told that it still runs
 _KILLED_WITHIN = 5.0  # seconds that one killed for that gets to be gone, should it be stuck in the kernel
 
-# Bytes of an answer as the JSON string it becomes. The bridge takes 60,000 for the whole content of a message; the
-# rest is for what it is an answer to. As no character of JSON is shorter than in UTF-8, it bounds what is read, too.
-_MAX_ANSWER = 58_000
-_CUT = "\n[cut: the rest does not fit into one message]"
+# Bytes of an answer as the JSON string it becomes; the bridge makes some six messages of so many. As no character of
+# JSON is shorter than in UTF-8, it bounds what is read, too.
+_MAX_ANSWER = 240_000
+_MAX_MARKDOWN = 60_000  # characters; the bridge takes no more of it, and what is longer goes as plain text
+_CUT = "\n[cut: the rest is too long]"
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -47,7 +48,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     open_way_out()  # before anything is started: programs look at what it sets when they begin
     try:
         if options.per_message:
-            return _PerMessage(path, options.command, options.env_keys, options.timeout).serve()
+            return _PerMessage(path, options).serve()
         return _run_once(path, options.command, options.env_keys)
     except AgentError as error:
         say(str(error))
@@ -72,6 +73,7 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
         metavar="SECONDS",
         help="with --per-message: how long it may run, %(default)g by default; then it is killed",
     )
+    verb.add_argument("--markdown", action="store_true", help="with --per-message: what it prints is Markdown")
     verb.add_argument("--env-keys", action="store_true", help="also set PROVIDER_API_KEY in its environment")
     verb.add_argument("command", nargs="+", metavar="CMD", help="the program and its arguments, after --")
     return parser.parse_args(arguments)
@@ -150,12 +152,13 @@ class ProgramError(Exception):
 
 
 class _PerMessage(Agent):
-    def __init__(self, path: str, command: Sequence[str], env_keys: bool, timeout: float) -> None:
+    def __init__(self, path: str, options: argparse.Namespace) -> None:
         super().__init__()
         self._path = path
-        self._command = command
-        self._env_keys = env_keys
-        self._timeout = timeout
+        self._command: Sequence[str] = options.command
+        self._env_keys: bool = options.env_keys
+        self._timeout: float = options.timeout
+        self._markdown: bool = options.markdown
         self._children = Children(lambda: None)
         self.on_message(self._answer)
 
@@ -172,8 +175,10 @@ class _PerMessage(Agent):
             raise ProgramError(f"{self._command[0]} ended with status {status}")
         text = _fitting(output)
         if text.endswith(_CUT):
-            say(f"{self._command[0]} printed more than fits into one message; the answer to {message!r} is cut")
-        if text:
+            say(f"{self._command[0]} printed more than an answer may have; the answer to {message!r} is cut")
+        if text and self._markdown and len(text) <= _MAX_MARKDOWN:
+            message.reply(markdown=text)
+        elif text:
             message.reply(text)
 
     def _converse(self, message: Message) -> tuple[int, bytes]:

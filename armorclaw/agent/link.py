@@ -13,7 +13,7 @@ from typing import Any, Optional
 from armorclaw.agent.callbacks import Callback
 from armorclaw.agent.connection import Connection, retry_after
 from armorclaw.agent.errors import AgentError, stopped, timed_out
-from armorclaw.agent.messages import Key
+from armorclaw.agent.events import Key
 from armorclaw.agent.session import CALL_TIMEOUT, Session, Waiter
 from armorclaw.agent.streams import OnProgress, Progress, piece
 

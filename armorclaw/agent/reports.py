@@ -66,11 +66,11 @@ class _Reports(BaseAgent):
             if unreported:
                 message = f"{message} (and {unreported} more failures since the last report)"
             message = _beginning(message, MESSAGE_LIMIT)
-            self._post("agent.error", self._error_params(message, severity, error))
+            self.post("agent.error", self._error_params(message, severity, error))
         except Exception as wrong:  # noqa: BLE001 - to report is a courtesy: no handler must fail for it
             say(f"a failure could not be reported: {type(wrong).__name__}")
 
-    def _post(self, method: str, params: dict[str, Any]) -> None:
+    def post(self, method: str, params: dict[str, Any]) -> None:
         """Send a call whose answer nobody waits for; left out while there is no bridge."""
         raise NotImplementedError
 

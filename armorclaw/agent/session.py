@@ -21,7 +21,7 @@ from typing import Any, Optional, Protocol
 from armorclaw._version import __version__
 from armorclaw.agent.callbacks import Callbacks
 from armorclaw.agent.errors import AgentError, broken_stream, connection_lost, not_json, too_large
-from armorclaw.agent.messages import Key
+from armorclaw.agent.events import Key
 from armorclaw.agent.secrets import Secrets, close_all, read_secrets
 from armorclaw.agent.streams import Streaming, encode, notification
 from armorclaw.rpc.flow import FlowError
@@ -426,10 +426,11 @@ class Session:
         params = {"subscription": self._subscription, "seq": key[0]}
         if retry_ms is not None:
             params["nack_ms"] = retry_ms
-        self._ask(_Call("events.ack", params, partial(self._acknowledged, key)))
+        self._ask(_Call("events.ack", params, partial(self._acknowledged, key, retry_ms is None)))
 
-    def _acknowledged(self, key: Key, result: Any, error: Optional[AgentError]) -> None:
-        self._handled.pop(key, None)
+    def _acknowledged(self, key: Key, settled: bool, result: Any, error: Optional[AgentError]) -> None:
+        if settled:  # not by the answer to an earlier wish to have it again, behind which it may come once more
+            self._handled.pop(key, None)
         if error is not None:
             self.say(f"events.ack of {key[0]}: {error}")
 

@@ -9,7 +9,8 @@ from armorclaw.delivery.message import Delivery
 AHEAD = 64
 """Messages on the way, with their bodies: at most 4 MiB. What does not fit is in the queue all the same."""
 
-Accepted = tuple[Delivery, bytes]
+Accepted = tuple[Delivery, bytes | None]
+"""A message and its body, None where that is to be looked up when its turn comes."""
 
 
 class Handover:
@@ -19,7 +20,7 @@ class Handover:
         self._into, self._from = trio.open_memory_channel[Accepted](AHEAD)
         self._overrun = False
 
-    def put(self, delivery: Delivery, content: bytes) -> None:
+    def put(self, delivery: Delivery, content: bytes | None) -> None:
         """Never waits: it runs between a commit and whoever waits for it."""
         if self._overrun:
             return  # in order: those behind one that was left out are looked up with it

@@ -29,8 +29,10 @@ WAITING: tuple[State, ...] = ("queued", "unknown")
 class Outgoing:
     """A message to send. `agent` is "" for the operator; `content` is a JSON object.
 
-    The same (agent, idempotency_key) again is the same message, whatever its body. Raises `too_large` for more than
-    Matrix can carry, `invalid_params` for an odd key.
+    The same (agent, idempotency_key) again is the same message, whatever its body. With `refers` it is about an
+    earlier message to the same room, whose delivery id that is and stands in the content: by the time this one is
+    sent, the event id is there in its place. Raises `too_large` for more than Matrix can carry, `invalid_params` for
+    an odd key.
     """
 
     account: str
@@ -39,6 +41,7 @@ class Outgoing:
     content: bytes = attrs.field(repr=False)
     type: str = "m.room.message"
     idempotency_key: str | None = None
+    refers: str | None = None
 
     def __attrs_post_init__(self) -> None:
         if len(self.content) > CONTENT_LIMIT:
@@ -75,6 +78,8 @@ class Delivery:
     """When the first of the attempts was made that may have arrived without our knowing; None: there are none."""
     device_id: str | None = None
     """The device that made these, or makes the next. On disk before any attempt, so None there means no attempt."""
+    refers: str | None = None
+    """The delivery that it is about, and whose id stands in its content, as in `Outgoing`."""
     in_doubt: bool = False
     """Of one that waits: whether an attempt is under way, or may have reached the homeserver all the same."""
 

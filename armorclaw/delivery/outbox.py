@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 
 import attrs
@@ -18,10 +19,10 @@ from armorclaw.delivery.message import Delivery, Outgoing, State
 from armorclaw.delivery.news import news_of
 from armorclaw.delivery.receipts import TXN_PREFIX, Receipts
 from armorclaw.delivery.sender import Sender
-from armorclaw.delivery.transport import Transport
+from armorclaw.delivery.transport import Refused, Transport
 from armorclaw.delivery.waiting import Waiting
 from armorclaw.errors import ArmorclawError
-from armorclaw.events.event import Event
+from armorclaw.events.event import Event, ascii_json
 from armorclaw.events.journal import Journal
 from armorclaw.guard.audit import AuditLog
 from armorclaw.log import get_logger
@@ -78,45 +79,37 @@ class Outbox:
         `queue_full` and what the store raises; cancelled, the message may or may not be accepted, which the same key
         tells.
         """
-        await self._load(out.account)
-        if self._waiting.is_full(out.account, out.agent):
-            return await self._earlier(out)
+        (delivery,) = await self.enqueue_all([out])
+        return delivery
+
+    async def enqueue_all(self, outs: Sequence[Outgoing]) -> list[Delivery]:
+        """Accepts several messages of one account, all or none, in this order and nothing between them. As
+        `enqueue`."""
+        account, agent = outs[0].account, outs[0].agent
+        await self._load(account)
+        if self._waiting.is_full(account, agent):
+            return [await self._earlier(out) for out in outs]
         now = self._around.clock.now_ms()
-        stamp = f"{now:011x}"  # ids that come in order touch one page of their index, not one each
-        delivery = Delivery(
-            delivery_id=f"d_{stamp}{secrets.token_urlsafe(9)}",
-            txn_id=f"{TXN_PREFIX}{stamp}{secrets.token_urlsafe(12)}",
-            account=out.account,
-            agent=out.agent,
-            room_id=out.room_id,
-            type=out.type,
-            state="queued",
-            created_ms=now,
-            idempotency_key=out.idempotency_key,
-            device_id=self._device(out.account),
-        )
+        fresh = [(self._fresh(out, now), out) for out in outs]
 
-        def work(conn: Connection) -> tuple[Delivery, bool]:
-            earlier = rows.earlier(conn, out)
-            if earlier is None:
-                return self._insert(conn, delivery, out.content), True
-            if earlier.account not in self._loaded:
-                return earlier, False
-            if earlier.state != "failed" or earlier.may_be_seen:
-                return earlier, True
-            device_id = self._device(earlier.account)
-            return rows.requeue(conn, _anew(earlier, now, device_id), out.content), True
+        def work(conn: Connection) -> list[tuple[Delivery, bool]]:
+            return [self._take_in(conn, delivery, out) for delivery, out in fresh]
 
-        def then(result: tuple[Delivery, bool]) -> None:
-            stored, loaded = result
-            if loaded and stored.waiting and stored.delivery_id not in self._waiting:
-                self._accepted(stored, out.content)
+        def then(result: list[tuple[Delivery, bool]]) -> None:
+            for (stored, loaded), out in zip(result, outs, strict=True):
+                if loaded and stored.waiting and stored.delivery_id not in self._waiting:
+                    self._accepted(stored, out.content)
 
         while True:
-            stored, loaded = await self._db.write(work, durable=True, grows=True, then=then)
-            if loaded:
-                return stored
-            await self._load(stored.account)  # the key is one of another account, and what waits there comes first
+            result = await self._db.write(work, durable=True, grows=True, then=then)
+            behind = next((stored.account for stored, loaded in result if not loaded), None)
+            if behind is None:
+                return [stored for stored, _ in result]
+            await self._load(behind)  # the key is one of another account, and what waits there comes first
+
+    async def of_event(self, account: str, event_id: str) -> Delivery | None:
+        """The message that became this event; None for an event that is none of ours, or that is long past."""
+        return await self._db.read(lambda conn: rows.by_event(conn, account, event_id))
 
     async def status(self, delivery_id: str) -> Delivery:
         """What became of a message so far. Raises `not_found`."""
@@ -254,10 +247,18 @@ class Outbox:
     # --- what the sender needs ---
 
     async def content(self, delivery: Delivery) -> bytes | None:
-        """The body of a message; None if it waits no more, as an echo or an earlier sender settled it after all."""
+        """The body of a message; None if it waits no more, as an echo or an earlier sender settled it after all.
+
+        Raises Refused for one about a message that was not sent.
+        """
         found = await self._db.read(partial(rows.content, seq=delivery.seq))
         if found is None:
             self._waiting.remove(delivery.delivery_id)
+        elif delivery.refers is not None:
+            about = await self._db.read(partial(rows.by_id, delivery_id=delivery.refers))
+            if about is None or about.event_id is None:
+                raise Refused("the message that it is about was not sent")
+            found = found.replace(ascii_json(delivery.refers), ascii_json(about.event_id))
         return found
 
     async def claim(self, delivery: Delivery, device_id: str) -> None:
@@ -364,6 +365,34 @@ class Outbox:
         sender = self._senders.get(account)
         return None if sender is None else sender.device_id
 
+    def _fresh(self, out: Outgoing, now: int) -> Delivery:
+        stamp = f"{now:011x}"  # ids that come in order touch one page of their index, not one each
+        return Delivery(
+            delivery_id=f"d_{stamp}{secrets.token_urlsafe(9)}",
+            txn_id=f"{TXN_PREFIX}{stamp}{secrets.token_urlsafe(12)}",
+            account=out.account,
+            agent=out.agent,
+            room_id=out.room_id,
+            type=out.type,
+            state="queued",
+            created_ms=now,
+            idempotency_key=out.idempotency_key,
+            device_id=self._device(out.account),
+            refers=out.refers,
+        )
+
+    def _take_in(self, conn: Connection, fresh: Delivery, out: Outgoing) -> tuple[Delivery, bool]:
+        """The message as it is on disk from now on; and whether the queue that it is in is in memory."""
+        earlier = rows.earlier(conn, out)
+        if earlier is None:
+            return self._insert(conn, fresh, out.content), True
+        if earlier.account not in self._loaded:
+            return earlier, False
+        if earlier.state != "failed" or earlier.may_be_seen:
+            return earlier, True
+        anew = _anew(earlier, fresh.created_ms, self._device(earlier.account))
+        return rows.requeue(conn, anew, out.content), True
+
     def _insert(self, conn: Connection, delivery: Delivery, content: bytes) -> Delivery:
         stored = rows.insert(conn, delivery, content)
         ids = {"delivery_id": stored.delivery_id, "account": stored.account, "agent": stored.agent}
@@ -375,7 +404,7 @@ class Outbox:
         self.told["queued"] += 1
         sender = self._senders.get(delivery.account)
         if sender is not None:
-            sender.handover.put(delivery, content)
+            sender.handover.put(delivery, content if delivery.refers is None else None)
 
     def _settled(self, delivery: Delivery, events: list[Event]) -> None:
         self._tell(events, delivery.state)

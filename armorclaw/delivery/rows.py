@@ -13,12 +13,12 @@ PAGE = 1_000
 # ruff: noqa: S608 - the statements below are put together from constants
 _COLUMNS = (
     "delivery_id, txn_id, account, agent, room_id, type, state, created_ms, event_id, reason, attempts,"
-    " settled_ms, seq, idempotency_key, tried_ms, device_id"
+    " settled_ms, seq, idempotency_key, tried_ms, device_id, refers"
 )
 _IS_WAITING = "state IN ('queued', 'unknown')"
 _INSERT = (
     "INSERT INTO outbox (delivery_id, txn_id, account, agent, idempotency_key, room_id, type, content, state,"
-    " created_ms, device_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'queued', ?, ?)"
+    " created_ms, device_id, refers) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?)"
 )
 _BY_ID = f"SELECT {_COLUMNS} FROM outbox WHERE delivery_id = ?"
 _BY_KEY = f"SELECT {_COLUMNS} FROM outbox WHERE agent = ? AND idempotency_key = ?"
@@ -57,7 +57,7 @@ def insert(conn: Connection, delivery: Delivery, content: bytes) -> Delivery:
     """A new row; returns the delivery with its place in the order."""
     d = delivery
     row = (d.delivery_id, d.txn_id, d.account, d.agent, d.idempotency_key, d.room_id, d.type, content)
-    seq = conn.execute(_INSERT, (*row, d.created_ms, d.device_id)).lastrowid
+    seq = conn.execute(_INSERT, (*row, d.created_ms, d.device_id, d.refers)).lastrowid
     assert seq is not None
     return attrs.evolve(delivery, seq=seq)
 

@@ -48,8 +48,9 @@ EXPIRED = "not sent within"
 STORE_FIRST, STORE_LAST = 0.1, 5.0
 """Seconds between attempts while the store does not answer."""
 
-TOLD_LEAST = 0.1
-"""Seconds: the shortest wait, even if a server tells less: it must not make us spin."""
+TOLD_LEAST, TOLD_LEAST_LAST = 0.1, 2.0
+"""Seconds: the shortest wait, even if a server tells less, and what doubling leads to when it does so each time: it
+must not make us spin."""
 
 _BREATH = 500  # messages taken up between two looks at the other tasks
 
@@ -58,7 +59,7 @@ class Book(Protocol):
     """Where the sender finds bodies and writes down what became of messages."""
 
     async def content(self, delivery: Delivery) -> bytes | None:
-        """The body of a message; None if it waits no more."""
+        """The body of a message; None if it waits no more. Raises `Refused` for one that can have none."""
         ...
 
     async def claim(self, delivery: Delivery, device_id: str) -> None:
@@ -194,7 +195,12 @@ class Sender:
             if room.retries:
                 await self._until_turn(room, failures)
             if content is None:
-                content = await self._insist(partial(self._book.content, room.waiting[0]))
+                try:
+                    content = await self._insist(partial(self._book.content, room.waiting[0]))
+                except Refused as refusal:
+                    failed = attrs.evolve(room.waiting[0], state="failed", reason=refusal.reason)
+                    await self._insist(partial(self._book.settle, failed))
+                    return
                 if content is None:
                     return
             try:
@@ -305,7 +311,8 @@ class Sender:
             longest = min(BACKOFF_FIRST * 2 ** min(failures, 16), BACKOFF_LAST)
             seconds = max(longest * self._around.random.random(), BACKOFF_LEAST)
         else:
-            seconds = min(max(told, TOLD_LEAST), TOLD_LIMIT)
+            least = min(TOLD_LEAST * 2 ** min(failures, 16), TOLD_LEAST_LAST)
+            seconds = min(max(told, least), TOLD_LIMIT)
         delivery = room.waiting[0]
         log.info("message waits", delivery_id=delivery.delivery_id, seconds=round(seconds, 3), why=delivery.reason)
         with trio.move_on_after(max(min(seconds, self._seconds_left(delivery)), 0.0)):

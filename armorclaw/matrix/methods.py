@@ -7,29 +7,28 @@ comes within 4.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import attrs
-import trio
 
-from armorclaw.delivery.message import Delivery, Outgoing
 from armorclaw.delivery.outbox import Outbox
 from armorclaw.errors import ArmorclawError
-from armorclaw.events.event import Event, ascii_json
+from armorclaw.events.event import Event
+from armorclaw.events.methods import hears
 from armorclaw.events.subscriptions import MAIN, Subscriptions
 from armorclaw.guard.grants import Grants
 from armorclaw.matrix.accounts import Accounts
-from armorclaw.matrix.answer import is_room_id
 from armorclaw.matrix.lookups import Lookups
+from armorclaw.matrix.message_methods import MessageMethods
+from armorclaw.matrix.permission import Permission
+from armorclaw.matrix.room_methods import RoomMethods
 from armorclaw.matrix.shapes import (
     LoggedIn,
     LoginParams,
-    MatrixSent,
     MatrixStatus,
     Received,
     ReceivedEvent,
     ReceiveParams,
-    SendParams,
 )
 from armorclaw.matrix.status import SessionStatus
 from armorclaw.rpc.admission import Rate
@@ -42,14 +41,8 @@ if TYPE_CHECKING:
 LOGIN_RATE = Rate(5 / 60, 5)
 """Five attempts, then one each twelve seconds: homeservers refuse those who try more often, and lock the account."""
 
-SEND_WAIT = 3.5
-"""Seconds that matrix.send waits for the event id before it answers `queued`."""
-
 POLL_LIMIT = 3.5
 """Seconds that matrix.receive waits at most, whatever is asked for."""
-
-CONTENT_LIMIT = 60_000
-"""Bytes of a message's content; a whole event may have 65,536, says the specification."""
 
 _WRITERS = frozenset({Role.OPERATOR, Role.AGENT})
 _READERS = _WRITERS | {Role.OBSERVER}
@@ -64,10 +57,14 @@ class MatrixMethods:
 
     def __init__(self, accounts: Accounts, outbox: Outbox, subscriptions: Subscriptions, grants: Grants) -> None:
         self._accounts = accounts
-        self._outbox = outbox
         self._subscriptions = subscriptions
         self._grants = grants
-        self._lookups = Lookups(accounts, grants)
+        permission = Permission(accounts, grants, outbox)
+        self._parts = (
+            MessageMethods(accounts, outbox, permission),
+            RoomMethods(accounts, grants, permission),
+            Lookups(accounts, permission),
+        )
         self._given: dict[_Consumer, str] = {}  # the cursor given last
         self._polling: set[_Consumer] = set()  # those that have a receive under way
 
@@ -78,10 +75,10 @@ class MatrixMethods:
             self.login
         )
         method("matrix.status", result=MatrixStatus, roles=_READERS)(self.status)
-        method("matrix.send", params=SendParams, result=MatrixSent, roles=_WRITERS, quota="messages")(self.send)
         # clients of other versions send what this one does not know
         method("matrix.receive", params=ReceiveParams, result=Received, roles=_WRITERS, open=True)(self.receive)
-        self._lookups.register(registry)
+        for part in self._parts:
+            part.register(registry)
 
     async def login(self, call: Call, params: LoginParams) -> LoggedIn:
         """Log a Matrix account in with a password. A session that runs goes on if this fails."""
@@ -102,35 +99,6 @@ class MatrixMethods:
         if call.role is Role.AGENT:
             return short
         return attrs.evolve(short, reason=status.reason, accounts=self._accounts.reports())
-
-    async def send(self, call: Call, params: SendParams) -> MatrixSent:
-        """Send a message to a room, once as others see it.
-
-        Waits up to 3.5 s for the event id. Then `status` is `queued` and event_id null; the message goes out as soon
-        as the homeserver takes it.
-        """
-        deadline = trio.current_time() + SEND_WAIT
-        account = self._account_for(call, params)
-        if self._accounts.encrypted(account, params.room_id):
-            raise _encrypted(params.room_id)
-        content = ascii_json(
-            {"msgtype": params.msgtype, "body": params.message, **(params.content or {})},
-        )
-        if len(content) > CONTENT_LIMIT:
-            what = f"a message of {len(content)} bytes"
-            raise ArmorclawError("too_large", what, hint=f"at most {CONTENT_LIMIT} bytes fit into one event")
-        out = Outgoing(
-            account=account,
-            agent=call.agent or "",
-            room_id=params.room_id,
-            content=content,
-            idempotency_key=params.idempotency_key,
-        )
-        delivery = await self._outbox.enqueue(out)
-        if delivery.waiting:
-            wait = max(deadline - trio.current_time(), 0.0)
-            delivery = await self._outbox.settled(delivery.delivery_id, wait)
-        return _sent(delivery)
 
     async def receive(self, call: Call, params: ReceiveParams) -> Received:
         """Poll for events of granted rooms.
@@ -160,7 +128,7 @@ class MatrixMethods:
             if event.event_id is None or event.room_id is None:
                 return False
             # two accounts may be in one room, and then each has the event: an agent hears its own account's
-            return call.agent is None or self._grants.hears(call.agent, event.account, event.room_id, event.seq)
+            return call.agent is None or hears(self._grants, call.agent, event)
 
         wait = min(params.timeout_ms / 1000, POLL_LIMIT)
         events = await self._subscriptions.take(owner, params.limit, name=name, allowed=allowed, wait=wait)
@@ -168,17 +136,6 @@ class MatrixMethods:
             self._given[consumer] = str(events[-1].seq)
         cursor = self._given.get(consumer, params.cursor)
         return Received([_received(event) for event in events], len(events), cursor)
-
-    def _account_for(self, call: Call, params: SendParams) -> str:
-        if not is_room_id(params.room_id):
-            what, hint = f"room_id {params.room_id[:80]!r} is no room id", "see the room's settings, advanced"
-            raise ArmorclawError("invalid_params", what, hint=hint, fields=["room_id"])
-        if call.agent is None:
-            return params.account if params.account is not None else self._accounts.account_for(params.room_id)
-        account = self._grants.account_of(call.agent)
-        if account is None or not self._grants.may(call.agent, params.room_id):
-            raise ArmorclawError("room_denied", f"agent {call.agent!r} has no grant for room {params.room_id}")
-        return account
 
 
 def _consumer(call: Call, params: ReceiveParams) -> _Consumer:
@@ -203,27 +160,6 @@ def _short(status: SessionStatus) -> MatrixStatus:
         user_id=status.user_id,
         logged_in=status.user_id is not None and status.state != "logged_out",
     )
-
-
-def _sent(delivery: Delivery) -> MatrixSent:
-    if delivery.state == "cancelled":
-        raise ArmorclawError(
-            "conflict", f"room {delivery.room_id}", why="the message was cancelled", delivery_id=delivery.delivery_id
-        )
-    if delivery.state == "failed":
-        reason = delivery.reason or ""
-        if reason.startswith("room_encrypted"):
-            raise _encrypted(delivery.room_id)
-        raise ArmorclawError(
-            "matrix_refused", f"room {delivery.room_id}", why=reason, delivery_id=delivery.delivery_id
-        )
-    # whether it was delivered and read by now is told by delivery.status
-    status: Literal["queued", "sent"] = "queued" if delivery.event_id is None else "sent"
-    return MatrixSent(delivery.event_id, delivery.room_id, delivery.delivery_id, status)
-
-
-def _encrypted(room_id: str) -> ArmorclawError:
-    return ArmorclawError("room_encrypted", f"room {room_id} is encrypted")
 
 
 def _received(event: Event) -> ReceivedEvent:

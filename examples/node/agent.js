@@ -26,9 +26,8 @@ const methods = {
   },
 };
 async function event({ subscription, seq, type, room_id, event_id, content }) {
-  const reply = { "m.relates_to": { "m.in_reply_to": { event_id } } };
   if (type === "m.room.message")
-    await call("matrix.send", { room_id, message: content.body.toUpperCase(), content: reply, idempotency_key: event_id });
+    await call("matrix.send", { room_id, message: content.body.toUpperCase(), reply_to: event_id, idempotency_key: event_id });
   notify("events.ack", { subscription, seq }); // until then it comes again, also to our next life
 }
 

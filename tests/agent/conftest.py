@@ -308,15 +308,16 @@ class Pieces:
         return found
 
     async def send(self, value: Any) -> None:
-        await self._done(self.stream.send(value))
+        await self.done(self.stream.send(value))
 
     async def end(self) -> None:
-        await self._done(self.stream.end())
+        await self.done(self.stream.end())
 
     async def result(self) -> Any:
-        return await self._done(self.stream.result())
+        return await self.done(self.stream.result())
 
-    async def _done(self, result: Any) -> Any:
+    async def done(self, result: Any) -> Any:
+        """What came of it, awaited where it has to be."""
         return await result if isinstance(result, Awaitable) else result
 
 
@@ -376,21 +377,22 @@ class Kit:
         raise NotImplementedError
 
     async def chunk(self, call: AnyCall, chunk: Any) -> None:
-        await self._done(call.send(chunk))
+        await self.done(call.send(chunk))
 
     async def reply(self, message: AnyMessage, text: str, **more: Any) -> Any:
-        return await self._done(message.reply(text, **more))
+        return await self.done(message.reply(text, **more))
 
     async def working(self, message: AnyMessage) -> None:
-        await self._done(message.working())
+        await self.done(message.working())
 
     async def send(self, room: str, text: str, msgtype: str = "m.text", **more: Any) -> Any:
-        return await self._done(self.agent.send(room, text, msgtype, **more))
+        return await self.done(self.agent.send(room, text, msgtype, **more))
 
     async def call(self, method: str, **params: Any) -> Any:
-        return await self._done(self.agent.call(method, **params))
+        return await self.done(self.agent.call(method, **params))
 
-    async def _done(self, result: Any) -> Any:
+    async def done(self, result: Any) -> Any:
+        """What came of it, awaited where it has to be."""
         return await result if isinstance(result, Awaitable) else result
 
     async def wait(self, event: threading.Event) -> None:

@@ -284,10 +284,10 @@ def test_a_timeout_is_a_number_of_seconds(spawn: Spawn, seconds: str) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "head -c 70000 /dev/zero",
-        "yes ☀ | head -n 12000",
+        "head -c 250000 /dev/zero",
+        "yes ☀ | head -n 40000",
         "yes | head -c 10000000",
-        "printf a; yes '' | head -c 70000",
+        "printf a; yes '' | head -c 250000",
     ],
     ids=["escapes", "not ASCII", "much", "line ends"],
 )
@@ -297,15 +297,28 @@ def test_per_message_too_much_is_cut_not_tried_for_ever(spawn: Spawn, bridge: Fa
     assert [ack.get("nack_ms") for ack in bridge.of("events.ack")] == [None]
     [sent] = bridge.of("matrix.send")
     text, note = sent["message"].rsplit("\n", 1)
-    assert note == "[cut: the rest does not fit into one message]"
-    content = {"msgtype": "m.text", "body": sent["message"], **sent["content"]}
-    assert 50_000 < len(json.dumps(content)) < 60_000  # what the bridge takes
+    assert note == "[cut: the rest is too long]"
+    assert 230_000 < len(json.dumps(sent["message"])) <= 240_000
+    assert len(sent["message"]) <= 256 * 1024  # what the bridge takes
     assert "\ufffd" not in text
     process.terminate()
-    assert "printed more than fits into one message" in process.communicate(timeout=20)[1]
+    assert "printed more than an answer may have" in process.communicate(timeout=20)[1]
 
 
 def test_per_message_what_just_fits_is_whole(spawn: Spawn, bridge: FakeBridge) -> None:
-    spawn(*WRAPPED, "--per-message", "--", *script("yes '' | head -c 100; head -c 57798 /dev/zero | tr '\\0' x"))
+    spawn(*WRAPPED, "--per-message", "--", *script("yes '' | head -c 100; head -c 239798 /dev/zero | tr '\\0' x"))
     bridge.wait_acked(bridge.say("x"))
-    assert bridge.of("matrix.send")[0]["message"] == "\n" * 100 + "x" * 57_798
+    assert bridge.of("matrix.send")[0]["message"] == "\n" * 100 + "x" * 239_798
+
+
+@pytest.mark.parametrize(("code", "format"), [("echo '*yes*'", "markdown"), ("yes | head -c 130000", None)])
+def test_per_message_what_it_prints_may_be_markdown(
+    spawn: Spawn,
+    bridge: FakeBridge,
+    code: str,
+    format: str | None,  # noqa: A002
+) -> None:
+    spawn(*WRAPPED, "--per-message", "--markdown", "--", *script(code))
+    bridge.wait_acked(bridge.say("x"))
+    [sent] = bridge.of("matrix.send")
+    assert sent.get("format") == format

@@ -164,7 +164,7 @@ def test_a_report_that_goes_wrong_hurts_nobody(
     def explode(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(kit.agent, "_post", explode)
+    monkeypatch.setattr(kit.agent, "post", explode)
 
     async def fail(msg: AnyMessage) -> None:
         raise RuntimeError

@@ -308,3 +308,25 @@ def test_working_is_said_of_what_this_connection_has_in_hand() -> None:
     session.disconnected()
     session.working((1, "e1"))
     assert session.take_bytes() == b""
+
+
+def test_the_answer_to_a_wish_to_have_it_again_does_not_make_what_was_handled_since_forgotten() -> None:
+    session = serving()
+
+    def given() -> list[int]:
+        params = {"subscription": "s", "seq": 1, "id": "e1", "type": "t"}
+        session.received(json.dumps({"jsonrpc": "2.0", "method": "event", "params": params}).encode() + b"\n")
+        return [wire["seq"] for wire in session.take_events()]
+
+    def said() -> list[int]:
+        return [json.loads(line)["id"] for line in session.take_bytes().splitlines()]
+
+    assert given() == [1]
+    session.finished((1, "e1"), retry_ms=1000)
+    (again,) = said()
+    assert given() == [1]  # as it had taken so long, on its way before the bridge knew
+    session.finished((1, "e1"))
+    said()
+    session.received(reply(again, result={}))
+    assert given() == []  # and this is what was wished for
+    assert said()  # it is acknowledged once more

@@ -8,13 +8,15 @@ from typing import Any, get_args
 import pytest
 
 from armorclaw.agent import Agent, AsyncAgent
-from armorclaw.agent.messages import Event as AgentEvent
-from armorclaw.agent.messages import Receipt
+from armorclaw.agent.events import Event as AgentEvent
+from armorclaw.agent.events import Receipt
 from armorclaw.attached import AttachedAgent
+from armorclaw.clock import Clock
 from armorclaw.delivery.message import Outgoing, State
 from armorclaw.events.event import Event
 from armorclaw.matrix.answer import to_event
 from armorclaw.matrix.intake import Batch, Intake
+from armorclaw.matrix.undecrypted import Undecrypted
 from armorclaw.threaded import ThreadedAgent
 
 Out = Callable[..., Outgoing]
@@ -32,7 +34,8 @@ def said(number: int, type: str, content: Any) -> Event:  # noqa: A002
 
 
 def intake_of(world: World) -> Intake:
-    return Intake("main", world.db, world.journal, world.outbox.receipts)
+    undecrypted = Undecrypted("main", world.db, Clock())
+    return Intake("main", world.db, world.journal, world.outbox.receipts, undecrypted)
 
 
 @pytest.mark.mission("P3.4")

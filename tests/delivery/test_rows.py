@@ -29,7 +29,8 @@ def test_what_an_older_version_may_have_sent_is_in_doubt() -> None:
     conn.execute(OLD, ("tried", "queued", "502", 3))
     conn.execute(OLD, ("expired", "failed", "not sent within 24 hours: 502", 90))
     conn.execute(OLD, ("refused", "failed", "M_FORBIDDEN", 1))
-    conn.executescript(MIGRATIONS[3].sql)
+    for migration in MIGRATIONS[3:]:
+        conn.executescript(migration.sql)
     found = {name: rows.by_id(conn, name) for name in ("fresh", "tried", "expired", "refused")}
     told = {name: (each.device_id, each.tried_ms) for name, each in found.items() if each is not None}
     assert told == {
