@@ -6,6 +6,8 @@ bridge (rest for one: started top to bottom, stopped bottom to top)
 │  ├─ lag          watches the event loop
 │  ├─ retention    deletes what is old
 │  ├─ grants       before the first sync; then keeps where they begin
+│  ├─ guide        tells people where no agent answers
+│  ├─ orders       carries out what people order in a chat, if anybody may
 │  ├─ matrix       one session per account
 │  ├─ alerts       tells the admin room, if there is one
 │  ├─ notices      tells of dead letters and of the store
@@ -31,7 +33,7 @@ import attrs
 import trio
 
 from armorclaw._version import __version__
-from armorclaw.agent.messages import Event as EventSeen
+from armorclaw.agent.events import Event as EventSeen
 from armorclaw.attached import AttachedAgent
 from armorclaw.attaching import Attaching
 from armorclaw.calls.methods import register as register_calls
@@ -77,7 +79,16 @@ from armorclaw.lag import LoopLag
 from armorclaw.listeners import Listeners
 from armorclaw.log import get_logger
 from armorclaw.matrix.accounts import Accounts
+from armorclaw.matrix.chat.carrying_out import CarryingOut
+from armorclaw.matrix.chat.console import Console
+from armorclaw.matrix.chat.hands import Hands, Rooms
+from armorclaw.matrix.crypto.vault import Vault
+from armorclaw.matrix.media.transfers import Transfers
+from armorclaw.matrix.media_methods import MediaMethods
 from armorclaw.matrix.methods import MatrixMethods
+from armorclaw.matrix.routing.methods import PolicyMethods
+from armorclaw.matrix.routing.service import Routing
+from armorclaw.matrix.trust.methods import register as register_trust
 from armorclaw.metrics import (
     Metrics,
     of_agents,
@@ -88,6 +99,7 @@ from armorclaw.metrics import (
     of_guard,
     of_loop,
     of_matrix,
+    of_routing,
     of_store,
 )
 from armorclaw.notices import Notices
@@ -141,6 +153,15 @@ class Bridge:
             self._quota_of, note=self._note, alerts=self.alerts, stop=self._stop_for_quota, clock=around.clock
         )
         self.limits = Limits(around.clock, budgets(config.limits), self.quotas)
+        self.routing = Routing(
+            config.access,
+            config.routes,
+            config.agents,
+            db=self.database,
+            outbox=self.outbox,
+            grants=self.grants,
+            clock=around.clock,
+        )
         self.accounts = Accounts(
             config.accounts,
             db=self.database,
@@ -150,6 +171,9 @@ class Bridge:
             alerts=self.alerts,
             around=around,
             receipts=self.outbox.receipts,
+            vault=Vault(where.state_dir / "matrix", key, around.clock),
+            routing=self.routing,
+            keystore=self.keystore,
             own_rooms={config.alerts.account: [config.alerts.room]} if config.alerts.room else {},
         )
         self.admin_room = AdminRoom(config.alerts, self.subscriptions, self.outbox, self.accounts, around)
@@ -176,6 +200,27 @@ class Bridge:
                 doors=(self.egress,),
             ),
         )
+        self.console = Console(
+            CarryingOut(
+                Hands(
+                    offers=lambda method: self.registry.get(method) is not None,
+                    call=self.call,
+                    stream=self.stream,
+                    secrets_of=self._secrets_of,
+                ),
+                self.routing.table,
+            ),
+            Rooms(
+                standing=self.routing.standing,
+                may_command=self.routing.policy.may_command,
+                is_private=self._is_for_operators,
+            ),
+            subscriptions=self.subscriptions,
+            journal=self.journal,
+            outbox=self.outbox,
+            note=self._note,
+            clock=around.clock,
+        )
         self.lag = LoopLag(where.lag_alarm_ms / 1000, self._tell_lag)
         self.metrics = Metrics(
             [
@@ -185,7 +230,8 @@ class Bridge:
                 of_egress(self.egress.counts),
                 of_events(self.subscriptions),
                 of_delivery(self.outbox),
-                of_matrix(self.accounts.cache_counts),
+                of_matrix(self.accounts.reports, self.accounts.decrypt_failures, self.accounts.cache_counts),
+                of_routing(self.routing.counts),
                 of_store(self.database),
                 of_loop(self.lag),
             ]
@@ -232,6 +278,8 @@ class Bridge:
             ChildSpec("lag", self.lag.run),
             ChildSpec("retention", retention.run),
             ChildSpec("grants", self._grant_declared),
+            ChildSpec("guide", self.routing.run),
+            *([ChildSpec("orders", self.console.run)] if self.config.access.commands else []),
             _branch("matrix", self.accounts.run),
             *([ChildSpec("alerts", self.admin_room.run)] if self.config.alerts.room else []),
             ChildSpec("notices", self.notices.run),
@@ -257,10 +305,15 @@ class Bridge:
     async def _grant_declared(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Before the first sync: what it brings for rooms that nobody is granted is not kept."""
         await self.journal.head()  # from here on it is known: see `EventStream`, `Grants`
-        agents = self.config.agents.values()
-        for agent in agents:
+        await self.routing.load()
+        await self.accounts.load()
+        declared = []
+        for agent in self.config.agents.values():
             await self.subscriptions.ensure(agent.name, MAIN)
-        await self._beginnings.grant(Declared(agent.name, agent.account, agent.rooms) for agent in agents)
+            rooms = self.routing.table.granted_by_name(agent.name)
+            beyond = self.accounts.beyond_names(agent.account, agent.name, rooms)
+            declared.append(Declared(agent.name, agent.account, rooms, beyond))
+        await self._beginnings.grant(declared)
         task_status.started()
         await self._beginnings.run()
 
@@ -394,6 +447,10 @@ class Bridge:
         register_events(self.registry, self.subscriptions, self.grants)
         register_publishing(self.registry, self.subscriptions, self.journal, self.around.clock)
         MatrixMethods(self.accounts, self.outbox, self.subscriptions, self.grants).register(self.registry)
+        transfers = Transfers(self.quotas, self.config.media.max_size)
+        register_trust(self.registry, self.accounts, self.keystore)
+        MediaMethods(self.accounts, self.grants, self.journal, transfers).register(self.registry)
+        PolicyMethods(self.routing, self.accounts, self.journal).register(self.registry)
         register_containers(self.registry, self.fleet, self._attaching.running)
         self.reports.register(self.registry)
 
@@ -410,6 +467,24 @@ class Bridge:
     async def _tell_lag(self, facts: Mapping[str, object]) -> None:
         """An event without an audit record: it is about nobody, and there may be many."""
         await self.journal.record([self._event("bridge.lag", facts)])
+
+    async def _secrets_of(self, agent: str) -> list[str]:
+        known, found = self.fleet.find(agent), []
+        for key in () if known is None else known.declared.keys:
+            try:
+                found.append((await self.keystore.get(key, by="orders")).token)
+            except ArmorclawError as error:
+                if error.name != "key_not_found":
+                    raise
+        return found
+
+    def _is_for_operators(self, account: str, room_id: str) -> bool:
+        """Whether it is the room in which alerts are told."""
+        alerts = self.config.alerts
+        return bool(alerts.room) and (account, room_id) == (
+            alerts.account,
+            self.accounts.room_id(account, alerts.room),
+        )
 
     def _quota_of(self, agent: str) -> AgentQuota:
         known = self.fleet.find(agent)

@@ -21,7 +21,7 @@ import attrs
 from armorclaw.config import Config
 from armorclaw.errors import ArmorclawError
 from armorclaw.layers import PREFIX, Environ, read_toml, usual_files
-from armorclaw.structure import Fault, Secret, within
+from armorclaw.structure import Fault, Secret, key_of, within
 
 NOT_CONFIGURATION = frozenset({"ARMORCLAW_SOCKET", "ARMORCLAW_AGENT", "ARMORCLAW_REQUIRE_ALL"})
 """Variables of clients, agents and tests."""
@@ -309,4 +309,6 @@ def _shown(value: Any) -> Any:
         return "…"
     if isinstance(value, tuple):
         return [_shown(item) for item in value]
+    if attrs.has(type(value)):  # in a list of tables
+        return {key_of(field): _shown(getattr(value, field.name)) for field in _fields(type(value))}
     return str(value) if isinstance(value, Path) else value

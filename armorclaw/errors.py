@@ -50,12 +50,15 @@ _ROWS = (
     ErrorKind("rate_limited", -32008, 75, True, "wait as many seconds as retry_after says, then try again"),
     ErrorKind("not_available", -32009, 69, False, "it is not part of this version"),
     ErrorKind("room_denied", -32010, 5, False, "grant the room to the agent in the configuration"),
-    ErrorKind("room_encrypted", -32011, 5, False, "use a room without encryption; this version does not encrypt"),
+    ErrorKind("room_encrypted", -32011, 5, False, "switch encryption on for the account, or use a room without it"),
     ErrorKind(
         "matrix_not_configured", -32012, 1, False, "add [accounts.main] with a homeserver to the configuration"
     ),
     ErrorKind("matrix_login_failed", -32013, 1, False, "check the user and the password"),
     ErrorKind("matrix_refused", -32014, 1, False, ""),
+    ErrorKind("message_denied", -32080, 5, False, "an agent may change and remove only what it sent itself"),
+    ErrorKind("media_damaged", -32090, 1, False, "do not use what came of it; have it sent again"),
+    ErrorKind("not_routable", -32070, 1, False, "choose an agent of the same account; armorclaw status lists them"),
     ErrorKind("image_missing", -32020, 1, False, "pull the image first"),
     ErrorKind("engine_unreachable", -32021, 75, True, 'start the container engine, or choose runtime = "sandbox"'),
     ErrorKind("engine_refused", -32022, 1, False, ""),
@@ -127,9 +130,13 @@ class ArmorclawError(Exception):
         return {"code": self.kind.code, "message": _for_strangers(str(self)), "data": data}
 
 
+def without_folders(text: str) -> str:
+    """Without the folders of this host: of a path its last part stays."""
+    return _FOLDERS.sub("…/", text)
+
+
 def _for_strangers(text: str) -> str:
-    short = text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…"
-    return _FOLDERS.sub("…/", short)
+    return without_folders(text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…")
 
 
 @contextmanager

@@ -17,6 +17,8 @@ def health(agents: Sequence[Standing], accounts: Sequence[AccountStanding], stor
     """ "healthy", or "degraded" with the reasons; `store` are those of the store."""
     reasons = [f"agent {each.name} is {each.state}" for each in agents if each.state in SICK]
     reasons += [f"matrix {each.account} is {each.state}" for each in accounts if not each.connected]
+    reasons += [f"matrix {each.account} hears and cannot decrypt" for each in accounts if each.deaf]
+    reasons += [f"matrix {each.account} has lost its keys" for each in accounts if each.encryption == "lost"]
     reasons += store
     return Health("degraded" if reasons else "healthy", reasons)
 

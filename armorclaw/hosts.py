@@ -27,6 +27,45 @@ _SPLIT = re.compile(r"(?:\[([^\[\]]*)\]|([^\[\]:]*)):([0-9]{1,5})")
 _EXAMPLE = 'write "host:port", such as "api.example.org:443", "*.example.org:443" or "10.0.0.5:8080"'
 
 
+SPECIAL: tuple[Network, ...] = tuple(
+    ip_network(text)
+    for text in (
+        # the IANA special-purpose registries (RFC 6890 and its updates), and multicast
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",  # carrier-grade NAT
+        "127.0.0.0/8",
+        "169.254.0.0/16",  # link-local, with the metadata services of most clouds
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",  # 6to4 relays
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+        "168.63.129.16/32",  # Azure's host agent, in the midst of public addresses
+        # of IPv6 only 2000::/3 is global unicast: what is left out before it are loopback, IPv4-mapped and NAT64
+        # addresses, which are IPv4 in disguise; behind it unique local, link-local and multicast ones
+        "::/3",
+        "4000::/2",
+        "8000::/1",
+        "2001::/23",  # Teredo, ORCHID, benchmarks
+        "2001:db8::/32",
+        "2002::/16",  # 6to4: IPv4 in disguise
+        "3fff::/20",
+    )
+)
+"""Networks whose addresses are no ordinary ones of the Internet."""
+
+
+def is_special(address: Address) -> bool:
+    """Whether it is not an ordinary address of the Internet: it may be this host, its networks, or nobody."""
+    return any(address in network for network in SPECIAL)
+
+
 @attrs.frozen
 class Target:
     """Where somebody wants to connect."""

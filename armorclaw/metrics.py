@@ -24,6 +24,7 @@ from armorclaw.guard.alerts import Alerts
 from armorclaw.guard.limits import Limits
 from armorclaw.lag import BUCKETS, LoopLag
 from armorclaw.matrix.cache import CacheCounts
+from armorclaw.matrix.shapes import AccountStanding
 from armorclaw.shapes import MetricsText
 from armorclaw.store import Database
 
@@ -221,10 +222,34 @@ def of_delivery(outbox: Outbox) -> Source:
     return read
 
 
-def of_matrix(counts: Callable[[], CacheCounts]) -> Source:
-    """How often something about rooms and people was known already."""
+def of_routing(counts: Callable[[], Mapping[tuple[str, bool], int]]) -> Source:
+    """What was decided about what people say: by the rule, and whether it was kept."""
 
     def read() -> Iterator[Family]:
+        decided = [
+            ((rule, "yes" if kept else "no"), float(count)) for (rule, kept), count in sorted(counts().items())
+        ]
+        yield Family(
+            "events_decided", "counter", "Events of rooms, by the rule that decided.", ("rule", "kept"), decided
+        )
+
+    return read
+
+
+def of_matrix(
+    standings: Callable[[], Sequence[AccountStanding]],
+    failures: Callable[[], Mapping[str, int]],
+    counts: Callable[[], CacheCounts],
+) -> Source:
+    """How accounts stand, and how often something about rooms and people was known already."""
+
+    def read() -> Iterator[Family]:
+        found_accounts = standings()
+        for name, about, value in _OF_ACCOUNTS:
+            values = [((each.account,), number) for each in found_accounts if (number := value(each)) is not None]
+            yield Family(name, "gauge", about, ("account",), values)
+        failed = [((account,), float(count)) for account, count in sorted(failures().items())]
+        yield Family("matrix_decrypt_failures", "counter", "Messages that could not be read.", ("account",), failed)
         found = counts()
         asked = [(("hit",), float(found.hits)), (("miss",), float(found.misses))]
         yield Family("matrix_cache", "counter", "Questions about rooms and people.", ("result",), asked)
@@ -232,6 +257,16 @@ def of_matrix(counts: Callable[[], CacheCounts]) -> Source:
         yield Family("matrix_cache_bytes", "gauge", "What they take.", (), [((), found.bytes)])
 
     return read
+
+
+_OF_ACCOUNTS: tuple[tuple[str, str, Callable[[AccountStanding], float | None]], ...] = (
+    ("matrix_connected", "1 while the last sync was answered, and not long ago.", lambda each: each.connected),
+    ("matrix_last_sync_seconds", "Since a sync was answered.", lambda each: each.last_sync_s),
+    ("matrix_deaf", "1 while it hears and cannot decrypt.", lambda each: each.deaf),
+    ("matrix_keys_lost", "1 while its keys are lost.", lambda each: each.encryption == "lost"),
+    ("matrix_undecryptable_waiting", "Messages that wait for a key.", lambda each: each.undecryptable_waiting),
+    ("matrix_rooms_missing", "Granted rooms it is not in.", lambda each: len(each.rooms_missing)),
+)
 
 
 def of_store(database: Database) -> Source:

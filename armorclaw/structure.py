@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NewType, TypeVar, get_args, get_origin
 
@@ -76,6 +76,11 @@ def within(place: str, key: str) -> str:
     return f"{place}.{shown}" if place else shown
 
 
+def key_of(field: attrs.Attribute[Any]) -> str:
+    """The key of a table that is this value: its name, without the underscore behind words that Python has taken."""
+    return field.name.removesuffix("_")
+
+
 def structure(values_of: cattrs.Converter, cls: type[T], data: Any, place: str, faults: list[Fault]) -> T | None:
     """Build `cls` from a table, value by value, so that one fault does not hide the next.
 
@@ -87,7 +92,7 @@ def structure(values_of: cattrs.Converter, cls: type[T], data: Any, place: str, 
         faults.append(Fault(place, "a table is expected here", f"write [{place}] and its keys below it"))
         return None
     attrs.resolve_types(cls)  # type: ignore[type-var]  # checked by attrs.has at the caller
-    fields = {field.name: field for field in attrs.fields(cls) if field.name != "name"}  # type: ignore[arg-type]
+    fields = {key_of(field): field for field in attrs.fields(cls) if field.name != "name"}  # type: ignore[arg-type]
     for key in sorted(data.keys() - fields.keys()):
         known = ", ".join(sorted(fields))
         faults.append(Fault(within(place, key), "there is no such key", f"remove it, or choose from: {known}"))
@@ -99,18 +104,15 @@ def structure(values_of: cattrs.Converter, cls: type[T], data: Any, place: str, 
             if field.default is attrs.NOTHING:
                 faults.append(Fault(here, "a required key is missing", f"add {key} = …"))
             continue
-        entry = get_args(field.type)[-1] if get_origin(field.type) is Mapping else field.type
+        entry, several = _entry_of(field.type)
         if attrs.has(entry):
-            values[key] = (
-                structure(values_of, entry, data[key], here, faults)
-                if entry is field.type
-                else _entries(values_of, entry, data[key], here, faults)
-            )
+            build = structure if several is None else several
+            values[field.name] = build(values_of, entry, data[key], here, faults)
             continue
         try:
-            values[key] = values_of.structure(data[key], field.type)
+            values[field.name] = values_of.structure(data[key], field.type)
             if field.validator is not None:
-                field.validator(None, field, values[key])
+                field.validator(None, field, values[field.name])
         except FaultError as fault:
             faults.append(Fault(here, fault.why, fault.fix))
     together = getattr(cls, "check_together", None)
@@ -137,8 +139,28 @@ def _entries(
     return {name: structure(values_of, cls, entry, within(place, name), faults) for name, entry in data.items()}
 
 
+def _listed(values_of: cattrs.Converter, cls: type[T], data: Any, place: str, faults: list[Fault]) -> tuple[Any, ...]:
+    if not isinstance(data, list):
+        faults.append(Fault(place, "a list of tables is expected here", f"write [[{place}]] and its keys below it"))
+        return ()
+    return tuple(structure(values_of, cls, entry, f"{place}[{at}]", faults) for at, entry in enumerate(data))
+
+
+def _entry_of(kind: Any) -> tuple[Any, Callable[..., Any] | None]:
+    """The type of what is in a table of tables, or in a list, and what builds the whole; else the type itself."""
+    if get_origin(kind) is Mapping:
+        return get_args(kind)[-1], _entries
+    if get_origin(kind) is tuple:
+        return get_args(kind)[0], _listed
+    return kind, None
+
+
 def _is_literal(wanted: Any) -> bool:
     return get_origin(wanted) is Literal
+
+
+def _is_mapping(wanted: Any) -> bool:
+    return get_origin(wanted) is Mapping
 
 
 def converter(folder: Path) -> cattrs.Converter:
@@ -215,12 +237,13 @@ def converter(folder: Path) -> cattrs.Converter:
             raise FaultError(f"{value!r} is not known here", f"choose from: {', '.join(get_args(wanted))}")
         return value
 
-    def mapping(value: Any, _: Any) -> Mapping[str, str]:
+    def mapping(value: Any, wanted: Any) -> Mapping[str, Any]:
         if not isinstance(value, Mapping):
             raise FaultError(f"{value!r} is not a table", 'write { NAME = "value" }')
-        return {name: text(item, str) for name, item in value.items()}
+        _, kind = get_args(wanted)
+        return {name: made.structure(item, kind) for name, item in value.items()}
 
     made.register_structure_hook_func(_is_literal, one_of)
-    made.register_structure_hook_func(lambda wanted: wanted == Mapping[str, str], mapping)
+    made.register_structure_hook_func(_is_mapping, mapping)
     made.register_structure_hook_func(lambda wanted: wanted == tuple[str, ...], texts)
     return made

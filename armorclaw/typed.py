@@ -62,10 +62,21 @@ from armorclaw.guard.shapes import (
     RotateKey,
     StoreKey,
 )
+from armorclaw.matrix.media.shapes import DownloadParams, MediaDownloaded, MediaUploaded, UploadParams
+from armorclaw.matrix.message_shapes import (
+    EditParams,
+    MatrixSent,
+    ReactParams,
+    ReadParams,
+    RedactParams,
+    SendParams,
+    TypingParams,
+)
+from armorclaw.matrix.room_shapes import Joined, JoinParams, LeaveParams, RoomShown, RoomsParams
+from armorclaw.matrix.routing.shapes import Explained, ExplainParams
 from armorclaw.matrix.shapes import (
     LoggedIn,
     LoginParams,
-    MatrixSent,
     MatrixStatus,
     Members,
     MembersParams,
@@ -75,7 +86,17 @@ from armorclaw.matrix.shapes import (
     ReceiveParams,
     RoomStateContent,
     RoomStateParams,
-    SendParams,
+)
+from armorclaw.matrix.trust.shapes import (
+    AcceptParams,
+    DevicesParams,
+    MatrixDevices,
+    RecoveryKey,
+    RecoveryKeyParams,
+    Verified,
+    VerifyAnswer,
+    VerifyParams,
+    VerifyStep,
 )
 from armorclaw.rpc.caller import NOTHING, Caller, OnProgress, Stream, ask, given, open_stream
 from armorclaw.shapes import BridgeStatus, Health, MetricsText
@@ -430,6 +451,137 @@ class Methods:
         """The keys there are."""
         return await ask(self._caller, "list_keys", list[KeyShown], given(ListKeys, {"provider": provider}))
 
+    async def matrix_accept_identity(self, *, user_id: str, account: str | None = None) -> None:
+        """Believe the cross-signing identity that somebody has now, although it is not the first that was seen.
+
+        Whose identity is to count as it is now.
+        """
+        await ask(
+            self._caller,
+            "matrix.accept_identity",
+            None,
+            given(AcceptParams, {"user_id": user_id, "account": account}),
+        )
+
+    async def matrix_devices(self, *, user_id: str | None = None, account: str | None = None) -> MatrixDevices:
+        """The devices of a user, and how far each is trusted.
+
+        `user_id` is the account's own by default.
+        """
+        return await ask(
+            self._caller,
+            "matrix.devices",
+            MatrixDevices,
+            given(DevicesParams, {"user_id": user_id, "account": account}),
+        )
+
+    def matrix_download(
+        self,
+        *,
+        room_id: str | None = None,
+        event_id: str | None = None,
+        part: Literal["file", "thumbnail"] = "file",
+        mxc: str | None = None,
+        file: Mapping[str, Any] | None = None,
+        account: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> AbstractAsyncContextManager[Stream[bytes, Never, MediaDownloaded]]:
+        """The file that a message is about, in pieces of up to 192 KiB, decrypted if it is encrypted. An agent may
+        have those of messages it may hear. Use no piece before the answer: only then it is known that the file is
+        whole, and what its sender encrypted. Each must be taken within 30 s.
+
+        The file that the message `event_id` of a room is about, or its `part` "thumbnail". For operators there is
+        also `mxc`, an mxc:// URI, and `file`, an EncryptedFile of Matrix; and `account`.
+        """
+        return open_stream(
+            self._caller,
+            "matrix.download",
+            given(
+                DownloadParams,
+                {
+                    "room_id": room_id,
+                    "event_id": event_id,
+                    "part": part,
+                    "mxc": mxc,
+                    "file": file,
+                    "account": account,
+                },
+            ),
+            on_progress,
+            chunk=bytes,
+            result=MediaDownloaded,
+        )
+
+    async def matrix_edit(
+        self,
+        *,
+        room_id: str,
+        message: str,
+        event_id: str | None = None,
+        delivery_id: str | None = None,
+        msgtype: str = "m.text",
+        content: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        account: str | None = None,
+        format: Literal["plain", "markdown"] = "plain",
+        thread: str | None = None,
+        mentions: Sequence[str] = (),
+        interim: bool = False,
+        wait_ms: int = 3500,
+    ) -> MatrixSent:
+        """Make a message another one, for all who see it. An agent may do so with what it sent itself. It is answered
+        as by matrix.send, with the id of the event that says so.
+
+        The message is given by `event_id`, or by `delivery_id` as matrix.send answered it, also while it is queued.
+        `thread` is where new messages go if the text has become too long for one. `interim`: one of many that follow
+        each other. It is cut to what one event holds, and refused (`unavailable`) while the message, or an edit of it
+        before, is not sent yet.
+        """
+        return await ask(
+            self._caller,
+            "matrix.edit",
+            MatrixSent,
+            given(
+                EditParams,
+                {
+                    "room_id": room_id,
+                    "message": message,
+                    "event_id": event_id,
+                    "delivery_id": delivery_id,
+                    "msgtype": msgtype,
+                    "content": content,
+                    "idempotency_key": idempotency_key,
+                    "account": account,
+                    "format": format,
+                    "thread": thread,
+                    "mentions": mentions,
+                    "interim": interim,
+                    "wait_ms": wait_ms,
+                },
+            ),
+        )
+
+    async def matrix_join(self, *, room: str, via: Sequence[str] = (), account: str | None = None) -> Joined:
+        """Join a room. Agents hear and answer there only once it is granted to them.
+
+        `room` is a room id or an alias; `via` are servers that are in it, for an id of elsewhere.
+        """
+        return await ask(
+            self._caller, "matrix.join", Joined, given(JoinParams, {"room": room, "via": via, "account": account})
+        )
+
+    async def matrix_leave(self, *, room_id: str, reason: str | None = None, account: str | None = None) -> None:
+        """Leave a room, or refuse an invite. If it is granted to an agent, only an invite brings the account back.
+
+        `reason` is seen by everybody in the room.
+        """
+        await ask(
+            self._caller,
+            "matrix.leave",
+            None,
+            given(LeaveParams, {"room_id": room_id, "reason": reason, "account": account}),
+        )
+
     async def matrix_login(self, *, username: str, password: str, account: str | None = None) -> LoggedIn:
         """Log a Matrix account in with a password. A session that runs goes on if this fails.
 
@@ -470,6 +622,53 @@ class Methods:
             given(ProfileParams, {"user_id": user_id, "room_id": room_id, "account": account}),
         )
 
+    async def matrix_react(
+        self,
+        *,
+        room_id: str,
+        key: str,
+        event_id: str | None = None,
+        delivery_id: str | None = None,
+        idempotency_key: str | None = None,
+        account: str | None = None,
+        wait_ms: int = 3500,
+    ) -> MatrixSent:
+        """React to an event, with an emoji or a word. matrix.redact of what is answered takes that back. The same
+        reaction twice is refused by homeservers.
+
+        `key` is the emoji, or a word. The event is given as for matrix.edit, but may be anybody's.
+        """
+        return await ask(
+            self._caller,
+            "matrix.react",
+            MatrixSent,
+            given(
+                ReactParams,
+                {
+                    "room_id": room_id,
+                    "key": key,
+                    "event_id": event_id,
+                    "delivery_id": delivery_id,
+                    "idempotency_key": idempotency_key,
+                    "account": account,
+                    "wait_ms": wait_ms,
+                },
+            ),
+        )
+
+    async def matrix_read(self, *, room_id: str, event_id: str, account: str | None = None) -> None:
+        """Show the people in a room that everything up to an event is read. What an agent acknowledges is read
+        without this. Answered at once; an account with `read_receipts` off shows nothing.
+
+        Everything in the room up to this event is read. `account` is for operators.
+        """
+        await ask(
+            self._caller,
+            "matrix.read",
+            None,
+            given(ReadParams, {"room_id": room_id, "event_id": event_id, "account": account}),
+        )
+
     async def matrix_receive(
         self, *, cursor: str = "", timeout_ms: int = 0, limit: int = 10, consumer: str = ""
     ) -> Received:
@@ -490,6 +689,62 @@ class Methods:
             given(ReceiveParams, {"cursor": cursor, "timeout_ms": timeout_ms, "limit": limit, "consumer": consumer}),
         )
 
+    async def matrix_recovery_key(
+        self, *, account: str | None = None, store: str | None = None, new: bool = False
+    ) -> RecoveryKey:
+        """The recovery key of the account's cross-signing identity, which is told once: then it is forgotten here.
+
+        `store` is the id of a key in the keystore to put it into instead of showing it. `new` makes another one; the
+        one before opens nothing from then on.
+        """
+        return await ask(
+            self._caller,
+            "matrix.recovery_key",
+            RecoveryKey,
+            given(RecoveryKeyParams, {"account": account, "store": store, "new": new}),
+        )
+
+    async def matrix_redact(
+        self,
+        *,
+        room_id: str,
+        event_id: str | None = None,
+        delivery_id: str | None = None,
+        reason: str | None = None,
+        idempotency_key: str | None = None,
+        account: str | None = None,
+        wait_ms: int = 3500,
+    ) -> MatrixSent:
+        """Remove an event's content, for everybody and for good. An agent may do so with what it sent itself.
+
+        The event is given as for matrix.edit. `reason` is seen by everybody in the room, and left out in encrypted
+        ones.
+        """
+        return await ask(
+            self._caller,
+            "matrix.redact",
+            MatrixSent,
+            given(
+                RedactParams,
+                {
+                    "room_id": room_id,
+                    "event_id": event_id,
+                    "delivery_id": delivery_id,
+                    "reason": reason,
+                    "idempotency_key": idempotency_key,
+                    "account": account,
+                    "wait_ms": wait_ms,
+                },
+            ),
+        )
+
+    async def matrix_rooms(self, *, account: str | None = None) -> list[RoomShown]:
+        """The rooms that are known, those we were invited to or have left among them; for an agent, those granted.
+
+        `account` is for operators, who without it are told of all.
+        """
+        return await ask(self._caller, "matrix.rooms", list[RoomShown], given(RoomsParams, {"account": account}))
+
     async def matrix_send(
         self,
         *,
@@ -499,12 +754,20 @@ class Methods:
         content: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         account: str | None = None,
+        format: Literal["plain", "markdown"] = "plain",
+        reply_to: str | None = None,
+        thread: str | None = None,
+        mentions: Sequence[str] = (),
+        wait_ms: int = 3500,
     ) -> MatrixSent:
-        """Send a message to a room, once as others see it. Waits up to 3.5 s for the event id. Then `status` is
-        `queued` and event_id null; the message goes out as soon as the homeserver takes it.
+        """Send a message to a room, once as others see it. One that is too long for an event becomes several. Waits
+        up to 3.5 s for the event id. Then `status` is `queued` and event_id null; the message goes out as soon as
+        the homeserver takes it.
 
-        `content` adds to, or replaces, {msgtype, body}. The same `idempotency_key` again sends nothing, whatever the
-        rest says.
+        `format`: whether `message` is Markdown. `reply_to` and `thread` are event ids; that of a thread is its first
+        event. `mentions` are user ids, or "@room". `content` adds to, or replaces, what becomes of all that. The same
+        `idempotency_key` again sends nothing, whatever the rest says. `wait_ms` is how long to wait for the event id,
+        where more than 3500 counts as 3500.
         """
         return await ask(
             self._caller,
@@ -519,6 +782,11 @@ class Methods:
                     "content": content,
                     "idempotency_key": idempotency_key,
                     "account": account,
+                    "format": format,
+                    "reply_to": reply_to,
+                    "thread": thread,
+                    "mentions": mentions,
+                    "wait_ms": wait_ms,
                 },
             ),
         )
@@ -541,9 +809,131 @@ class Methods:
         """Whether the Matrix account works: an agent's own, else the main one and a list of all."""
         return await ask(self._caller, "matrix.status", MatrixStatus, {})
 
+    async def matrix_typing(
+        self, *, room_id: str, typing: bool = True, timeout_ms: int = 30000, account: str | None = None
+    ) -> None:
+        """Show the people in a room that somebody is writing, or no more. Answered at once; while the homeserver is
+        away nobody is shown anything.
+
+        `timeout_ms` is how long it is shown at most, unless this is called again. `account` is for operators.
+        """
+        await ask(
+            self._caller,
+            "matrix.typing",
+            None,
+            given(TypingParams, {"room_id": room_id, "typing": typing, "timeout_ms": timeout_ms, "account": account}),
+        )
+
+    def matrix_upload(
+        self,
+        *,
+        room_id: str,
+        name: str,
+        size: int,
+        mimetype: str = "application/octet-stream",
+        kind: Literal["image", "video", "audio", "voice", "file"] | None = None,
+        caption: str = "",
+        width: int | None = None,
+        height: int | None = None,
+        duration_ms: int | None = None,
+        waveform: Sequence[int] = (),
+        account: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> AbstractAsyncContextManager[Stream[Never, bytes, MediaUploaded]]:
+        """Have the homeserver keep a file for a room, encrypted if the room is. Nobody sees it before it is sent.
+        What is answered as `content` is sent by matrix.send. The bytes come by `$/upload`, pieces at most 30 s
+        apart. If they are not as many as `size` says, or the call is cancelled before their end, nothing is kept.
+
+        `size` is how many bytes will come by `$/upload`, exactly. `kind` is how people are to see the file; by
+        default its `mimetype` says so, and "voice" is never a default. `caption` is text beside it. `width` and
+        `height` are pixels; `waveform` of a voice message is how loud it is, from 0 to 1024, at even distances.
+        `account` is for operators.
+        """
+        return open_stream(
+            self._caller,
+            "matrix.upload",
+            given(
+                UploadParams,
+                {
+                    "room_id": room_id,
+                    "name": name,
+                    "size": size,
+                    "mimetype": mimetype,
+                    "kind": kind,
+                    "caption": caption,
+                    "width": width,
+                    "height": height,
+                    "duration_ms": duration_ms,
+                    "waveform": waveform,
+                    "account": account,
+                },
+            ),
+            on_progress,
+            chunk=None,
+            result=MediaUploaded,
+        )
+
+    def matrix_verify(
+        self,
+        *,
+        user_id: str | None = None,
+        device_id: str | None = None,
+        room_id: str | None = None,
+        direct: bool = False,
+        account: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> AbstractAsyncContextManager[Stream[VerifyStep, VerifyAnswer, Verified]]:
+        """Verify somebody, or another device of the account, by comparing emoji or numbers. Each chunk is how it
+        stands; those of state `requested` and `compare` want an answer, as a piece of the upload. Whoever ends the
+        call cancels the verification. It ends by itself within ten minutes.
+
+        Whom to verify: `user_id`, which may be the account's own, or one `device_id` of theirs; in the room
+        `room_id`, by default the direct chat with them if there is one, else from device to device. Without `user_id`
+        the next who asks to be verified is waited for. `direct` begins without asking first, as old clients want it;
+        it takes a `device_id`.
+        """
+        return open_stream(
+            self._caller,
+            "matrix.verify",
+            given(
+                VerifyParams,
+                {
+                    "user_id": user_id,
+                    "device_id": device_id,
+                    "room_id": room_id,
+                    "direct": direct,
+                    "account": account,
+                },
+            ),
+            on_progress,
+            chunk=VerifyStep,
+            result=Verified,
+        )
+
     async def metrics(self) -> MetricsText:
         """All figures for monitoring, as Prometheus reads them. docs/operations.md has what each means."""
         return await ask(self._caller, "metrics", MetricsText, {})
+
+    async def policy_explain(
+        self,
+        *,
+        room: str,
+        account: str | None = None,
+        sender: str | None = None,
+        text: str = "hello",
+        event: str | None = None,
+    ) -> Explained:
+        """Which rule decides who hears what is said in a room.
+
+        `room` is an id or an alias. `sender` says `text` there, by default somebody who is heard, and a few words; or
+        `event` names what was said. `account` is by default the one that is in the room.
+        """
+        return await ask(
+            self._caller,
+            "policy.explain",
+            Explained,
+            given(ExplainParams, {"room": room, "account": account, "sender": sender, "text": text, "event": event}),
+        )
 
     async def rotate_key(self, *, id: str, token: str, expires_at: int | None = None) -> KeyShown:
         """Give a key another token. Agents that run keep the one they have; the next start takes the new one.

@@ -16,7 +16,8 @@ import pytest
 import trio
 
 from armorclaw import Bridge, connect, open_bridge
-from armorclaw.agent.messages import AsyncMessage, Event
+from armorclaw.agent.events import Event
+from armorclaw.agent.messages import AsyncMessage
 from armorclaw.config import Account, Agent, BridgeSection, Config, EventsSection
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event as JournalEvent

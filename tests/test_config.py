@@ -68,7 +68,13 @@ def test_yes_and_no() -> None:
 
 
 def test_how_long_events_are_kept_and_messages_wait() -> None:
-    config = Config.parse({"events": {"keep_days": 0.5, "max_lost": 3}, "delivery": {"expire_after_h": 2}})
+    given = {
+        "events": {"keep_days": 0.5, "max_lost": 3},
+        "delivery": {"expire_after_h": 2},
+        "media": {"max_size": "5m"},
+    }
+    config = Config.parse(given)
+    assert config.media.max_size == 5 * 2**20
     assert (config.events.keep_days, config.events.max_lost, config.events.max_deliveries) == (0.5, 3, 20)
     assert config.delivery.expire_after_h == 2
     assert config.bridge.drain_s == 10
@@ -160,7 +166,18 @@ def test_faults_of_an_agent(agent: dict[str, Any], word: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "matrix.org",
+        "localhost",
+        "here.org:8448",
+        "127.0.0.1",
+        "127.0.0.1:8008",
+        "[::1]",
+        "here..org",
+        "-here.org",
+        "here.org.",
+        "here.org/x",
+        "here.org\n",
+        "bücher.org",
+        "matrix.example",
         "ftp://a",
         "http://",
         "https://u:p@h",
@@ -169,9 +186,24 @@ def test_faults_of_an_agent(agent: dict[str, Any], word: str) -> None:
         "https://matrix.example",
     ],
 )
-def test_a_homeserver_is_a_plain_url(url: str) -> None:
+def test_a_homeserver_is_a_plain_url_or_a_server_name(url: str) -> None:
     (fault,) = faults({"accounts": {"main": {**ACCOUNT, "homeserver": url}}})
     assert fault.startswith("accounts.main.homeserver")
+
+
+@pytest.mark.parametrize(
+    "homeserver, server_name",
+    [
+        ("https://matrix.here.org", None),
+        ("http://127.0.0.1:8008", None),
+        ("here.org", "here.org"),
+        ("Matrix-1.Here.Org", "Matrix-1.Here.Org"),
+        ("xn--bcher-kva.org", "xn--bcher-kva.org"),
+    ],
+)
+def test_a_server_name_is_to_be_asked_for_its_homeserver(homeserver: str, server_name: str | None) -> None:
+    read = Config.parse({"accounts": {"main": {**ACCOUNT, "homeserver": homeserver}}})
+    assert read.accounts["main"].server_name == server_name
 
 
 @pytest.mark.parametrize(
@@ -205,7 +237,7 @@ def test_groups_and_limits() -> None:
 
 
 def test_alerts_and_quotas() -> None:
-    quota = {"messages": 30, "bytes": "64m", "calls": 0, "on_exceeded": "stop"}
+    quota = {"messages": 30, "bytes": "64m", "calls": 0, "media": "1g", "on_exceeded": "stop"}
     config = Config.parse(
         {
             "alerts": {"room": "#ops:here.org", "severity": "warning"},
@@ -216,7 +248,7 @@ def test_alerts_and_quotas() -> None:
     assert attrs.astuple(config.alerts) == ("#ops:here.org", "main", "warning")
     a, b = config.agents["a"].quota, config.agents["b"].quota
     assert (a.messages, a.bytes, a.calls, a.events, a.on_exceeded) == (30, 64 * 1024**2, 0, b.events, "stop")
-    assert b.on_exceeded == "refuse"
+    assert (a.media, b.media, b.on_exceeded) == (2**30, 256 * 2**20, "refuse")
     assert Config.parse({"alerts": {"severity": "info"}}).alerts.room == ""
 
 

@@ -22,7 +22,7 @@ from armorclaw.guard.alerts import Alerts
 from armorclaw.guard.limits import Limits
 from armorclaw.lag import BUCKETS, LoopLag
 from armorclaw.matrix.cache import CacheCounts
-from armorclaw.metrics import Family, Metrics, of_egress, of_guard, of_loop, of_matrix
+from armorclaw.metrics import Family, Metrics, of_egress, of_guard, of_loop, of_matrix, of_routing
 from armorclaw.rpc.blocking import call
 from armorclaw.rpc.registry import Role
 
@@ -54,6 +54,16 @@ async def test_each_kind() -> None:
     assert "armorclaw_c" not in found
     assert found["armorclaw_d_seconds_bucket"] == {("0.1",): 1.0, ("1",): 3.0, ("+Inf",): 4.0}
     assert (found["armorclaw_d_seconds_sum"][()], found["armorclaw_d_seconds_count"][()]) == (2.5, 4.0)
+
+
+async def test_what_was_decided_about_what_people_say() -> None:
+    counts = Counter({("stranger", False): 2, ("route", True): 3, ("route", False): 1})
+    found = parsed((await Metrics([of_routing(lambda: counts)]).text()).text)
+    assert found["armorclaw_events_decided_total"] == {
+        ("no", "stranger"): 2.0,
+        ("yes", "route"): 3.0,
+        ("no", "route"): 1.0,
+    }
 
 
 async def test_a_label_may_be_any_text() -> None:
@@ -121,7 +131,7 @@ async def test_egress() -> None:
 
 
 async def test_the_cache() -> None:
-    found = await read(*of_matrix(lambda: CacheCounts(hits=3, misses=1, entries=2, bytes=500))())
+    found = await read(*of_matrix(list, dict, lambda: CacheCounts(hits=3, misses=1, entries=2, bytes=500))())
     assert found["armorclaw_matrix_cache_total"] == {("hit",): 3, ("miss",): 1}
     assert found["armorclaw_matrix_cache_entries"] == {(): 2}
     assert found["armorclaw_matrix_cache_bytes"] == {(): 500}

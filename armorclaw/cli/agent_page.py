@@ -142,7 +142,8 @@ def _policy(agent: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if agent.get("idle_timeout"):
         yield "when idle", f"{agent.get('on_idle')} after {agent['idle_timeout']:g} s"
     quota = agent.get("quota") or {}
-    yield "quota a minute", quota | ({"bytes": show.size(quota["bytes"])} if quota.get("bytes") else {})
+    sizes = {kind: show.size(quota[kind]) for kind in ("bytes", "media") if quota.get(kind)}
+    yield "quota a minute", quota | sizes
 
 
 def _ends(ends: list[Mapping[str, Any]], last_end: str | None) -> None:

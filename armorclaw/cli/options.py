@@ -111,6 +111,14 @@ def confirm(question: str, *, yes: bool) -> None:
         raise click.exceptions.Exit(DECLINED)
 
 
+def ask(question: str) -> bool:
+    """What a person says, or the next line of stdin: y or yes. No answer is a no."""
+    if _asks_a_person():
+        return click.confirm(question, err=True)
+    line = "" if sys.stdin is None else sys.stdin.readline()
+    return line.strip().lower() in ("y", "yes")
+
+
 def secret(prompt: str) -> str:
     """Typed without echo, or the first line of stdin: never an argument, which others can read.
 

@@ -27,6 +27,7 @@ _VERBS = {
     "containers": "Agents and their containers.",
     "demo": "Start a real homeserver, the bridge and an agent; show that a person gets an answer.",
     "events": "What happened, what happens, and who follows it.",
+    "explain": "Show which rule decides who hears what is said in a room.",
     "health": "Say whether all is well.",
     "image": "Images for agents.",
     "keys": "The keys that agents may be granted.",

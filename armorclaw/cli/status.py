@@ -32,6 +32,10 @@ def lines(status: dict[str, Any]) -> list[str]:
         why = f"  {account['reason']}" if account["reason"] else ""
         shown.append(f"matrix   {account['account']:<16} {account['state']:<12} {who}{why}")
         shown += [f"         not in the granted room {room}" for room in account["rooms_missing"]]
+        if account.get("encryption") == "lost":
+            shown.append("         the keys of its device are lost: encrypted rooms cannot be used")
+        if account.get("deaf"):
+            shown.append(f"         it cannot decrypt: {account['decrypt_failures']} messages in the last hour")
     for agent in status["agents"]:
         why = f"  last end: {agent['last_end']}" if agent["last_end"] else ""
         shown.append(

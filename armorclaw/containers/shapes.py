@@ -183,12 +183,14 @@ class DataLimits:
 
 @attrs.frozen
 class QuotaLimits:
-    """What an agent may do in any minute, 0 is no limit; at the share `soft` there is a warning."""
+    """What an agent may do in any minute, 0 is no limit; at the share `soft` there is a warning. `bytes` are those
+    read from it, `media` those of files it uploads and downloads."""
 
     events: int
     messages: int
     bytes: int
     calls: int
+    media: int
     soft: float
     on_exceeded: str
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from typing import cast
 
 import attrs
 import trio
 
-from armorclaw.hosts import Address, HostPattern, Network
+from armorclaw.hosts import SPECIAL, Address, HostPattern, is_special
 
 MAX_ADDRESSES = 8
 """Of one name, that are tried; more are not looked at."""
@@ -22,46 +22,9 @@ MAX_ADDRESSES = 8
 LOOKUPS = 16
 """Names of all agents that are being resolved at once: each takes a thread, for as long as the resolver takes."""
 
-_SPECIAL: tuple[Network, ...] = tuple(
-    ip_network(text)
-    for text in (
-        # the IANA special-purpose registries (RFC 6890 and its updates), and multicast
-        "0.0.0.0/8",
-        "10.0.0.0/8",
-        "100.64.0.0/10",  # carrier-grade NAT
-        "127.0.0.0/8",
-        "169.254.0.0/16",  # link-local, with the metadata services of most clouds
-        "172.16.0.0/12",
-        "192.0.0.0/24",
-        "192.0.2.0/24",
-        "192.88.99.0/24",  # 6to4 relays
-        "192.168.0.0/16",
-        "198.18.0.0/15",
-        "198.51.100.0/24",
-        "203.0.113.0/24",
-        "224.0.0.0/4",
-        "240.0.0.0/4",
-        "168.63.129.16/32",  # Azure's host agent, in the midst of public addresses
-        # of IPv6 only 2000::/3 is global unicast: what is left out before it are loopback, IPv4-mapped and NAT64
-        # addresses, which are IPv4 in disguise; behind it unique local, link-local and multicast ones
-        "::/3",
-        "4000::/2",
-        "8000::/1",
-        "2001::/23",  # Teredo, ORCHID, benchmarks
-        "2001:db8::/32",
-        "2002::/16",  # 6to4: IPv4 in disguise
-        "3fff::/20",
-    )
-)
-
 Resolve = Callable[[str, int, trio.CapacityLimiter], Awaitable[Sequence[Address]]]
 """All addresses of a name. The limiter is the agent's: a lookup has one of its places until it ends, and that may be
 long after nobody waits for it any more. Raises OSError when there are none."""
-
-
-def is_special(address: Address) -> bool:
-    """Whether it is not an ordinary address of the Internet: it may be this host, its networks, or nobody."""
-    return any(address in network for network in _SPECIAL)
 
 
 def is_allowed(address: Address, port: int, patterns: Sequence[HostPattern]) -> bool:
@@ -77,7 +40,7 @@ def _names(pattern: HostPattern, address: Address) -> bool:
     if isinstance(place, str) or address not in place:
         return False
     # of the same version, or the address would not be in it
-    return any(special.version == place.version and place.subnet_of(special) for special in _SPECIAL)  # type: ignore[arg-type]
+    return any(special.version == place.version and place.subnet_of(special) for special in SPECIAL)  # type: ignore[arg-type]
 
 
 class Resolver:

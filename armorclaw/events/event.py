@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from json.encoder import encode_basestring_ascii as quote
 from typing import Any
 
@@ -48,6 +48,13 @@ def is_own(type: str) -> bool:  # noqa: A002 - the word of the wire
     return type in OWN_NAMES or type.startswith(OWN_PREFIXES)
 
 
+def _names(given: Iterable[str] | str | None) -> tuple[str, ...] | None:
+    """From the names themselves, or from their column in the journal."""
+    if given is None:
+        return None
+    return tuple(json.loads(given) if isinstance(given, str) else given)
+
+
 @attrs.frozen
 class Event:
     """Something that happened; `seq` is its place in the journal, 0 as long as it has none.
@@ -56,6 +63,8 @@ class Event:
     bridge's own: ask for that, and not for the `type` alone, before you believe one. `at_ms` is when it happened, in
     milliseconds since the epoch. `agent` names the agent it is about, which is not who may read it. `severity` is one
     of `SEVERITIES`, or None. Of an event that is `erased` only the envelope is left: its content is `{}`.
+    `addressed` names those whom it is for, as was decided when it came: agents, or "@bridge" for the bridge itself;
+    None if it is for all who may hear its room. It never gets on the wire: who else is there is nobody's business.
     """
 
     type: str
@@ -70,6 +79,7 @@ class Event:
     seq: int = 0
     severity: str | None = None
     erased: bool = attrs.field(default=False, converter=bool)
+    addressed: tuple[str, ...] | None = attrs.field(default=None, converter=_names)
     _wire: bytes = attrs.field(init=False, default=b"", eq=False, repr=False)
 
     @classmethod
@@ -105,6 +115,15 @@ class Event:
             event_id,
             severity=severity,
         )
+
+    @property
+    def addressed_text(self) -> str | None:
+        """`addressed` as its column in the journal has it."""
+        return None if self.addressed is None else ascii_json(self.addressed).decode("ascii")
+
+    def is_for(self, name: str) -> bool:
+        """Whether it is addressed to that agent, or to everybody."""
+        return self.addressed is None or name in self.addressed
 
     def wire(self) -> bytes:
         """The members every subscriber gets, from `"seq":` to the content, without the braces around them.

@@ -25,11 +25,16 @@ SCAN_LIMIT = 4096
 """Rows looked at for one page; a filter that fits rarely must not hold the reading thread for long."""
 
 # ruff: noqa: S608 - the statements below are put together from constants
-_WRITTEN = "type, content, at_ms, id, account, agent, room_id, sender, event_id, severity, erased, stored_ms"
-_INSERT = f"INSERT INTO journal ({_WRITTEN}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-_COLUMNS = "type, content, at_ms, id, account, agent, room_id, sender, event_id, seq, severity, erased"  # of an Event
+_WRITTEN = (
+    "type, content, at_ms, id, account, agent, room_id, sender, event_id, severity, erased, addressed, stored_ms"
+)
+_INSERT = f"INSERT INTO journal ({_WRITTEN}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_COLUMNS = (  # of an Event
+    "type, content, at_ms, id, account, agent, room_id, sender, event_id, seq, severity, erased, addressed"
+)
 _AFTER = f"SELECT {_COLUMNS} FROM journal WHERE seq > ? ORDER BY seq LIMIT {SCAN_LIMIT}"
 _ONE = f"SELECT {_COLUMNS} FROM journal WHERE seq = ?"
+_OF_MATRIX = f"SELECT {_COLUMNS} FROM journal WHERE account = ? AND event_id = ?"
 _HEAD = "SELECT seq FROM sqlite_sequence WHERE name = 'journal'"  # also right when old rows are gone
 _TRIMMED = "SELECT seq FROM trimmed"
 _STORED = "SELECT seq, stored_ms FROM journal WHERE seq >= ? AND seq < ? ORDER BY seq LIMIT 1"
@@ -82,7 +87,7 @@ class Journal:
         for event in events:
             row = (event.type, event.content, event.at_ms, event.id, event.account, event.agent)
             whose = (event.room_id, event.sender, event.event_id, event.severity, event.erased)
-            cursor = conn.execute(_INSERT, (*row, *whose, now))
+            cursor = conn.execute(_INSERT, (*row, *whose, event.addressed_text, now))
             if cursor.rowcount == 1 and cursor.lastrowid is not None:
                 new.append(attrs.evolve(event, seq=cursor.lastrowid))
         return new
@@ -163,6 +168,15 @@ class Journal:
         def work(conn: Connection) -> list[Event]:
             rows = (conn.execute(_ONE, (seq,)).fetchone() for seq in seqs)
             return [Event(*row) for row in rows if row is not None]
+
+        return await self._db.read(work)
+
+    async def of_matrix(self, account: str, event_id: str) -> Event | None:
+        """The event that Matrix gave this id, as that account has seen it; None if it is not there, or no more."""
+
+        def work(conn: Connection) -> Event | None:
+            row = conn.execute(_OF_MATRIX, (account, event_id)).fetchone()
+            return None if row is None else Event(*row)
 
         return await self._db.read(work)
 

@@ -51,11 +51,13 @@ PUBLISHED = "app."
 
 
 def hears(grants: Grants, agent: str, event: Event) -> bool:
-    """Whether an agent may hear an event: one of a room granted to it, said since then, or one about itself and not
-    `FOR_OTHERS`.
+    """Whether an agent may hear an event: one of a room granted to it, said since then and addressed to it, or one
+    about itself and not `FOR_OTHERS`.
 
     What has become of its own messages (`delivery`) is about itself.
     """
+    if not event.is_for(agent):
+        return False
     if event.room_id is not None:
         return grants.hears(agent, event.account, event.room_id, event.seq)
     return event.agent == agent and event.type not in FOR_OTHERS and not event.type.startswith(PUBLISHED)
@@ -63,6 +65,12 @@ def hears(grants: Grants, agent: str, event: Event) -> bool:
 
 def _everything(event: Event) -> bool:
     return True
+
+
+def is_for_part(part: str, event: Event) -> bool:
+    """Whether an event is for a part of the bridge that follows the journal: a word of the bridge itself, or what was
+    said and is addressed to it by name."""
+    return event.event_id is None or (event.addressed is not None and part in event.addressed)
 
 
 def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -> None:
@@ -74,7 +82,7 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
 
     def policy(owner: str) -> Callable[[Event], bool] | None:
         if not is_agent(owner):
-            return _everything
+            return partial(is_for_part, owner) if owner else _everything
         # without any grant, even of no room, it is not there now: what it may hear when it is, nobody knows
         return None if grants.account_of(owner) is None else partial(hears, grants, owner)
 

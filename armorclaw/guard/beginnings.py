@@ -33,11 +33,15 @@ _UNKNOWN = ("", "")
 
 @attrs.frozen
 class Declared:
-    """What an agent is granted, by ids and aliases, for as long as it is declared."""
+    """What an agent is granted, by ids and aliases, for as long as it is declared.
+
+    `beyond` are rooms that it may have been granted beside those when the bridge ended, and is about to be again.
+    """
 
     agent: str
     account: str
     rooms: Collection[str]
+    beyond: Collection[str] = ()
 
 
 class Beginnings:
@@ -134,7 +138,7 @@ def _read(conn: Connection) -> tuple[list[_Row], list[_Alias]]:
 def _still(declared: Declared, rows: Iterable[_Row], aliases: Iterable[_Alias]) -> dict[tuple[str, str], int]:
     """What of it was granted before, and since when; also the rooms that its aliases were known to name."""
     known = {(account, room): since for agent, account, room, since, _ in rows if agent == declared.agent}
-    wanted = set(declared.rooms)
+    wanted = {*declared.rooms, *declared.beyond}
     wanted |= {room for account, alias, room in aliases if account == declared.account and alias in wanted}
     keys = {(declared.account, room) for room in wanted}
     if _UNKNOWN in known:

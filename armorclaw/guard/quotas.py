@@ -27,8 +27,8 @@ from armorclaw.rpc.registry import Method
 
 log = get_logger(__name__)
 
-Kind = Literal["events", "messages", "bytes", "calls"]
-KINDS: tuple[Kind, ...] = ("events", "messages", "bytes", "calls")
+Kind = Literal["events", "messages", "bytes", "calls", "media"]
+KINDS: tuple[Kind, ...] = ("events", "messages", "bytes", "calls", "media")
 
 WINDOW = 60.0
 """Seconds that a quota is for."""
@@ -68,7 +68,7 @@ class Crossing:
     @property
     def text(self) -> str:
         """What a person is told."""
-        quota = f"its quota of {self.limit:,} {self.kind} a minute"
+        quota = f"its quota of {self.limit:,} {_words(self.kind)} a minute"
         if self.level == "soft":
             return f"agent {self.agent} has used {self.used:,} of {quota}"
         if self.level == "hard":
@@ -174,6 +174,15 @@ class Consumption:
         self._use("bytes", self._bytes, now, size)
         return self._bytes.wait(now)
 
+    def require(self, kind: Kind, now: float) -> ArmorclawError | None:
+        """Why nothing that uses this may begin now, if nothing of it is left; nothing is counted."""
+        wait = self._windows[kind].wait(now)
+        return self._refuse(kind, wait, now) if wait else None
+
+    def spend(self, kind: Kind, amount: int, now: float) -> None:
+        """Count what was used by something that was let begin; it may be more than was left."""
+        self._use(kind, self._windows[kind], now, amount)
+
     def _use(self, kind: Kind, window: Window, now: float, amount: int) -> None:
         window.add(now, amount)
         if window.limit and window.used >= window.limit * self._quota.soft and self._is_new(kind, "soft", now):
@@ -189,7 +198,7 @@ class Consumption:
             self._stopped = True
             self._cross(kind, "stop")
         limit = self._windows[kind].limit
-        what = f"agent {self._agent} has used up its quota of {limit} {kind} a minute"
+        what = f"agent {self._agent} has used up its quota of {limit} {_words(kind)} a minute"
         return ArmorclawError("rate_limited", what, retry_after=math.ceil(wait * 1000) / 1000, quota=kind)
 
     def _is_new(self, kind: Kind, level: str, now: float) -> bool:
@@ -200,6 +209,10 @@ class Consumption:
     def _cross(self, kind: Kind, level: Literal["soft", "hard", "stop"]) -> None:
         window = self._windows[kind]
         self._tell(Crossing(self._agent, kind, level, window.used, window.limit))
+
+
+def _words(kind: Kind) -> str:
+    return "bytes of files" if kind == "media" else kind
 
 
 class Quotas:
@@ -246,6 +259,19 @@ class Quotas:
         refused = None if used is None else used.admit(method, self._clock.monotonic())
         if refused is not None:
             raise refused
+
+    def require(self, agent: str, kind: Kind) -> None:
+        """Before something that will use an unknown amount of a kind. Raises `rate_limited` if nothing is left."""
+        used = self.of(agent)
+        refused = None if used is None else used.require(kind, self._clock.monotonic())
+        if refused is not None:
+            raise refused
+
+    def spend(self, agent: str, kind: Kind, amount: int) -> None:
+        """Count it as it is used."""
+        used = self.of(agent)
+        if used is not None:
+            used.spend(kind, amount, self._clock.monotonic())
 
     def used(self) -> dict[str, dict[Kind, int]]:
         """By agent, what it used in the last minute."""

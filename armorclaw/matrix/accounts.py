@@ -9,13 +9,13 @@ import math
 from collections.abc import Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import attrs
 import trio
 
 from armorclaw.clock import Surroundings
-from armorclaw.config import Account
+from armorclaw.config import AccessSection, Account
 from armorclaw.delivery.outbox import Outbox
 from armorclaw.delivery.receipts import Receipts
 from armorclaw.errors import ArmorclawError
@@ -24,12 +24,13 @@ from armorclaw.guard.grants import Grants
 from armorclaw.log import get_logger
 from armorclaw.matrix import aliases
 from armorclaw.matrix.cache import CacheCounts
+from armorclaw.matrix.entry import Entry, KeyReader
 from armorclaw.matrix.facts import Facts
-from armorclaw.matrix.granted import Granted
-from armorclaw.matrix.markers import ReadMarkers
-from armorclaw.matrix.rooms import Rooms
+from armorclaw.matrix.rooms import RoomState
+from armorclaw.matrix.routing.service import Routing
 from armorclaw.matrix.shapes import AccountStanding
 from armorclaw.matrix.status import SessionState, SessionStatus
+from armorclaw.matrix.trust.port import TrustPort
 from armorclaw.store import Database
 from armorclaw.structure import Secret
 from armorclaw.supervision.backoff import Backoff
@@ -38,6 +39,7 @@ from armorclaw.supervision.spec import ChildSpec, Restart
 from armorclaw.supervision.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from armorclaw.matrix.crypto.vault import Vault
     from armorclaw.matrix.pools import Pools
     from armorclaw.matrix.session import Session
 
@@ -56,35 +58,11 @@ class AlertPort(Protocol):
     async def raise_alert(self, name: str, severity: Any, text: str, *, agent: str | None = None) -> None: ...
 
 
-class _Entry:
-    """One account: its settings, and what outlives a single session."""
-
-    def __init__(self, account: Account, granted: Granted, around: Surroundings) -> None:
-        self.account = account
-        self.granted = granted
-        self.rooms = Rooms(account.name)
-        self.status = SessionStatus(account.name, account.homeserver, around.clock)
-        self.facts = Facts(account.name, self.rooms)
-        self.markers = ReadMarkers(account.name, around)
-        self.password: Secret | None = None
-        self.logging_in = trio.Lock()
-        self.logged_in = trio.Event()
-
-    def is_in(self, room: str) -> bool:
-        """Whether the account has joined a room, given by id or by alias."""
-        room_id = self.granted.id_of(room)
-        return room_id is not None and self.rooms.joined(room_id)
-
-    def rooms_missing(self) -> frozenset[str]:
-        """The rooms that are granted to agents, or of the bridge itself, and that the account is not in."""
-        outside = {room for room in self.granted.room_ids() if not self.rooms.joined(room)}
-        return self.granted.unresolved() | outside
-
-
 class Accounts:
     """All accounts. `agents` names those that had grants before this was made; later grants are followed.
 
-    `own_rooms`, by account, are those that the bridge itself wants to be in. `receipts` hears what becomes of our
+    `own_rooms`, by account, are those that the bridge itself wants to be in. Without `routing` everybody is heard in
+    rooms that are granted by name, as with an empty configuration. `receipts` hears what becomes of our
     messages, as part of each sync.
     """
 
@@ -99,6 +77,9 @@ class Accounts:
         around: Surroundings,
         receipts: Receipts | None = None,
         alerts: AlertPort | None = None,
+        vault: Vault | None = None,
+        routing: Routing | None = None,
+        keystore: KeyReader | None = None,
         agents: Iterable[str] = (),
         own_rooms: Mapping[str, Iterable[str]] = MappingProxyType({}),
     ) -> None:
@@ -108,14 +89,30 @@ class Accounts:
         self._around = around
         self._receipts = receipts
         self._alerts = alerts
+        self._vault = vault
         self._pools: Pools | None = None
         known = tuple(agents)
+        if routing is None:
+            routing = Routing(AccessSection(), (), {}, db=db, outbox=outbox, grants=grants, clock=around.clock)
         self._entries = {
-            name: _Entry(account, Granted(name, grants, known, own_rooms.get(name, ())), around)
+            name: Entry(
+                account, grants, routing, around, agents=known, own=own_rooms.get(name, ()), keystore=keystore
+            )
             for name, account in accounts.items()
         }
         self._supervisor = Supervisor("matrix", dynamic=True, around=around, on_change=log_crash)
         self._nursery: trio.Nursery | None = None
+
+    async def load(self) -> None:
+        """Read how the rooms of all accounts stood last. Raises what the store raises."""
+        for name, entry in self._entries.items():
+            entry.rooms.replace(await self._db.read(entry.rooms.load))
+            entry.granted.replace(await self._db.read(partial(aliases.load, account=name)))
+
+    def beyond_names(self, account: str, agent: str, names: Iterable[str]) -> frozenset[str]:
+        """What an agent is granted beside these rooms, ids and aliases: by what is known of the account's rooms."""
+        entry = self._entries.get(account)
+        return frozenset() if entry is None else entry.granted.beyond_names(agent, names)
 
     async def run(self, *, task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED) -> None:
         """Run a session per account until cancelled. Ready at once: a homeserver may be away for days.
@@ -123,8 +120,7 @@ class Accounts:
         Which rooms aliases named last is known by then, lest an agent's place moves over events of such a room.
         Raises what the store raises.
         """
-        for name, entry in self._entries.items():
-            entry.granted.replace(await self._db.read(partial(aliases.load, account=name)))
+        await self.load()
         specs = [self._spec(entry) for entry in self._entries.values()]
         try:
             async with trio.open_nursery() as nursery:
@@ -141,7 +137,19 @@ class Accounts:
 
     def reports(self) -> list[AccountStanding]:
         """The state of all accounts."""
-        return [entry.status.report(sorted(entry.rooms_missing())) for entry in self._entries.values()]
+        waiting = self._outbox.lengths()
+        return [
+            attrs.evolve(
+                entry.status.report(sorted(entry.rooms_missing()), waiting.get(name, 0)),
+                signed=entry.trust.signed,
+                hint=entry.trust.hint,
+            )
+            for name, entry in self._entries.items()
+        ]
+
+    def decrypt_failures(self) -> dict[str, int]:
+        """Messages that could not be read since the bridge was started, by account."""
+        return {name: entry.status.failures for name, entry in self._entries.items()}
 
     async def until_joined(self, account: str, rooms: Iterable[str]) -> None:
         """Until the account is in these rooms, ids or aliases, and hears all that is said there from then on.
@@ -172,6 +180,10 @@ class Accounts:
         """What can be asked of rooms and people through an account. Raises as `until_joined`."""
         return self._entry(account).facts
 
+    def trust(self, account: str | None) -> TrustPort:
+        """Verification, devices and the recovery key of an account. Raises as `until_joined`."""
+        return self._entry(account).trust
+
     def read(self, account: str, room_id: str, event_id: str) -> None:
         """An agent is done with everything in the room up to this event: the people there are to see it.
 
@@ -180,6 +192,18 @@ class Accounts:
         entry = self._entries.get(account)
         if entry is not None and entry.account.read_receipts:
             entry.markers.note(room_id, event_id)
+
+    def typing(self, account: str, room_id: str, agent: str, seconds: float) -> None:
+        """An agent writes in a room, for so long at most; 0 for no more. Never waits. Raises as `until_joined`."""
+        self._entry(account).typists.note(room_id, agent, seconds)
+
+    def names(self) -> list[str]:
+        """Of all accounts."""
+        return list(self._entries)
+
+    def rooms(self, account: str) -> Mapping[str, RoomState]:
+        """All rooms that are known of an account, by id. Raises as `until_joined`."""
+        return self._entry(account).rooms.all()
 
     def cache_counts(self) -> CacheCounts:
         """How often a question about rooms and people could be answered without asking; of all accounts."""
@@ -216,7 +240,7 @@ class Accounts:
         return None
 
     async def _login_in_background(
-        self, entry: _Entry, user: str, password: Secret, result: list[ArmorclawError], done: trio.Event
+        self, entry: Entry, user: str, password: Secret, result: list[ArmorclawError], done: trio.Event
     ) -> None:
         try:
             async with entry.logging_in:
@@ -230,10 +254,12 @@ class Accounts:
             log.warning("login failed", account=entry.account.name, why=str(result[0]))
         done.set()
 
-    async def _log_in(self, entry: _Entry, user: str, password: Secret) -> None:
-        from armorclaw.matrix.login import log_in_anew
+    async def _log_in(self, entry: Entry, user: str, password: Secret) -> None:
+        from armorclaw.matrix.relogin import log_in_anew
 
-        fresh = await log_in_anew(self._db, entry.account, user, password, self._around.clock, self._shared_pools())
+        fresh = await log_in_anew(
+            self._db, entry.account, user, password, self._around, self._shared_pools(), self._vault
+        )
         entry.password = password
         # whole, as the homeserver writes it; the token of the configuration is an older one
         entry.account = attrs.evolve(entry.account, user=fresh.user_id, access_token=None, access_token_file=None)
@@ -243,7 +269,7 @@ class Accounts:
         else:
             await self._supervisor.restart(entry.account.name)
 
-    def _spec(self, entry: _Entry) -> ChildSpec:
+    def _spec(self, entry: Entry) -> ChildSpec:
         async def run(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
             task_status.started()
             while True:
@@ -258,21 +284,32 @@ class Accounts:
 
         return ChildSpec(entry.account.name, run, restart=Restart.PERMANENT, backoff=_BACKOFF, start_timeout=math.inf)
 
-    def _session(self, entry: _Entry) -> Session:
+    def _session(self, entry: Entry) -> Session:
+        from armorclaw.matrix.given import Given
         from armorclaw.matrix.session import Services, Session
 
         return Session(
             entry.account,
             Services(
-                self._db, self._journal, self._outbox, self._around, self._shared_pools(), receipts=self._receipts
+                self._db,
+                self._journal,
+                self._outbox,
+                self._around,
+                self._shared_pools(),
+                receipts=self._receipts,
+                vault=self._vault,
+                alert=self._alert,
             ),
             rooms=entry.rooms,
             granted=entry.granted,
+            router=entry.router,
             status=entry.status,
             facts=entry.facts,
             markers=entry.markers,
-            password=lambda: entry.password or entry.account.find_password(),
-            token=entry.account.find_access_token,
+            typists=entry.typists,
+            trust=entry.trust,
+            given=Given(lambda: entry.password or entry.account.find_password(), entry.account.find_access_token),
+            turn=entry.logging_in,
         )
 
     def _shared_pools(self) -> Pools:
@@ -282,17 +319,20 @@ class Accounts:
             self._pools = Pools(len(self._entries))
         return self._pools
 
-    async def _call_for_login(self, entry: _Entry, error: ArmorclawError) -> None:
+    async def _call_for_login(self, entry: Entry, error: ArmorclawError) -> None:
         entry.status.logged_out(error.why)
-        if self._alerts is not None:
-            await self._alerts.raise_alert("matrix_login_failed", "error", str(error))
+        await self._alert("matrix_login_failed", "error", str(error))
 
-    def _entry(self, account: str | None) -> _Entry:
+    async def _alert(self, name: str, severity: Literal["info", "warning", "error"], text: str) -> None:
+        if self._alerts is not None:
+            await self._alerts.raise_alert(name, severity, text)
+
+    def _entry(self, account: str | None) -> Entry:
         entry = self._default() if account is None else self._entries.get(account)
         if entry is None:
             what = "no Matrix account is configured" if account is None else f"there is no Matrix account {account!r}"
             raise ArmorclawError("matrix_not_configured", what)
         return entry
 
-    def _default(self) -> _Entry | None:
+    def _default(self) -> Entry | None:
         return self._entries.get("main") or next(iter(self._entries.values()), None)

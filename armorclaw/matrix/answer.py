@@ -51,7 +51,10 @@ class Receipt:
 
 @attrs.frozen
 class RoomUpdate:
-    """One room's part. `timeline` is in order; `limited` means that events before it are missing."""
+    """One room's part. `timeline` is in order; `limited` means that events before it are missing.
+
+    `stripped` is what an invite shows of the room's state: the word of whoever invites, and not to be relied on.
+    """
 
     room_id: str
     membership: str
@@ -60,24 +63,44 @@ class RoomUpdate:
     limited: bool = False
     prev_batch: str | None = None
     receipts: Sequence[Receipt] = ()
+    stripped: Sequence[Raw] = ()
 
     @property
     def turns_encrypted(self) -> bool:
         """Whether the room's state now says it is encrypted; whatever algorithm is named."""
-        return any(_is_state(raw, "m.room.encryption", "") for part in (self.state, self.timeline) for raw in part)
+        return any(is_state(raw, "m.room.encryption", "") for part in (self.state, self.timeline) for raw in part)
+
+
+@attrs.frozen
+class DeviceLists:
+    """Whose devices have `changed`, and who has `left`: no room in common is encrypted any more."""
+
+    changed: Sequence[str] = ()
+    left: Sequence[str] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.changed or self.left)
 
 
 @attrs.frozen
 class Answer:
-    """One answer to /sync."""
+    """One answer to /sync. What stands as None was not told: it is as it was before."""
 
     next_batch: str
-    rooms: Sequence[RoomUpdate]
+    rooms: Sequence[RoomUpdate] = ()
+    to_device: Sequence[Raw] = ()
+    device_lists: DeviceLists = DeviceLists()
+    one_time_keys: Mapping[str, int] | None = None
+    """How many of ours the homeserver has left, by algorithm; one that is not named has none left."""
+    fallback_keys: Sequence[str] | None = None
+    """Algorithms of which our fallback key is still unused."""
+    direct: Mapping[str, str] | None = None
+    """Room to person, by `m.direct`: all there are."""
 
     @property
     def empty(self) -> bool:
         """Whether nothing happened."""
-        return not any(
+        return not (self.to_device or self.device_lists or self.direct is not None) and not any(
             room.state or room.timeline or room.limited or room.receipts or room.membership != "join"
             for room in self.rooms
         )
@@ -89,7 +112,39 @@ def read_answer(data: object) -> Answer:
     token = whole.get("next_batch")
     if not isinstance(token, str) or not token:
         raise BadAnswerError("the answer to /sync has no next_batch")
-    return Answer(token, list(_rooms(_table(whole.get("rooms")))))
+    lists = _table(whole.get("device_lists"))
+    return Answer(
+        token,
+        list(_rooms(_table(whole.get("rooms")))),
+        events_in(_table(whole.get("to_device")).get("events")),
+        DeviceLists(_ids(lists.get("changed")), _ids(lists.get("left"))),
+        _counts(whole.get("device_one_time_keys_count")),
+        _ids(unused) if isinstance(unused := whole.get("device_unused_fallback_key_types"), list) else None,
+        _direct(_table(whole.get("account_data")).get("events")),
+    )
+
+
+def _ids(value: object) -> list[str]:
+    return [each for each in value if is_id(each)] if isinstance(value, list) else []
+
+
+def _counts(value: object) -> Mapping[str, int] | None:
+    if not isinstance(value, dict):
+        return None
+    return {name: max(count, 0) for name, count in value.items() if type(count) is int}
+
+
+def _direct(events: object) -> Mapping[str, str] | None:
+    """A room that is listed with two people is with the first of them."""
+    direct: dict[str, str] | None = None
+    for raw in events_in(events):
+        if raw.get("type") == "m.direct":
+            direct = {}
+            for person, rooms in _table(raw.get("content")).items():
+                for room_id in filter(is_room_id, rooms if isinstance(rooms, list) else ()):
+                    if is_id(person):
+                        direct.setdefault(room_id, person)
+    return direct
 
 
 def _rooms(sections: Raw) -> Iterator[RoomUpdate]:
@@ -109,9 +164,10 @@ def _rooms(sections: Raw) -> Iterator[RoomUpdate]:
                 prev_batch if isinstance(prev_batch, str) else None,
                 list(_receipts(room_id, _table(room.get("ephemeral")).get("events"))),
             )
-    for room_id in _table(sections.get("invite")):
+    for room_id, value in _table(sections.get("invite")).items():
         if is_room_id(room_id):
-            yield RoomUpdate(room_id, "invite")
+            stripped = events_in(_table(_table(value).get("invite_state")).get("events"))
+            yield RoomUpdate(room_id, "invite", stripped=stripped)
 
 
 def _receipts(room_id: str, events: object) -> Iterator[Receipt]:
@@ -121,7 +177,7 @@ def _receipts(room_id: str, events: object) -> Iterator[Receipt]:
         for event_id, kinds in _table(raw.get("content")).items():
             for reader, facts in _table(_table(kinds).get("m.read")).items():
                 of_all = _table(facts).get("thread_id") in (None, "main")
-                if of_all and _is_id(event_id) and _is_id(reader):
+                if of_all and is_id(event_id) and is_id(reader):
                     yield Receipt(room_id, event_id, reader)
 
 
@@ -132,7 +188,7 @@ def events_in(value: object) -> list[Raw]:
 
 def own_join(raw: Raw, user_id: str) -> bool:
     """Whether this event is our own joining."""
-    return _is_state(raw, "m.room.member", user_id) and _table(raw.get("content")).get("membership") == "join"
+    return is_state(raw, "m.room.member", user_id) and _table(raw.get("content")).get("membership") == "join"
 
 
 def after_own_join(timeline: Sequence[Raw], user_id: str) -> Sequence[Raw] | None:
@@ -146,9 +202,9 @@ def after_own_join(timeline: Sequence[Raw], user_id: str) -> Sequence[Raw] | Non
 def to_echo(raw: Raw, room_id: str) -> Echo | None:
     """The echo of a message of ours; None if it is no proper event, or one of state: those are never messages."""
     event_id, txn_id = raw.get("event_id"), _table(raw.get("unsigned")).get("transaction_id")
-    if not _is_id(event_id) or "state_key" in raw:
+    if not is_id(event_id) or "state_key" in raw:
         return None
-    return Echo(room_id, event_id, txn_id if _is_id(txn_id) else None)
+    return Echo(room_id, event_id, txn_id if is_id(txn_id) else None)
 
 
 def to_event(raw: Raw, room_id: str, account: str, now_ms: int) -> Event | None:
@@ -159,9 +215,9 @@ def to_event(raw: Raw, room_id: str, account: str, now_ms: int) -> Event | None:
     content is deeper than `DEPTH_LIMIT`, which no client could read, stands an event of type `gap` that names it.
     """
     type_, sender, event_id, content = (raw.get(name) for name in ("type", "sender", "event_id", "content"))
-    if not (_is_id(type_) and _is_id(sender) and _is_id(event_id) and isinstance(content, dict)):
+    if not (is_id(type_) and is_id(sender) and is_id(event_id) and isinstance(content, dict)):
         return None
-    if type_ == "m.room.redaction" and "redacts" not in content and _is_id(raw.get("redacts")):
+    if type_ == "m.room.redaction" and "redacts" not in content and is_id(raw.get("redacts")):
         content = {**content, "redacts": raw["redacts"]}  # where room versions from 11 on have it
     at_ms = raw.get("origin_server_ts")
     if type(at_ms) is not int or not 0 <= at_ms < _MAX_TIMESTAMP:
@@ -183,14 +239,16 @@ def to_event(raw: Raw, room_id: str, account: str, now_ms: int) -> Event | None:
 
 def is_room_id(text: object) -> TypeGuard[str]:
     """Whether `text` may be a room id: an opaque word after a `!`. Newer rooms have no server part."""
-    return _is_id(text) and text.startswith("!") and len(text) > 1 and text.isprintable() and " " not in text
+    return is_id(text) and text.startswith("!") and len(text) > 1 and text.isprintable() and " " not in text
 
 
-def _is_id(value: object) -> TypeGuard[str]:
+def is_id(value: object) -> TypeGuard[str]:
+    """Whether `value` may be an identifier, or the type of an event, as far as its length goes."""
     return isinstance(value, str) and 0 < len(value) <= _MAX_ID
 
 
-def _is_state(raw: Raw, type_: str, state_key: str) -> bool:
+def is_state(raw: Raw, type_: str, state_key: str) -> bool:
+    """Whether this event is that piece of a room's state."""
     return raw.get("type") == type_ and raw.get("state_key") == state_key
 
 

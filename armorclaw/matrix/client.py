@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 from urllib.parse import quote
 
+import trio
 from mautrix.api import Method, Path, PathBuilder
 from mautrix.client import ClientAPI
-from mautrix.errors import MatrixResponseError, MNotFound
+from mautrix.errors import MatrixError, MatrixResponseError, MNotFound
 from mautrix.types import DeviceID, RoomAlias, RoomID, SerializerError, UserID
 
 from armorclaw.matrix.answer import Raw, events_in, is_room_id
-from armorclaw.matrix.transport import TrioHTTPAPI
+from armorclaw.matrix.tokens import Tokens, read_tokens
+from armorclaw.matrix.transport import TrioHTTPAPI, judge
+from armorclaw.matrix.versions import Versions, ask
 
 POLL_SECONDS = 30.0
 """How long the homeserver holds a /sync back when nothing happens."""
+
+VERSIONS_KEPT = 3600.0
+"""Seconds for which it is remembered what a homeserver speaks."""
 
 POLL_MARGIN = 10.0
 """Seconds of silence after that before the connection counts as dead."""
@@ -23,11 +31,17 @@ POLL_MARGIN = 10.0
 SYNC_FILTER = json.dumps(
     {
         "presence": {"not_types": ["*"]},
-        "account_data": {"not_types": ["*"]},
+        "account_data": {"types": ["m.direct"]},
         "room": {
             "timeline": {"limit": 100, "lazy_load_members": True},
             # all we keep of a room's state; members of large rooms are megabytes
-            "state": {"types": ["m.room.encryption"], "lazy_load_members": True},
+            "state": {
+                "types": [
+                    *("m.room.canonical_alias", "m.room.create", "m.room.encryption"),
+                    *("m.room.name", "m.room.tombstone"),
+                ],
+                "lazy_load_members": True,
+            },
             "ephemeral": {"types": ["m.receipt"]},
             "account_data": {"not_types": ["*"]},
         },
@@ -50,25 +64,61 @@ class MatrixClient(ClientAPI):
 
     def __init__(self, api: TrioHTTPAPI) -> None:
         super().__init__(api=api)
+        self._negotiated: tuple[float, Versions] | None = None
+        self._negotiating = trio.Lock()
 
-    async def log_in(self, user: str, password: str, device_id: str) -> None:
-        """Log in with a password, as one device. `user` may be `name`, `@name` or `@name:server`."""
-        try:
-            await self.login(
-                UserID(user_identifier(user)), password=password, device_id=device_id, device_name="armorclaw"
-            )
-        except (SerializerError, ValueError, TypeError) as error:
-            raise MatrixResponseError("the answer to /login is not complete") from error
+    async def log_in(self, user: str, password: str, device_id: str) -> Tokens:
+        """Log in with a password, as one device, and use what it brings. `user` may be `name`, `@name` or
+        `@name:server`."""
+        body = {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": user_identifier(user)},
+            "password": password,
+            "device_id": device_id,
+            "initial_device_display_name": "armorclaw",
+            "refresh_token": True,  # homeservers that know of none ignore it
+        }
+        answer = await self.api.request(Method.POST, Path.v3.login, body, authorized=False)
+        tokens, user_id, device = read_tokens(answer), answer.get("user_id"), answer.get("device_id")
+        if tokens is None or not (is_user_id(user_id) and is_device_id(device)):
+            raise MatrixResponseError("the answer to /login is not complete")
+        self.use(user_id, device, tokens.access_token)
+        return tokens
+
+    async def refresh(self, refresh_token: str) -> Tokens:
+        """A new access token for a refresh token. It is not used yet: as long as it is not, the old ones are good."""
+        answer = await self.api.request(
+            Method.POST, Path.v3.refresh, {"refresh_token": refresh_token}, authorized=False
+        )
+        tokens = read_tokens(answer)
+        if tokens is None:
+            raise MatrixResponseError("the answer to /refresh is not complete")
+        return tokens
+
+    async def log_out(self) -> None:
+        """End this login, and with it the device and its keys."""
+        await self.api.request(Method.POST, Path.v3.logout)
 
     async def take_token(self, token: str) -> None:
         """Use an access token from elsewhere and learn whose it is."""
         self.api.token = token
-        try:
-            who = await self.whoami()
-            self.mxid = who.user_id
-        except (SerializerError, ValueError, TypeError) as error:
-            raise MatrixResponseError("the answer to /account/whoami is not complete") from error
-        self.device_id = who.device_id or DeviceID("")
+        who = await self.api.request(Method.GET, Path.v3.account.whoami)
+        user_id, device = who.get("user_id"), who.get("device_id")
+        if not is_user_id(user_id):
+            raise MatrixResponseError("the answer to /account/whoami is not complete")
+        self.use(user_id, device if is_device_id(device) else "", token)
+
+    async def negotiated(self) -> Versions:
+        """What the homeserver speaks; asked once an hour at most. Raises MatrixError."""
+        async with self._negotiating:
+            if self._negotiated is None or trio.current_time() - self._negotiated[0] > VERSIONS_KEPT:
+                try:
+                    self._negotiated = trio.current_time(), await ask(self.api)
+                except MatrixError as error:
+                    # it still speaks what it spoke, unless it says otherwise
+                    if self._negotiated is None or not judge(error).again:
+                        raise
+            return self._negotiated[1]
 
     async def check_login(self) -> None:
         """Ask the homeserver who we are, for nothing but whether it answers."""
@@ -80,9 +130,14 @@ class MatrixClient(ClientAPI):
         self.device_id = DeviceID(device_id)
         self.api.token = token
 
-    async def poll(self, since: str | None, seconds: float) -> dict[str, Any]:
-        """/sync, waiting up to `seconds` for something to happen. Without `since` it tells the present state only."""
+    async def poll(self, since: str | None, seconds: float, *, full_state: bool = False) -> dict[str, Any]:
+        """/sync, waiting up to `seconds` for something to happen. Without `since` it tells the present state only.
+
+        With `full_state` it tells that state as well as what has happened, at once.
+        """
         path = f"{_SYNC}&timeout={int(seconds * 1000)}" + ("" if since is None else f"&since={quote(since, safe='')}")
+        if full_state and since is not None:
+            path += "&full_state=true"
         answer: dict[str, Any] = await self.api.request(Method.GET, path, read_timeout=seconds + POLL_MARGIN)
         return answer
 
@@ -95,9 +150,14 @@ class MatrixClient(ClientAPI):
             raise MatrixResponseError("the answer to a send has no event_id")
         return event_id
 
-    async def is_encrypted(self, room_id: str) -> bool:
-        """Ask the homeserver, who must not be guessed about: no such state means no encryption."""
-        return await self.state(room_id, "m.room.encryption", "") is not None
+    async def redact_event(self, room_id: str, event_id: str, txn_id: str, reason: str | None = None) -> str:
+        """Take an event's content away; the same `txn_id` does it once. Returns the id of the event that says so."""
+        path = Path.v3.rooms[room_id].redact[event_id][txn_id]
+        answer = await self.api.request(Method.PUT, path, {} if reason is None else {"reason": reason})
+        redaction = answer.get("event_id")
+        if not isinstance(redaction, str) or not redaction:
+            raise MatrixResponseError("the answer to a redaction has no event_id")
+        return redaction
 
     async def page_back(self, room_id: str, start: str, end: str, limit: int) -> tuple[list[Raw], str | None]:
         """Events before `start` and after `end`, newest first, and where to go on; None at the end."""
@@ -145,6 +205,10 @@ class MatrixClient(ClientAPI):
         path = Path.v3.rooms[room_id].state[type_]
         return await self._found(path[state_key] if state_key else path)
 
+    async def event(self, room_id: str, event_id: str) -> Raw | None:
+        """One event of a room, as it stands there; None if there is none that we may see."""
+        return await self._found(Path.v3.rooms[room_id].event[event_id])
+
     async def _found(self, path: PathBuilder) -> Raw | None:
         try:
             answer: Raw = await self.api.request(Method.GET, path)
@@ -156,6 +220,35 @@ class MatrixClient(ClientAPI):
         """Join a room by its id. Joining twice is joining once."""
         await self.join_room_by_id(RoomID(room_id))
 
+    async def join(self, room: str, via: Sequence[str] = ()) -> str:
+        """Join a room by its id, or by an alias; returns the id."""
+        query = "&".join(f"via={quote(each, safe='')}" for each in via)
+        answer = await self.api.request(Method.POST, f"{Path.v3.join[room]}" + (f"?{query}" if query else ""), {})
+        room_id = answer.get("room_id")
+        if not is_room_id(room_id):
+            raise MatrixResponseError("the answer to a join is no room id")
+        return room_id
+
+    async def note_direct(self, room_id: str, person: str) -> None:
+        """Write down, for all clients of this account, that a room is a direct chat with somebody."""
+        path = Path.v3.user[self.mxid].account_data["m.direct"]
+        known = dict(await self._found(path) or {})
+        before = known.get(person)
+        rooms = before if isinstance(before, list) else []
+        if room_id not in rooms:
+            await self.api.request(Method.PUT, path, {**known, person: [*rooms, room_id]})
+
+    async def leave(self, room_id: str, reason: str | None = None) -> None:
+        """Leave a room, or refuse an invite."""
+        body = {} if reason is None else {"reason": reason}
+        await self.api.request(Method.POST, Path.v3.rooms[room_id].leave, body)
+
+    async def show_typing(self, room_id: str, seconds: float) -> None:
+        """Show everybody in the room that we are writing, for so long at most; 0 for no more."""
+        timeout = {"timeout": int(seconds * 1000)} if seconds > 0 else {}
+        path = Path.v3.rooms[room_id].typing[self.mxid]
+        await self.api.request(Method.PUT, path, {"typing": seconds > 0, **timeout})
+
     async def resolve(self, alias: str) -> str:
         """The id of the room that an alias names now."""
         try:
@@ -165,6 +258,16 @@ class MatrixClient(ClientAPI):
         if not is_room_id(room_id):
             raise MatrixResponseError("the answer to an alias look-up is no room id")
         return room_id
+
+
+def is_user_id(value: object) -> TypeGuard[str]:
+    """Whether it may be the id of a user, as a homeserver writes it."""
+    return isinstance(value, str) and re.fullmatch(r"@[^\s:@]*:[^\s@/]+", value) is not None and len(value) <= 255
+
+
+def is_device_id(value: object) -> TypeGuard[str]:
+    """Whether it may be the id of a device."""
+    return isinstance(value, str) and 0 < len(value) <= 255 and value.isprintable()
 
 
 def user_identifier(user: str) -> str:

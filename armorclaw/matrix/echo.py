@@ -14,6 +14,8 @@ from mautrix.errors import MatrixError
 from armorclaw.delivery.transport import Refused
 from armorclaw.matrix.answer import Raw
 from armorclaw.matrix.client import MatrixClient
+from armorclaw.matrix.crypto.failures import Undecryptable
+from armorclaw.matrix.reading import ENCRYPTED, Decrypts
 from armorclaw.matrix.transport import judge
 
 PAGE = 200
@@ -31,31 +33,52 @@ async def find_echo(
     content: bytes,
     since_ms: int,
     claimed: Callable[[str], Awaitable[bool]],
+    *,
+    decrypts: Decrypts | None = None,
 ) -> str | None:
     """The id of our own event with this content that no other delivery has; None if there certainly is none.
 
-    Looks at what was sent since `since_ms`, and of several takes the first. Raises Delayed if the homeserver cannot
-    tell now, Refused if it never can.
+    Looks at what was sent since `since_ms`, and of several takes the first; with `decrypts` also at what was sent
+    encrypted. Raises Delayed if the homeserver cannot tell now, Refused if it never can.
     """
     wanted = json.loads(content)
+    types = [type_] if decrypts is None else [type_, ENCRYPTED]
     found: list[str] = []
-    for raw in await _own_since(client, room_id, type_, since_ms - CLOCKS_MS):
+    for raw in await _own_since(client, room_id, types, since_ms - CLOCKS_MS):
         event_id = raw.get("event_id")
-        if not isinstance(event_id, str) or raw.get("sender") != client.mxid or raw.get("type") != type_:
+        if not isinstance(event_id, str) or raw.get("sender") != client.mxid or raw.get("type") not in types:
             continue
-        if raw.get("content") == wanted:
-            found.append(event_id)
-        elif _redacted(raw) and not await claimed(event_id):
-            raise Refused("somebody has removed a message there that may have been this one")
+        if _redacted(raw):
+            if not await claimed(event_id):
+                raise Refused("somebody has removed a message there that may have been this one")
+        elif raw.get("type") == type_:
+            if _same(type_, raw, wanted):
+                found.append(event_id)
+        elif decrypts is not None and not await claimed(event_id):
+            try:
+                inner = await decrypts.decrypt(room_id, raw)
+            except Undecryptable as error:
+                why = f"there is a message of our own that may be this one, and cannot be read: {error.reason}"
+                raise Refused(why) from error
+            if inner.type == type_ and inner.content == wanted:
+                found.append(event_id)
     for event_id in reversed(found):
         if not await claimed(event_id):
             return event_id
     return None
 
 
-async def _own_since(client: MatrixClient, room_id: str, type_: str, since_ms: int) -> list[Raw]:
+def _same(type_: str, raw: Raw, wanted: Raw) -> bool:
+    """Of a redaction the reason may have been left out, and what it is about stands in one of two places."""
+    content = raw.get("content")
+    if type_ != "m.room.redaction" or not isinstance(content, dict):
+        return content == wanted
+    return (content.get("redacts") or raw.get("redacts")) == wanted.get("redacts")
+
+
+async def _own_since(client: MatrixClient, room_id: str, types: list[str], since_ms: int) -> list[Raw]:
     """What we sent to the room, the newest first, down to the first from before that time."""
-    only = json.dumps({"senders": [str(client.mxid)], "types": [type_]}, separators=(",", ":"))
+    only = json.dumps({"senders": [str(client.mxid)], "types": types}, separators=(",", ":"))
     found: list[Raw] = []
     at: str | None = None
     for _ in range(PAGES):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
@@ -14,11 +14,13 @@ from armorclaw.matrix.rooms import Rooms
 
 if TYPE_CHECKING:
     from armorclaw.matrix.client import MatrixClient
+    from armorclaw.matrix.reading import Decrypts
 
 ANSWER = 3.5
 """Seconds for one question; clients of the wire give up after 5."""
 
 Raw = Mapping[str, Any]
+T = TypeVar("T")
 
 
 class Facts:
@@ -29,19 +31,65 @@ class Facts:
 
     def __init__(self, account: str, rooms: Rooms) -> None:
         self.cache = Cache()
-        self._account = account
+        self.account = account
+        """Its name."""
         self._rooms = rooms
         self._client: MatrixClient | None = None
+        self._decrypts: Decrypts | None = None
 
     @contextmanager
-    def answered_by(self, client: MatrixClient) -> Iterator[None]:
-        """For the length of a block there is somebody who can ask. Somebody else may have been logged in before."""
+    def answered_by(self, client: MatrixClient, decrypts: Decrypts | None = None) -> Iterator[None]:
+        """For the length of a block there is somebody who can ask, and read what is encrypted, if there is one for
+        that. Somebody else may have been logged in before."""
         self.cache.clear()
-        self._client = client
+        self._client, self._decrypts = client, decrypts
         try:
             yield
         finally:
-            self._client = None
+            self._client = self._decrypts = None
+
+    @property
+    def client(self) -> MatrixClient:
+        """Who asks, for what is no question. Raises unavailable."""
+        if self._client is None:
+            raise ArmorclawError("unavailable", f"Matrix account {self.account!r} is not logged in")
+        return self._client
+
+    async def must_encrypt(self, room_id: str) -> bool:
+        """Whether what is for this room must be encrypted; the homeserver is asked if that is not certain."""
+        known = self._rooms.must_encrypt(room_id)
+        if known is None:
+            state = await self._told(
+                f"encryption of {room_id}", lambda: self.client.state(room_id, "m.room.encryption", "")
+            )
+            if state is not None:
+                self._rooms.turned_encrypted(room_id)
+            known = self._rooms.encrypted(room_id) is True  # a sync may have told meanwhile
+        return known
+
+    async def content(self, room_id: str, event_id: str) -> Raw:
+        """What an event of a room says, decrypted if it is encrypted. Raises not_found for none that we may see, or
+        can read."""
+        what = f"event {event_id} of {room_id}"
+        event: Raw | None = await self._told(what, lambda: self.client.event(room_id, event_id))
+        if event is None:
+            raise ArmorclawError("not_found", what)
+        if event.get("type") == "m.room.encrypted" and self._decrypts is not None:
+            from armorclaw.matrix.crypto.failures import Undecryptable
+
+            try:
+                inside: Raw = (await self._decrypts.decrypt(room_id, event)).content
+                return inside
+            except Undecryptable as error:
+                raise ArmorclawError("not_found", what, why=f"it cannot be decrypted: {error.reason}") from error
+        content = event.get("content")
+        return content if isinstance(content, dict) else {}
+
+    async def done(self, what: str, do: Callable[[MatrixClient], Awaitable[T]]) -> T:
+        """Have something done in time that is no question. What it was told to do, a homeserver that takes longer may
+        do all the same."""
+        result: T = await self._told(what, lambda: do(self.client))
+        return result
 
     async def members(self, room_id: str) -> Mapping[str, Raw]:
         """Who has joined the room, by user id: `display_name` and `avatar_url` as the homeserver gives them."""
@@ -67,19 +115,18 @@ class Facts:
     async def _ask(
         self, key: Key, ask: Callable[[MatrixClient], Awaitable[Any]], *, room_id: str | None = None
     ) -> Any:
+        what = f"{key[0]} of {key[1]}"
+        keep = room_id is None or self._rooms.joined(room_id)
+        return await self._told(what, lambda: self.cache.get(key, lambda: ask(self.client), keep=keep))
+
+    async def _told(self, what: str, ask: Callable[[], Awaitable[Any]]) -> Any:
         from mautrix.errors import MatrixError
 
         from armorclaw.matrix.transport import judge
 
-        async def fetch() -> Any:
-            if self._client is None:
-                raise ArmorclawError("unavailable", f"Matrix account {self._account!r} is not logged in")
-            return await ask(self._client)
-
-        what = f"{key[0]} of {key[1]}"
         try:
             with trio.fail_after(ANSWER):
-                return await self.cache.get(key, fetch, keep=room_id is None or self._rooms.joined(room_id))
+                return await ask()
         except trio.TooSlowError:
             raise ArmorclawError("timed_out", what, why="the homeserver has not answered in time") from None
         except MatrixError as error:

@@ -15,7 +15,8 @@ from mautrix.errors import MatrixError
 from armorclaw.log import get_logger
 from armorclaw.matrix.answer import Raw
 from armorclaw.matrix.client import MatrixClient
-from armorclaw.matrix.portions import BREATH, BREATH_BYTES, Entry, size_of
+from armorclaw.matrix.portions import BREATH, BREATH_BYTES, size_of
+from armorclaw.matrix.reading import Item
 from armorclaw.matrix.transport import judge
 
 log = get_logger(__name__)
@@ -38,7 +39,7 @@ ROUND_ATTEMPTS = 12
 class Filled:
     """What was fetched for one room, oldest first, and why older ones are missing; None if none is."""
 
-    entries: Sequence[Entry] = ()
+    items: Sequence[Item] = ()
     missing: str | None = None
 
 
@@ -73,20 +74,20 @@ class Gaps:
         start: str,
         end: str,
         *,
-        read: Callable[[Raw], Entry | None],
+        item: Callable[[Raw], Item | None],
         stop: Callable[[Raw], bool],
     ) -> Filled:
         """Events before `start` and after `end`, or after the first one on the way back that is to `stop` at.
 
-        `read` makes ours of them. Raises what the client raises as long as the whole round is to be asked again.
+        `item` makes ours of them. Raises what the client raises as long as the whole round is to be asked again.
         """
         if (cut := self._cut.get((room_id, start))) is not None:
             return cut
         if self._enough is not None:
             return self._without(room_id, start, [], self._enough)
-        found: list[Entry] = []
+        found: list[Item] = []
         try:
-            missing = await self._fetch(room_id, start, end, found, read, stop)
+            missing = await self._fetch(room_id, start, end, found, item, stop)
         except MatrixError as error:
             verdict = judge(error)
             if verdict.unknown_token or (verdict.again and not self._exhausted(room_id, verdict.reason)):
@@ -102,8 +103,8 @@ class Gaps:
         room_id: str,
         start: str,
         end: str,
-        found: list[Entry],
-        read: Callable[[Raw], Entry | None],
+        found: list[Item],
+        item: Callable[[Raw], Item | None],
         stop: Callable[[Raw], bool],
     ) -> str | None:
         """Adds to `found`, newest first; returns why there is more than that."""
@@ -116,9 +117,9 @@ class Gaps:
             for raw in chunk:
                 if stop(raw):
                     return None
-                entry = read(raw)
+                one = item(raw)
                 count += 1
-                size = 0 if entry is None else size_of(entry)
+                size = 0 if one is None else size_of(one)
                 since_breath += size
                 if count % BREATH == 0 or since_breath > BREATH_BYTES:
                     since_breath = 0
@@ -127,8 +128,8 @@ class Gaps:
                     self._left = 0  # a smaller one of another room would not make it whole
                     return f"more than {HAND_LIMIT} bytes were missed"
                 self._left -= size
-                if entry is not None:
-                    found.append(entry)
+                if one is not None:
+                    found.append(one)
         return None
 
     def _exhausted(self, room_id: str, reason: str) -> bool:
@@ -142,7 +143,7 @@ class Gaps:
         self._failed[room_id] = GAP_ATTEMPTS - 1  # until it works again, it gets one attempt
         return True
 
-    def _without(self, room_id: str, start: str, found: Sequence[Entry], reason: str) -> Filled:
+    def _without(self, room_id: str, start: str, found: Sequence[Item], reason: str) -> Filled:
         log.warning("gap not filled", account=self._account, room=room_id, fetched=len(found), why=reason)
         self._cut[room_id, start] = filled = Filled(found[::-1], reason)
         return filled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -10,6 +11,8 @@ from armorclaw.delivery.receipts import Receipts
 from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
 from armorclaw.matrix.answer import Echo, Receipt
+from armorclaw.matrix.reading import Entry
+from armorclaw.matrix.undecrypted import Settled, Undecrypted, Waiting
 from armorclaw.store import Connection, Database
 
 
@@ -17,7 +20,7 @@ from armorclaw.store import Connection, Database
 class Batch:
     """What one answer brings. `entries` are in the order of their timelines; the receipts come after them all."""
 
-    entries: Sequence[Event | Echo] = ()
+    entries: Sequence[Entry] = ()
     receipts: Sequence[Receipt] = ()
 
     def __bool__(self) -> bool:
@@ -27,8 +30,11 @@ class Batch:
 class Intake:
     """Where the sync of one account puts what it brings."""
 
-    def __init__(self, account: str, db: Database, journal: Journal, receipts: Receipts | None) -> None:
+    def __init__(
+        self, account: str, db: Database, journal: Journal, receipts: Receipts | None, undecrypted: Undecrypted
+    ) -> None:
         self._account = account
+        self._undecrypted = undecrypted
         self._db = db
         self._journal = journal
         self._receipts = receipts
@@ -40,38 +46,63 @@ class Intake:
         Raises what the store raises.
         """
 
+        waiting = self._undecrypted.count, self._undecrypted.oldest_ms
+
         def work(conn: Connection) -> list[Event]:
+            nonlocal waiting
             new = self._append(conn, batch.entries)
             if self._receipts is not None:
                 new += self._journal.append(conn, self._news(conn, self._receipts, batch))
             also(conn)
+            if self._undecrypted.count or any(isinstance(entry, Waiting) for entry in batch.entries):
+                waiting = self._undecrypted.look(conn)
             return new
 
         def then(new: list[Event]) -> None:
             self._journal.publish(new)  # first: they are on record, and whoever follows must hear of them
             if self._receipts is not None:
                 self._receipts.committed(new)
+            self._undecrypted.noted(waiting)
 
         return await self._db.write(work, grows=bool(batch), then=then)
 
-    def _append(self, conn: Connection, entries: Sequence[Event | Echo]) -> list[Event]:
+    def _append(self, conn: Connection, entries: Sequence[Entry]) -> list[Event]:
         """Journal what the timelines hold; what tells of a message of ours is numbered where its echo was."""
         events: list[Event] = []
+        waiting: list[Waiting] = []
         echoes: dict[str, str] = {}  # id of the event that tells → id of the Matrix event it tells of
         for entry in entries:
-            if isinstance(entry, Event):
-                events.append(entry)
-            elif self._receipts is not None:
-                told = self._receipts.echoed(conn, self._account, entry.room_id, entry.event_id, entry.txn_id)
-                if told is not None:
-                    events.append(told)
-                    echoes[told.id] = entry.event_id
+            match entry:
+                case Event():
+                    events.append(entry)
+                    waiting = self._without_redacted(conn, entry, waiting)
+                case Waiting():
+                    waiting.append(entry)
+                case Settled():
+                    if self._undecrypted.drop(conn, entry.room_id, entry.event_id) and entry.event is not None:
+                        events.append(entry.event)
+                case Echo() if self._receipts is not None:
+                    told = self._receipts.echoed(conn, self._account, entry.room_id, entry.event_id, entry.txn_id)
+                    if told is not None:
+                        events.append(told)
+                        echoes[told.id] = entry.event_id
+        if waiting:
+            events += self._undecrypted.keep(conn, waiting)
         new = self._journal.append(conn, events)
         if self._receipts is not None:
             for event in new:
                 if event.id in echoes:
                     self._receipts.placed(conn, self._account, echoes[event.id], event.seq)
         return new
+
+    def _without_redacted(self, conn: Connection, event: Event, waiting: list[Waiting]) -> list[Waiting]:
+        """What is taken back while it waits for its key is not to be read any more."""
+        if event.type != "m.room.redaction" or not (waiting or self._undecrypted.count):
+            return waiting
+        gone = json.loads(event.content).get("redacts")
+        if isinstance(gone, str) and event.room_id is not None:
+            self._undecrypted.drop(conn, event.room_id, gone)
+        return [each for each in waiting if (each.room_id, each.event_id) != (event.room_id, gone)]
 
     def _news(self, conn: Connection, receipts: Receipts, batch: Batch) -> list[Event]:
         """What is to be told of messages that others have read by now."""

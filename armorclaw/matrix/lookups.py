@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import ascii_json
-from armorclaw.guard.grants import Grants
 from armorclaw.matrix.accounts import Accounts
-from armorclaw.matrix.answer import DEPTH_LIMIT, is_room_id
+from armorclaw.matrix.answer import DEPTH_LIMIT
 from armorclaw.matrix.facts import Facts
+from armorclaw.matrix.permission import Permission
 from armorclaw.matrix.shapes import (
     Member,
     Members,
@@ -38,9 +38,9 @@ _ROLES = frozenset({Role.OPERATOR, Role.AGENT})
 class Lookups:
     """The handlers; `register` gives them their names."""
 
-    def __init__(self, accounts: Accounts, grants: Grants) -> None:
+    def __init__(self, accounts: Accounts, permission: Permission) -> None:
         self._accounts = accounts
-        self._grants = grants
+        self._permission = permission
 
     def register(self, registry: Registry) -> None:
         """Add them to the table."""
@@ -96,15 +96,7 @@ class Lookups:
         )
 
     def _facts_of(self, call: Call, room_id: str, account: str | None) -> Facts:
-        if not is_room_id(room_id):
-            what, hint = f"room_id {room_id[:80]!r} is no room id", "see the room's settings, advanced"
-            raise ArmorclawError("invalid_params", what, hint=hint, fields=["room_id"])
-        if call.agent is None:
-            return self._accounts.facts(account if account is not None else self._accounts.account_for(room_id))
-        own = self._grants.account_of(call.agent)
-        if own is None or not self._grants.may(call.agent, room_id):
-            raise ArmorclawError("room_denied", f"agent {call.agent!r} has no grant for room {room_id}")
-        return self._accounts.facts(own)
+        return self._accounts.facts(self._permission.account_for(call, room_id, account))
 
 
 def _seen(facts: Mapping[str, Any], name: str) -> tuple[str | None, str | None]:

@@ -1,4 +1,4 @@
-"""How long to wait before asking a homeserver again."""
+"""How long to wait before asking a homeserver again: after a failure, and when its answers never end."""
 
 from __future__ import annotations
 
@@ -30,3 +30,17 @@ class Pacing:
     def reset(self) -> None:
         """Things work again."""
         self._next = 0.0
+
+
+@attrs.define
+class Surge:
+    """Lets a surge through and holds back what never ends: `burst` in a row, and then `rate` a second."""
+
+    rate: float
+    burst: int
+    _due: float = 0.0
+
+    def next(self, now: float) -> float:
+        """One more, at `now` seconds of a clock that never goes back: how many to wait before the next."""
+        self._due = max(self._due, now) + 1 / self.rate
+        return max(self._due - now - self.burst / self.rate, 0.0)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import trio
 
-from armorclaw.events.event import Event
-from armorclaw.matrix.answer import Echo, Receipt
+from armorclaw.events.event import Event, ascii_json
+from armorclaw.matrix.answer import Receipt
 from armorclaw.matrix.intake import Batch, Intake
+from armorclaw.matrix.reading import Entry, Item, Sealed
+from armorclaw.matrix.undecrypted import Settled, Waiting
 from armorclaw.store import Connection
 
 PORTION = 200
@@ -21,32 +23,55 @@ BREATH = 100
 BREATH_BYTES = 256 * 1024
 """Events, and bytes of them, turned into ours between two looks at the other tasks."""
 
-Entry = Event | Echo
+BREATH_SEALED = 8
+"""The same for events that are decrypted, at about half a millisecond each."""
 
 _ENVELOPE = 1024  # bytes, about; what an event takes in memory beside its content
 
 
-def size_of(entry: Entry) -> int:
-    """Bytes that an entry holds in memory, about."""
-    return _ENVELOPE + (len(entry.content) if isinstance(entry, Event) else 0)
+def size_of(one: Item | Entry) -> int:
+    """Bytes that an item or entry holds in memory, about."""
+    match one:
+        case Event():
+            return _ENVELOPE + len(one.content)
+        case Settled(event=Event() as event):
+            return _ENVELOPE + len(event.content)
+        case Waiting():
+            return _ENVELOPE + len(one.raw)
+        case Sealed():
+            return 2 * _ENVELOPE + _length(one.raw.get("content"))
+    return _ENVELOPE
+
+
+def _length(content: object) -> int:
+    try:
+        return len(ascii_json(content))
+    except (ValueError, RecursionError):
+        return 1 << 30  # no event; whoever has a bound is to leave it out
 
 
 async def put(
     intake: Intake,
-    entries: Iterable[Entry | None],
+    items: Iterable[Item | None],
     receipts: Sequence[Receipt],
     *,
+    read: Callable[[Item], Awaitable[Entry | None]],
     also: Callable[[Connection], object],
 ) -> None:
-    """Take it all in, in order, and do `also` in the last transaction, which for most answers is the only one.
+    """Read it all, take it in, in order, and do `also` in the last transaction, for most answers the only one.
 
     A crash in between leaves the first portions; the answer then comes again, as the token is in `also`, and they are
-    known by their ids. `entries` may be made on the way; None stands for one that is left out. Raises what the store
+    known by their ids. `items` may be made on the way; None stands for one that is left out. Raises what the store
     raises.
     """
     portion: list[Entry] = []
-    size = since_breath = 0
-    for number, entry in enumerate(entries, 1):
+    size = since_breath = sealed = 0
+    for number, item in enumerate(items, 1):
+        if isinstance(item, Sealed):
+            sealed += 1
+            if sealed % BREATH_SEALED == 0:
+                await trio.lowlevel.checkpoint()
+        entry = None if item is None else await read(item)
         grown = 0 if entry is None else size_of(entry)
         since_breath += grown
         if number % BREATH == 0 or since_breath > BREATH_BYTES:

@@ -33,7 +33,13 @@ class LoggedIn:
 @attrs.frozen
 class AccountStanding:
     """How one account stands. `last_sync_s` is how many seconds ago a sync was answered, null if none was;
-    `rooms_missing` are rooms granted to agents, or meant for alerts, that the account is not in."""
+    `rooms_missing` are rooms granted to agents, or meant for alerts, that the account is not in.
+
+    `encryption` is "lost" while the keys of the device are, "off" by configuration; `undecryptable_waiting` are
+    messages whose key has not come yet, `decrypt_failures` those of the last hour that could not be read. `deaf`: it
+    hears and cannot read; there were failures, for over a minute, and no success since. `signed`: whether the
+    account's own identity has signed its device (null: not known), and else what helps, in `hint`.
+    """
 
     account: str
     homeserver: str
@@ -44,6 +50,13 @@ class AccountStanding:
     reason: str
     last_sync_s: float | None
     rooms_missing: list[str]
+    encryption: Literal["ready", "starting", "lost", "off"] = "off"
+    undecryptable_waiting: int = 0
+    decrypt_failures: int = 0
+    sends_waiting: int = 0
+    deaf: bool = False
+    signed: bool | None = None
+    hint: str = ""
 
 
 @omit_none
@@ -58,31 +71,6 @@ class MatrixStatus:
     logged_in: bool
     reason: str | None = None
     accounts: list[AccountStanding] | None = None
-
-
-@attrs.frozen
-class SendParams:
-    """`content` adds to, or replaces, {msgtype, body}.
-
-    The same `idempotency_key` again sends nothing, whatever the rest says.
-    """
-
-    room_id: str
-    message: str
-    msgtype: str = "m.text"
-    content: dict[str, Any] | None = None
-    idempotency_key: str | None = None
-    account: str | None = None
-
-
-@attrs.frozen
-class MatrixSent:
-    """`event_id` is null while `status` is "queued"."""
-
-    event_id: str | None
-    room_id: str
-    delivery_id: str
-    status: Literal["queued", "sent"]
 
 
 def _is_cursor(_params: object, field: attrs.Attribute[str], value: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+from collections import deque
 from collections.abc import Callable
+from typing import Literal
 
 import trio
 
@@ -15,6 +17,18 @@ log = get_logger(__name__)
 
 FRESH_SECONDS = 60.0
 """A session whose last answered sync is older than this is not called connected; a quiet long poll takes 30."""
+
+
+FAILURES_SECONDS = 3600.0
+"""For how long a message that could not be decrypted is counted."""
+
+KEY_COMES_SECONDS = 60.0
+"""Seconds in which the key of a message may come after it without anybody worrying."""
+
+_FAILURES = 1000  # remembered at most
+
+Encryption = Literal["ready", "starting", "lost", "off"]
+"""STARTING: keys are being opened. LOST: they are gone, and the account goes on without. OFF: it never had any."""
 
 
 class SessionState(enum.StrEnum):
@@ -36,7 +50,14 @@ class SessionStatus:
         self.reason = ""
         self.user_id: str | None = None
         self.device_id: str | None = None
+        self.encryption: Encryption = "off"
+        self.undecryptable_waiting = 0
+        """Messages that wait for their key; whoever keeps them says how many there are."""
+        self.failures = 0
+        """Messages that could not be decrypted, since the bridge was started."""
         self._clock = clock
+        self._failed_at: deque[float] = deque(maxlen=_FAILURES)
+        self._deaf_since: float | None = None  # the first failure after the last success
         self._synced_at: float | None = None
         self._waiting_since: float | None = None
         self._changed = trio.Event()
@@ -86,12 +107,43 @@ class SessionStatus:
         log.error("matrix login needed", account=self.account, homeserver=self.homeserver, why=reason)
         self._become(SessionState.LOGGED_OUT, reason)
 
+    def decrypted(self) -> None:
+        """A message could be read."""
+        self._deaf_since = None
+
+    def undecryptable(self) -> None:
+        """A message could not be read; counted once for each, however often it is tried."""
+        now = self._clock.monotonic()
+        if self._deaf_since is None or not self.decrypt_failures:
+            self._deaf_since = now
+        self.failures += 1
+        self._failed_at.append(now)
+
+    def waiting_for_keys(self, count: int) -> None:
+        """So many messages wait for their keys."""
+        self.undecryptable_waiting = count
+
+    @property
+    def decrypt_failures(self) -> int:
+        """Messages of the last hour that could not be read; counted up to 1000."""
+        oldest = self._clock.monotonic() - FAILURES_SECONDS
+        while self._failed_at and self._failed_at[0] < oldest:
+            self._failed_at.popleft()
+        return len(self._failed_at)
+
+    @property
+    def deaf(self) -> bool:
+        """Whether it hears and cannot read: failures in the last hour, since over a minute, and no success since."""
+        if self._deaf_since is None or not self.decrypt_failures:
+            return False
+        return self._clock.monotonic() - self._deaf_since > KEY_COMES_SECONDS
+
     async def until(self, wanted: Callable[[], bool]) -> None:
         """Return when `wanted()` is true, looking again after each change of state."""
         while not wanted():
             await self._changed.wait()
 
-    def report(self, rooms_missing: list[str]) -> AccountStanding:
+    def report(self, rooms_missing: list[str], sends_waiting: int = 0) -> AccountStanding:
         """For `status` and `matrix.status`."""
         age = self.sync_age
         return AccountStanding(
@@ -104,6 +156,11 @@ class SessionStatus:
             reason=self.reason,
             last_sync_s=None if age is None else round(age, 3),
             rooms_missing=rooms_missing,
+            encryption=self.encryption,
+            undecryptable_waiting=self.undecryptable_waiting,
+            decrypt_failures=self.decrypt_failures,
+            sends_waiting=sends_waiting,
+            deaf=self.deaf,
         )
 
     def _become(self, state: SessionState, reason: str) -> None:

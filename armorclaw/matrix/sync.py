@@ -1,13 +1,15 @@
-"""The sync loop: ask, fill gaps, commit events together with the token, ask again.
+"""The sync loop: ask, take in keys, fill gaps, commit events together with the token, ask again.
 
 Nothing is lost or told twice, wherever it is stopped: the token moves in the transaction that journals the last of
-what came before it, and an event that comes again is known by its id.
+what came before it, and an event that comes again is known by its id. Keys go into a store of their own before that,
+in which it does no harm if they come again.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import attrs
 import trio
@@ -29,18 +31,19 @@ from armorclaw.matrix.answer import (
     own_join,
     read_answer,
     to_echo,
-    to_event,
 )
 from armorclaw.matrix.cache import Cache
 from armorclaw.matrix.client import POLL_SECONDS, MatrixClient
 from armorclaw.matrix.gaps import Filled, Gaps
-from armorclaw.matrix.granted import Granted
 from armorclaw.matrix.intake import Batch, Intake
-from armorclaw.matrix.pacing import Pacing
-from armorclaw.matrix.portions import Entry, put
-from armorclaw.matrix.rooms import Rooms, RoomState
+from armorclaw.matrix.pacing import Pacing, Surge
+from armorclaw.matrix.portions import BREATH, put
+from armorclaw.matrix.reading import Item, Late, Reader
+from armorclaw.matrix.rooms import Rooms
+from armorclaw.matrix.routing.desk import Desk
 from armorclaw.matrix.status import SessionStatus
 from armorclaw.matrix.transport import Verdict, judge
+from armorclaw.matrix.undecrypted import Session, Undecrypted
 from armorclaw.store import Connection
 
 log = get_logger(__name__)
@@ -48,8 +51,22 @@ log = get_logger(__name__)
 REFUSED_PAUSE = 30.0
 """Seconds before asking again what the homeserver refused for a reason that does not pass by itself."""
 
+_FOLLOWED = ("m.room.encryption", "m.room.member", "m.room.history_visibility")  # by the encryption
+
 _HOT = 3  # answers in a row that hold nothing, and come at once, before the loop slows down
 _AT_ONCE = 1.0  # seconds; a poll that lasted longer than this has been held back
+
+ROUNDS, SURGE = 10.0, 300
+"""Rounds a second for good, and how many in a row at any speed: what comes faster comes together."""
+
+
+class Follows(Protocol):
+    """As `armorclaw.matrix.crypto.encryption.Encryption`: it follows what the homeserver tells of keys and rooms."""
+
+    async def start_over(self) -> object: ...
+    async def absorb(self, answer: Answer) -> object: ...
+    async def room_state(self, room_id: str, raw: Raw) -> object: ...
+    async def forget_members(self, room_id: str) -> object: ...
 
 
 @attrs.frozen
@@ -58,16 +75,18 @@ class _News:
 
     room_id: str
     gap: Event | None = None
-    older: Sequence[Entry] = ()
+    older: Sequence[Item] = ()
     timeline: Sequence[Raw] = ()
 
 
 class SyncLoop:
     """One account's sync; `since` is where the loop stands.
 
-    Of what others say only rooms that are granted to an agent are journalled; what becomes of our own messages counts
-    everywhere. What an answer changes of the `cache` is forgotten before that answer is anybody's. `connected` is
-    called when the homeserver answers for the first time, and again after each time it did not.
+    `told` says that some sync has told all that is kept of rooms; else the next one is asked to. Of what others say
+    only what the desk has for somebody is journalled; what becomes of our own messages counts everywhere. What an
+    answer changes of the `cache` is forgotten before that answer is anybody's. `connected` is called when the
+    homeserver answers for the first time, and again after each time it did not; `moved` when something about the
+    rooms has changed.
     """
 
     def __init__(
@@ -76,27 +95,44 @@ class SyncLoop:
         client: MatrixClient,
         since: str | None,
         *,
+        told: bool,
         intake: Intake,
         cache: Cache,
         rooms: Rooms,
-        granted: Granted,
+        desk: Desk,
+        reader: Reader,
+        undecrypted: Undecrypted,
+        encryption: Follows | None,
         status: SessionStatus,
         around: Surroundings,
         connected: Callable[[], object],
+        moved: Callable[[], object],
     ) -> None:
         self.since = since
         self._account = account
         self._client = client
+        self._told = told
         self._intake = intake
         self._cache = cache
         self._rooms = rooms
-        self._granted = granted
+        self._desk = desk
+        self._reader = reader
+        self._undecrypted = undecrypted
+        self._encryption = encryption
         self._status = status
         self._around = around
         self._connected = connected
+        self._moved = moved
         self._gaps = Gaps(account, client)
         self._pacing = Pacing(around.random)
+        self._surge = Surge(ROUNDS, SURGE)
         self._hot = 0
+        self._poll = trio.CancelScope()
+
+    def on_keys(self, sessions: Sequence[Session]) -> None:
+        """Room keys have come, of rooms and sessions: what waits for them is read with the next answer, or now."""
+        if self._undecrypted.keys_came(sessions):
+            self._poll.cancel(reason="keys have come")
 
     async def run(self) -> None:
         """Sync until the homeserver no longer knows the access token, then return.
@@ -108,6 +144,7 @@ class SyncLoop:
             try:
                 hot = await self._once(POLL_SECONDS if held else 0.0)
             except MatrixError as error:
+                self._rooms.current = False
                 verdict = judge(error)
                 if verdict.unknown_token:
                     return
@@ -117,11 +154,13 @@ class SyncLoop:
                 await self._pause(verdict)
                 held = False
             except BadAnswerError as error:
+                self._rooms.current = False
                 await self._pause(Verdict(again=True, reason=str(error)))
                 held = False
             except ArmorclawError as error:
                 if not error.kind.retryable:
                     raise
+                self._rooms.current = False
                 log.warning("the store does not take events", account=self._account, why=str(error))
                 await trio.sleep(self._pacing.next())
             else:
@@ -131,12 +170,21 @@ class SyncLoop:
                     await trio.sleep(self._pacing.next())
                 else:
                     self._pacing.reset()
+                    await trio.sleep(self._surge.next(self._around.clock.monotonic()))
                 held = True
 
     async def _once(self, seconds: float) -> bool:
         """One round; true if the homeserver seems to answer faster than anything happens."""
+        if self._undecrypted.hopeful:
+            await self._take_late()
         asked = self._around.clock.monotonic()
-        answer = read_answer(await self._client.poll(self.since, seconds))
+        found = None
+        with trio.CancelScope() as self._poll:  # what an answer brings is asked for again if it is given up
+            found = await self._client.poll(self.since, seconds, full_state=not self._told)
+        if found is None:
+            await self._take_late()
+            return False
+        answer = read_answer(found)
         took = self._around.clock.monotonic() - asked
         stuck = answer.next_batch == self.since and not answer.empty
         if seconds and took < _AT_ONCE and (answer.empty or stuck):
@@ -144,6 +192,7 @@ class SyncLoop:
         else:
             self._hot = 0
         await self._take_in(answer)
+        self._rooms.current = True
         return stuck or self._hot > _HOT
 
     async def _pause(self, verdict: Verdict) -> None:
@@ -154,7 +203,7 @@ class SyncLoop:
     async def _start_over(self, reason: str) -> None:
         """The homeserver has forgotten our place: begin anew, and say in every room that events may be missing."""
         log.warning("sync token refused, starting over", account=self._account, why=reason)
-        joined = [room for room in self._rooms.joined_ids() if self._granted.covers(room)]
+        joined = [room for room in self._rooms.joined_ids() if self._desk.covers(room)]
         gaps = [self._gap_event(room, "the homeserver refused the sync token") for room in joined]
         self._cache.clear()
         await self._intake.take(Batch(gaps), also=lambda db: login.save_place(db, self._account, None))
@@ -163,23 +212,35 @@ class SyncLoop:
 
     async def _take_in(self, answer: Answer) -> None:
         first = self.since is None
-        changes: dict[str, RoomState] = {}
+        for update in answer.rooms:
+            if update.turns_encrypted:  # before anything else: whatever is sent from now on must be encrypted
+                self._rooms.turned_encrypted(update.room_id)
+        if self._encryption is not None:
+            if first:
+                await self._encryption.start_over()
+            await self._encryption.absorb(answer)
+        changes = self._rooms.after(answer, str(self._client.mxid))
         news: list[_News] = []
         receipts: list[Receipt] = []
         self._gaps.begin()
         for update in answer.rooms:
             known = self._rooms.get(update.room_id)
+            newly_joined = known is None or known.membership != "join"
             self._cache.follow(update)
-            if (state := _state_after(update, known)) != known:
-                changes[update.room_id] = state
+            if self._encryption is not None and self._rooms.encrypted(update.room_id):
+                await self._tell(self._encryption, update, anew=first or newly_joined)
             # an account that is new here has a past, which is nobody's to answer
-            if first or not self._granted.covers(update.room_id):
-                if echoes := self._echoes(update):
+            if first or not self._desk.covers(update.room_id):
+                after = changes.get(update.room_id, known)
+                if not first and self._reader.listens and after is not None and after.direct is not None:
+                    news.append(_News(update.room_id, timeline=update.timeline))
+                elif echoes := self._echoes(update):
                     news.append(_News(update.room_id, older=echoes))
             elif update.timeline or update.limited:
-                news.append(await self._news(update, newly_joined=known is None or known.membership != "join"))
+                news.append(await self._news(update, newly_joined=newly_joined))
             receipts += self._of_others(update)
-        if not news and not receipts and not changes and answer.next_batch == self.since:
+        late = [Late(seq) for seq in await self._undecrypted.candidates()]
+        if not (news or receipts or changes or late) and self._told and answer.next_batch == self.since:
             return
 
         def also(db: Connection) -> None:
@@ -188,12 +249,30 @@ class SyncLoop:
 
         # last, so that a gap is hardly ever told by a round that is then asked again
         news.sort(key=lambda each: each.gap is not None)
-        await put(self._intake, self._entries(news), receipts, also=also)
-        self.since = answer.next_batch
+        await put(self._intake, self._items(late, news), receipts, read=self._reader.read, also=also)
+        self.since, self._told = answer.next_batch, True
         self._gaps.done()
+        self._undecrypted.tried()
         if changes:
             self._rooms.apply(changes)
-            self._granted.poke()
+            self._moved()
+
+    async def _tell(self, encryption: Follows, update: RoomUpdate, *, anew: bool) -> None:
+        """Have the encryption follow who is in the room. It must never share a key by an old list."""
+        if anew or update.limited:
+            await encryption.forget_members(update.room_id)
+        for number, raw in enumerate((*update.state, *update.timeline), 1):
+            if raw.get("type") in _FOLLOWED and "state_key" in raw:
+                await encryption.room_state(update.room_id, raw)
+            if number % BREATH == 0:
+                await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()  # there may be thousands of rooms
+
+    async def _take_late(self) -> None:
+        """Keys have come, while the homeserver has nothing new to tell."""
+        if late := [Late(seq) for seq in await self._undecrypted.candidates()]:
+            await put(self._intake, late, (), read=self._reader.read, also=_nothing)
+        self._undecrypted.tried()
 
     def _echoes(self, update: RoomUpdate) -> list[Echo]:
         own = str(self._client.mxid)
@@ -218,32 +297,23 @@ class SyncLoop:
                 room_id,
                 update.prev_batch,
                 self.since,
-                read=lambda raw: self._entry(raw, room_id),
+                item=lambda raw: self._reader.item(raw, room_id),
                 stop=lambda raw: newly_joined and own_join(raw, own),
             )
         else:
             filled = Filled(missing="the homeserver did not say where they are")
         gap = None if filled.missing is None else self._gap_event(room_id, filled.missing, again=self.since)
-        return _News(room_id, gap, filled.entries, update.timeline)
+        return _News(room_id, gap, filled.items, update.timeline)
 
-    def _entries(self, news: Sequence[_News]) -> Iterator[Entry | None]:
+    def _items(self, late: Sequence[Late], news: Sequence[_News]) -> Iterator[Item | None]:
         """All of it in order, made when it is wanted: as objects of JSON it is the larger."""
+        yield from late
         for each in news:
             if each.gap is not None:
                 yield each.gap
             yield from each.older
             for raw in each.timeline:
-                yield self._entry(raw, each.room_id)
-
-    def _entry(self, raw: Raw, room_id: str) -> Entry | None:
-        if raw.get("sender") == str(self._client.mxid):
-            return to_echo(raw, room_id)
-        event = to_event(raw, room_id, self._account, self._around.clock.now_ms())
-        if event is None:
-            log.warning("malformed event left out", account=self._account, room=room_id)
-        elif event.event_id is None:
-            log.warning("event too deep to be read left out", account=self._account, room=room_id)
-        return event
+                yield self._reader.item(raw, each.room_id)
 
     def _gap_event(self, room_id: str, reason: str, *, again: str | None = None) -> Event:
         """That something is missing; told once, however often the round from the place `again` is asked."""
@@ -259,9 +329,8 @@ class SyncLoop:
         )
 
 
-def _state_after(update: RoomUpdate, known: RoomState | None) -> RoomState:
-    encrypted = update.turns_encrypted or (known is not None and known.encrypted)
-    return RoomState(update.membership, encrypted)
+def _nothing(db: Connection) -> None:
+    pass
 
 
 def _token_refused(error: MatrixError) -> bool:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import email.utils
 import json
 import re
+import ssl
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, cast
 from urllib.parse import quote, urlencode
 
@@ -32,6 +34,7 @@ from mautrix.errors import (
 from armorclaw._version import __version__
 from armorclaw.clock import Clock
 from armorclaw.delivery.transport import Delayed, Refused
+from armorclaw.matrix.incoming import Incoming
 from armorclaw.matrix.pools import Pools
 
 CONNECT_TIMEOUT = 5.0
@@ -68,14 +71,18 @@ class _TooLargeError(MatrixConnectionError):
 class TrioHTTPAPI(HTTPAPI):
     """Every request of mautrix's ClientAPI goes through `request`, which is replaced here as a whole.
 
-    `token` may be changed at any time. Raises MatrixConnectionError, MatrixRequestError (`retry_after` in seconds or
-    None) or MatrixResponseError; `judge` tells what they mean.
+    `token` may be changed at any time. When the homeserver no longer knows the one that a request had, `renew` is
+    called with it, if there is one: true says that there is a new token, with which the request is made once more.
+    Raises MatrixConnectionError, MatrixRequestError (`retry_after` in seconds or None, `body` as it was decoded) or
+    MatrixResponseError; `judge` tells what they mean.
     """
 
     def __init__(self, base_url: str, pool: httpx.AsyncBaseTransport, clock: Clock) -> None:
         # a given session keeps mautrix from building one of aiohttp's
         super().__init__(base_url, client_session=cast(Any, pool), default_retry_count=0)
+        self.renew: Callable[[str], Awaitable[bool]] | None = None
         self._origin = base_url.rstrip("/")
+        self._at = httpx.URL(self._origin)
         self._pool = pool
         self._clock = clock
 
@@ -92,15 +99,51 @@ class TrioHTTPAPI(HTTPAPI):
         sensitive: bool = False,
         *,
         read_timeout: float = READ_TIMEOUT,
+        authorized: bool = True,
     ) -> Any:
-        """One request, one answer, decoded. `read_timeout` is in seconds; the other extras of mautrix are unused."""
-        request = httpx.Request(
+        """One request, one answer, decoded. `read_timeout` is in seconds, `authorized` sends the token; the other
+        extras of mautrix are unused."""
+        request = partial(
+            self._answer,
             str(method),
             self._url(str(path), query_params),
-            headers={**_HEADERS, **(headers or {}), **self._authorization()},
-            content=None if method is Method.GET else _body(content),
+            {**_HEADERS, **(headers or {})},
+            None if method is Method.GET else _body(content),
+            read_timeout,
+        )
+        token = self.token if authorized else ""
+        try:
+            return await request(token)
+        except MUnknownToken:
+            if not token or not await self._renewed(token):
+                raise
+        # the homeserver has turned it down, so nothing has happened yet, whatever it was; once more, and no oftener
+        return await request(self.token)
+
+    async def _renewed(self, token: str) -> bool:
+        """Whether there is a better token than this."""
+        if self.token == token and (self.renew is None or not await self.renew(token)):
+            return False
+        return bool(self.token) and self.token != token
+
+    async def _answer(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        content: bytes | None,
+        read_timeout: float,
+        token: str,
+    ) -> dict[str, Any]:
+        request = httpx.Request(
+            method,
+            self._at,
+            headers={**headers, "Authorization": f"Bearer {token}"} if token else headers,
+            content=content,
             extensions={"timeout": {"connect": CONNECT_TIMEOUT, "read": read_timeout, "write": READ_TIMEOUT}},
         )
+        request.url = _Encoded(self._at, url[len(self._origin) :])
+        request.stream = _Whole(content or b"")
         try:
             with trio.fail_after(read_timeout + ANSWER_TIMEOUT):
                 response = await self._pool.handle_async_request(request)
@@ -109,7 +152,7 @@ class TrioHTTPAPI(HTTPAPI):
                 finally:
                     await response.aclose()
         except httpx.RequestError as error:
-            raise MatrixConnectionError(_in_words(error)) from error
+            raise MatrixConnectionError(in_words(error)) from error
         except trio.TooSlowError as error:
             raise MatrixConnectionError("the answer took too long") from error
         if 200 <= response.status_code < 300:
@@ -119,8 +162,46 @@ class TrioHTTPAPI(HTTPAPI):
             return answer
         raise self._refusal(response, body)
 
-    def _authorization(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+    @asynccontextmanager
+    async def open(
+        self,
+        method: Method,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: httpx.AsyncByteStream | None = None,
+        authorized: bool = True,
+    ) -> AsyncIterator[Incoming]:
+        """One request for the length of a block, its body and its answer streamed: neither is held here.
+
+        `headers` must tell the length of a `body`. What that raises comes out as it is; the connection is closed
+        then, as it is when the answer is not read to its end. Raises as `request` does, also while it is read.
+        """
+        url = httpx.URL(self._url(path, query))
+        given = {**_HEADERS, "Host": url.netloc.decode("ascii"), "Accept-Encoding": "identity", **(headers or {})}
+        token = self.token if authorized else ""
+        request = httpx.Request(
+            str(method),
+            url,
+            headers={**given, "Authorization": f"Bearer {token}"} if token else given,
+            stream=body or _Whole(b""),
+            extensions={"timeout": {"connect": CONNECT_TIMEOUT, "read": READ_TIMEOUT, "write": READ_TIMEOUT}},
+        )
+        try:
+            response = await self._pool.handle_async_request(request)
+            incoming = Incoming(response)
+            try:
+                if not 200 <= response.status_code < 300:
+                    raise self._refusal(response, await incoming.start(_REFUSAL_LIMIT))
+                yield incoming
+            finally:
+                await incoming.close()
+        except httpx.RequestError as error:
+            raise MatrixConnectionError(in_words(error)) from error
+        except MUnknownToken:
+            await self._renewed(token)  # for whoever tries again; a body that is gone cannot be sent once more
+            raise
 
     def _url(self, path: str, query: Mapping[str, Any] | None) -> str:
         # every variable part comes percent-encoded from mautrix, but "." and ".." are not encoded by that
@@ -142,6 +223,8 @@ class TrioHTTPAPI(HTTPAPI):
         error.retry_after = self._told_wait(  # type: ignore[attr-defined]
             said.get("retry_after_ms"), response.headers.get("retry-after")
         )
+        error.soft_logout = said.get("soft_logout") is True  # type: ignore[attr-defined]
+        error.body = said  # type: ignore[attr-defined]
         return error
 
     def _told_wait(self, milliseconds: object, header: str | None) -> float | None:
@@ -157,6 +240,36 @@ class TrioHTTPAPI(HTTPAPI):
         if seconds is None and isinstance(milliseconds, int | float) and not isinstance(milliseconds, bool):
             seconds = milliseconds / 1000
         return None if seconds is None or not seconds >= 0 else min(seconds, MAX_WAIT)
+
+
+class _Encoded(httpx.URL):
+    """A URL whose path is as it is to be sent: httpx looks at each character of it, which for a sync takes 0.15 ms.
+
+    h11 still refuses whatever may not stand in the first line of a request.
+    """
+
+    def __init__(self, origin: httpx.URL, path: str) -> None:
+        super().__init__(origin)
+        self._path = origin.raw_path.rstrip(b"/") + path.encode("ascii")
+
+    @property
+    def raw_path(self) -> bytes:
+        return self._path
+
+
+class _Whole(httpx.AsyncByteStream):
+    """A body of one piece. That of httpx is a generator, and litters when a request is cancelled while it is sent."""
+
+    def __init__(self, body: bytes) -> None:
+        self._left = [body] if body else []
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
 
 
 @attrs.frozen
@@ -202,9 +315,14 @@ def judge(error: MatrixError) -> Verdict:
 
 
 @asynccontextmanager
-async def open_api(homeserver: str, clock: Clock, pools: Pools | None = None) -> AsyncIterator[TrioHTTPAPI]:
-    """A way to one homeserver, over connections of `pools`, or of its own; what nobody uses is closed on leaving."""
-    async with (pools or Pools()).pool(homeserver) as pool:
+async def open_api(
+    homeserver: str, clock: Clock, pools: Pools | None = None, *, guarded: bool = False
+) -> AsyncIterator[TrioHTTPAPI]:
+    """A way to one homeserver, over connections of `pools`, or of its own; what nobody uses is closed on leaving.
+
+    `guarded` as in `Pools.pool`.
+    """
+    async with (pools or Pools()).pool(homeserver, guarded=guarded) as pool:
         yield TrioHTTPAPI(homeserver, pool, clock)
 
 
@@ -250,7 +368,7 @@ async def _decode(body: bytes, *, packed: bool) -> Any:
                 return _decoded(body, packed, _DECODE_INLINE)
             except (_TooLargeError, RecursionError):
                 pass
-        return await trio.to_thread.run_sync(_read_whole, body, packed)
+        return await trio.to_thread.run_sync(_read_whole, body, packed, abandon_on_cancel=True)
     except (ValueError, RecursionError):
         raise NotJSONError("the answer is not JSON") from None
 
@@ -311,7 +429,8 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text[:200])
 
 
-def _in_words(error: httpx.RequestError) -> str:
+def in_words(error: httpx.RequestError) -> str:
+    """What went wrong below HTTP, fit for a log line."""
     if isinstance(error, httpx.LocalProtocolError):
         return "the request cannot be written"  # its own words quote headers, and so the token
     kind = "connection lost"
@@ -319,4 +438,15 @@ def _in_words(error: httpx.RequestError) -> str:
         kind = "cannot connect"
     elif isinstance(error, httpx.TimeoutException):
         kind = "timed out"
-    return f"{kind}: {_printable(str(error)) or type(error).__name__}"
+    return f"{kind}: {_printable(_of_tls(error) or str(error)) or type(error).__name__}"
+
+
+def _of_tls(error: BaseException | None) -> str:
+    """What TLS found wrong, which those above it leave out; empty if it was not TLS."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"the certificate: {error.verify_message}"
+        if isinstance(error, ssl.SSLError):
+            return f"TLS: {error.reason or error}"
+        error = error.__cause__ or error.__context__
+    return ""

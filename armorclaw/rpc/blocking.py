@@ -38,6 +38,7 @@ class Connection:
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 5.0) -> None:
         self._timeout = timeout
         self._last_id = 0
+        self._uploaded = 0  # pieces, to the last call
         self._received = bytearray()
         self._scanned = 0  # no newline among the first so many bytes
         self._notifications: deque[Message] = deque()  # came while an answer was awaited
@@ -110,6 +111,11 @@ class Connection:
         _result(message)
         yield message
 
+    def upload(self, piece: Any) -> None:
+        """A piece of the upload of the call whose `stream` is being read. For a few: credit is not waited for."""
+        self._notify("$/upload", {"id": self._last_id, "seq": self._uploaded, "data": piece})
+        self._uploaded += 1
+
     def notification(self) -> Message:
         """The next notification of a subscription, waiting for it without end."""
         while not self._notifications:
@@ -120,6 +126,7 @@ class Connection:
 
     def _request(self, method: str, params: Any) -> int:
         self._last_id += 1
+        self._uploaded = 0
         request: Message = {"jsonrpc": "2.0", "id": self._last_id, "method": method}
         if params is not None:
             request["params"] = params

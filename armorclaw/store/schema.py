@@ -204,21 +204,29 @@ _MATRIX = """
 ALTER TABLE accounts ADD COLUMN refresh_token TEXT;
 ALTER TABLE accounts ADD COLUMN expires_ms INTEGER;  -- when the access token ends; NULL: nobody said
 ALTER TABLE accounts ADD COLUMN identity_key TEXT;   -- Curve25519, of the device; NULL: it has published none yet
+ALTER TABLE accounts ADD COLUMN base_url TEXT;       -- what discovery found for a server name; NULL: it is a URL
+ALTER TABLE accounts ADD COLUMN given TEXT;          -- SHA-256 of the token that the configuration had then
+ALTER TABLE accounts ADD COLUMN begun INTEGER NOT NULL DEFAULT 0;  -- 1: the next login of the device is under way
+ALTER TABLE accounts ADD COLUMN told INTEGER NOT NULL DEFAULT 0;  -- 1: a sync has told all that `rooms` keeps
 ALTER TABLE rooms ADD COLUMN direct TEXT;            -- with whom it is a direct chat, by m.direct or is_direct
+ALTER TABLE rooms ADD COLUMN listed INTEGER NOT NULL DEFAULT 0;   -- 1: it is m.direct that says so
 ALTER TABLE rooms ADD COLUMN name TEXT;
 ALTER TABLE rooms ADD COLUMN alias TEXT;             -- the canonical one
 ALTER TABLE rooms ADD COLUMN inviter TEXT;           -- who asked us in, while we are invited
-ALTER TABLE rooms ADD COLUMN successor TEXT;         -- the room that replaced it
+ALTER TABLE rooms ADD COLUMN successor TEXT;         -- the room that is said to have replaced it
+ALTER TABLE rooms ADD COLUMN predecessor TEXT;       -- the room that it says it has replaced
+ALTER TABLE outbox ADD COLUMN refers TEXT;           -- the delivery whose event it is about, when it had no id yet
 ALTER TABLE journal ADD COLUMN addressed TEXT;       -- JSON list of those it is for; NULL: all who may hear the room
 CREATE TABLE undecrypted (           -- what waits for its room key
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,   -- in the order of their timelines
     account TEXT NOT NULL,
     event_id TEXT NOT NULL,
     room_id TEXT NOT NULL,
     session_id TEXT NOT NULL,
     raw BLOB NOT NULL,               -- JSON, as the homeserver gave it
-    since_ms INTEGER NOT NULL,
-    PRIMARY KEY (account, event_id)
-) WITHOUT ROWID;
+    since_ms INTEGER NOT NULL,       -- when it came here
+    UNIQUE (account, event_id)
+);
 CREATE INDEX undecrypted_session ON undecrypted (account, room_id, session_id);
 CREATE TABLE routes (                -- what people chose with !claw use; goes before the configuration
     account TEXT NOT NULL,

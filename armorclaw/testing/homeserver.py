@@ -81,11 +81,17 @@ _LOGGING: Mapping[str, object] = {
 class Homeserver:
     """One Synapse in one folder. The folder outlives the process: users, rooms and the port are kept in it.
 
-    `python` is the interpreter that has Synapse, by default this one.
+    `python` is the interpreter that has Synapse, by default this one. `settings` are keys of Synapse's configuration
+    that a new folder is to have instead of the usual ones.
     """
 
     def __init__(
-        self, state_dir: Path | str, *, server_name: str = "localhost", python: str = sys.executable
+        self,
+        state_dir: Path | str,
+        *,
+        server_name: str = "localhost",
+        python: str = sys.executable,
+        settings: Mapping[str, object] | None = None,
     ) -> None:
         self.state_dir = Path(state_dir).absolute()
         self.server_name = server_name
@@ -93,6 +99,7 @@ class Homeserver:
         self._python = python
         self._process: subprocess.Popen[bytes] | None = None
         self._registration_secret = ""
+        self._settings = settings or {}
 
     @classmethod
     def attach(cls, state_dir: Path | str) -> Self:
@@ -215,6 +222,7 @@ class Homeserver:
             "presence": {"enabled": False},
             "bcrypt_rounds": 4,
             **_RATE_LIMITS,
+            **self._settings,
         }
 
     def _wait_until_healthy(self, log_start: int) -> None:

@@ -102,6 +102,38 @@ class Person:
         path = f"rooms/{quote(room_id)}/send/m.room.message/{secrets.token_hex(8)}"
         return str(self._call("PUT", path, {"msgtype": "m.text", "body": body, **content})["event_id"])
 
+    def react(self, room_id: str, event_id: str, key: str) -> str:
+        """Put a reaction, such as "👍", to a message; returns the reaction's event id."""
+        path = f"rooms/{quote(room_id)}/send/m.reaction/{secrets.token_hex(8)}"
+        relation = {"rel_type": "m.annotation", "event_id": event_id, "key": key}
+        return str(self._call("PUT", path, {"m.relates_to": relation})["event_id"])
+
+    def send_file(self, room_id: str, name: str, data: bytes, mimetype: str) -> str:
+        """Send a file, an image as such; returns the event id."""
+        msgtype = "m.image" if mimetype.startswith("image/") else "m.file"
+        with _mapped(f"upload as {self.user_id}", "matrix_refused"):
+            headers = {"Content-Type": mimetype}
+            answer = self._client.post("/_matrix/media/v3/upload", content=data, headers=headers).raise_for_status()
+        info = {"size": len(data), "mimetype": mimetype}
+        return self.send(room_id, name, msgtype=msgtype, url=answer.json()["content_uri"], info=info)
+
+    def download(self, uri: str) -> bytes:
+        """The file behind an mxc:// URI, as the homeserver has it."""
+        with _mapped(f"download as {self.user_id}", "matrix_refused"):
+            path = f"/_matrix/client/v1/media/download/{uri.removeprefix('mxc://')}"
+            return self._client.get(path).raise_for_status().content
+
+    def event(self, room_id: str, event_id: str) -> dict[str, Any]:
+        """An event as the homeserver gives it now: without its content if it was redacted, with its last edit."""
+        return self._call("GET", f"rooms/{quote(room_id)}/event/{quote(event_id)}")
+
+    def relations(self, room_id: str, event_id: str) -> list[dict[str, Any]]:
+        """The events that relate to one: reactions, edits, those of its thread; the newest first."""
+        with _mapped(f"relations as {self.user_id}", "matrix_refused"):
+            path = f"/_matrix/client/v1/rooms/{quote(room_id)}/relations/{quote(event_id)}"
+            found: list[dict[str, Any]] = self._client.get(path).raise_for_status().json()["chunk"]
+        return found
+
     def wait_for(self, wanted: Callable[[Seen], bool], *, timeout: float = 20.0) -> Seen:
         """The next message of somebody else that is `wanted`, in seconds at most; others before it are passed over.
 

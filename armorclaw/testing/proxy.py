@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import h11
 import trio
 
-from armorclaw.errors import ArmorclawError
+from armorclaw.errors import ArmorclawError, one_error
 
 How = Literal["silent", "down", "bad_gateway"]
 """A homeserver that is away: says nothing at all, refuses connections, or has a gateway in front that answers 502."""
@@ -203,10 +203,11 @@ class FaultProxy:
             await client.ended()
             nursery.cancel_scope.cancel(reason="nobody waits for the answer")
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch)
-            answered = await upstream.receive()
-            nursery.cancel_scope.cancel(reason="it is answered")
+        with one_error():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watch)
+                answered = await upstream.receive()
+                nursery.cancel_scope.cancel(reason="it is answered")
         return answered
 
     async def _while_silent(self) -> None:
@@ -258,6 +259,8 @@ class _Side:
 
 
 def kind_of(method: str, target: str) -> str:
-    """A request in two words: the method, and what of the Matrix API it is about: `PUT send`, `GET sync`."""
+    """A request in two words: the method, and what of the Matrix API it is about: `PUT send`, `POST keys_claim`."""
     words = target.partition("?")[0].strip("/").split("/")[3:] or [""]
+    if words[0] == "keys":
+        return f"{method} {'_'.join(words[:2])}"
     return f"{method} {words[2] if words[0] == 'rooms' and len(words) > 2 else words[0]}"

@@ -1,6 +1,7 @@
 """Our side of `matrix`: a bridge with one account, whose agent, in this process, notes when it hears a message.
 
-Settings come as a line of JSON on stdin, then orders.
+Settings come as a line of JSON on stdin, then orders. mautrix is imported before anything is timed, as it is on the
+other side.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import trio
 from armorclaw.agent.messages import AsyncMessage
 from armorclaw.bridge import Bridge, open_bridge
 from armorclaw.config import Account, Agent, BridgeSection, Config
+from armorclaw.matrix import session as _session  # noqa: F401 - it waits for the first session, and is no catching up
+from armorclaw.matrix.crypto import encryption as _encryption  # noqa: F401
+from armorclaw.matrix.trust import trust as _trust  # noqa: F401
 from armorclaw.structure import Secret
 from tests.bench._matrix_child import cpu, say, settings
 

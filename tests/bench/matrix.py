@@ -37,7 +37,12 @@ MISSED, QUICK_MISSED = 1_000, 200
 
 CANCELS, QUICK_CANCELS = 100, 20
 IDLE_SESSIONS = 20
-IDLE_SECONDS, QUICK_IDLE_SECONDS = 60.0, 10.0
+IDLE_SECONDS, QUICK_IDLE_SECONDS = 60.0, 30.0
+"""Whole long polls, of 30 s each."""
+
+SETTLE = 5.0
+"""Seconds after the last device was signed: what sessions then hear of each other's is behind them."""
+
 _PATIENCE = 180.0
 
 Module = Literal["_matrix_ours", "_matrix_theirs"]
@@ -245,11 +250,12 @@ def _idle(server: Homeserver, sessions: int) -> Iterator[BridgeProcess]:
             accounts[f"idle{number}"] = {"homeserver": server.url, "user": user_id, "password_file": file}
         with BridgeProcess(home, {"accounts": accounts}) as bridge:
 
-            def connected() -> bool:
-                return all(account["connected"] for account in bridge.call("status")["accounts"])
+            def set_up() -> bool:
+                accounts = bridge.call("status")["accounts"]
+                return all(account["connected"] and account["signed"] for account in accounts)
 
-            wait_until(connected, 60, "all sessions are up")
-            time.sleep(5)  # keys are published, cross-signing is set up
+            wait_until(set_up, 120, "all sessions are up, and their devices signed")
+            time.sleep(SETTLE)
             yield bridge
 
 

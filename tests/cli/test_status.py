@@ -29,6 +29,16 @@ def test_a_line_for_each_part() -> None:
     accounts = [
         {"account": "main", "state": "connected", "user_id": "@bot:x", "reason": "", "rooms_missing": ["!r:x"]},
         {"account": "other", "state": "waiting", "user_id": None, "reason": "cannot connect", "rooms_missing": []},
+        {
+            "account": "deaf",
+            "state": "connected",
+            "user_id": "@deaf:x",
+            "reason": "",
+            "rooms_missing": [],
+            "encryption": "lost",
+            "deaf": True,
+            "decrypt_failures": 3,
+        },
     ]
     agents = [
         {"name": "echo", "state": "ready", "generation": 1, "runtime": "docker", "last_end": ""},
@@ -39,6 +49,9 @@ def test_a_line_for_each_part() -> None:
         "matrix   main             connected    @bot:x",
         "         not in the granted room !r:x",
         "matrix   other            waiting        cannot connect",
+        "matrix   deaf             connected    @deaf:x",
+        "         the keys of its device are lost: encrypted rooms cannot be used",
+        "         it cannot decrypt: 3 messages in the last hour",
         "agent    echo             ready        generation 1  docker",
         "agent    sick             restarting   generation 7  sandbox  last end: exit 3",
     ]

@@ -155,7 +155,7 @@ async def test_inspect(house: FakeHouse, autojump_clock: MockClock) -> None:
     health = seen.pop("health")
     assert (health["engine"], health["session"], health["pings_missed"]) == ("running", "open", 0)
     assert (seen.pop("patience")["period"], seen.pop("restart_policy")["policy"]) == (10.0, "always")
-    assert seen.pop("quota").keys() == {"events", "messages", "bytes", "calls", "soft", "on_exceeded"}
+    assert seen.pop("quota").keys() == {"events", "messages", "bytes", "calls", "media", "soft", "on_exceeded"}
     figures = {"cpu_percent", "memory_bytes", "pids", "tmp_bytes", "data_bytes"}
     assert (seen.pop("usage") or seen["peaks"]).keys() == seen.pop("peaks").keys() == figures
     assert seen == {

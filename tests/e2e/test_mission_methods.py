@@ -192,6 +192,11 @@ def test_status(field: Field) -> None:
         "reason": str,
         "last_sync_s": (float, None),
         "rooms_missing": [str],
+        "encryption": str,
+        "undecryptable_waiting": int,
+        "decrypt_failures": int,
+        "sends_waiting": int,
+        "deaf": bool,
     }
     agent = {
         "name": str,

@@ -6,8 +6,8 @@ import pytest
 import trio
 
 from armorclaw.egress import addresses
-from armorclaw.egress.addresses import LOOKUPS, Resolver, is_allowed, is_special
-from armorclaw.hosts import HostPattern
+from armorclaw.egress.addresses import LOOKUPS, Resolver, is_allowed
+from armorclaw.hosts import HostPattern, is_special
 
 SPECIAL = """
 0.0.0.0 0.1.2.3 10.0.0.1 100.64.0.1 100.127.255.255 127.0.0.1 127.255.255.255 169.254.169.254 172.16.0.1

@@ -102,6 +102,20 @@ def test_the_order_on_the_wire_is_the_same_for_all() -> None:
     assert event.wire() == expected.encode()
 
 
+@pytest.mark.parametrize(
+    "given, addressed, text",
+    [(None, None, None), ((), (), "[]"), (["a", "b"], ("a", "b"), '["a","b"]'), ('["a"]', ("a",), '["a"]')],
+)
+def test_whom_an_event_is_for_is_nobody_else_s_business(
+    given: list[str] | str | None, addressed: tuple[str, ...] | None, text: str | None
+) -> None:
+    plain = Event.make("a", {}, at_ms=1, id="x")
+    event = attrs.evolve(plain, addressed=given)
+    assert (event.addressed, event.addressed_text) == (addressed, text)
+    assert event.is_for("a") is (addressed is None or "a" in addressed)
+    assert event.wire() == plain.wire()
+
+
 def test_a_severity_is_one_of_a_few() -> None:
     with pytest.raises(ValueError, match=r"'bad'.*info, warning, error, critical"):
         Event.make("a", {}, at_ms=1, severity="bad")

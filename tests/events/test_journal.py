@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 
@@ -23,14 +24,17 @@ def journal(db: Database) -> Journal:
 
 async def test_events_are_numbered_and_read_back_as_they_were(journal: Journal, new_event: MakeEvent) -> None:
     given = [new_event(agent="echo"), Event.make("alert", {"text": "é"}, at_ms=3, severity="error")]
+    given.append(attrs.evolve(new_event(event_id="$for-nobody"), addressed=()))
+    given.append(attrs.evolve(new_event(event_id="$for-two"), addressed=("echo", "é")))
     recorded = await journal.record(given)
-    assert [event.seq for event in recorded] == [1, 2]
+    assert [event.seq for event in recorded] == [1, 2, 3, 4]
     page = await journal.after(0, 10)
     assert list(page.events) == recorded
+    assert [event.addressed for event in page.events] == [None, None, (), ("echo", "é")]
     assert page.events[0].content == given[0].content
     assert page.events[1].severity == "error"
     assert page.complete
-    assert await journal.find([2, 7]) == recorded[1:]
+    assert await journal.find([2, 7]) == recorded[1:2]
 
 
 async def test_an_event_seen_twice_is_recorded_and_published_once(journal: Journal, new_event: MakeEvent) -> None:
@@ -51,6 +55,9 @@ async def test_the_same_matrix_event_on_another_account_is_another_event(
         [new_event(account="b", event_id=event.event_id)]
     )
     assert other.account == "b"
+    assert event.event_id is not None
+    assert await journal.of_matrix("b", event.event_id) == other
+    assert await journal.of_matrix("c", event.event_id) is None
 
 
 async def test_what_fails_beside_the_events_takes_them_along(journal: Journal, new_event: MakeEvent) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -90,8 +91,9 @@ class Bridge:
         self._nursery = nursery
         self.clients: list[Client] = []
 
-    async def publish(self, room: str | None = "!a:x", **more: Any) -> int:
-        (event,) = await self.journal.record([self.new_event(room, **more)])
+    async def publish(self, room: str | None = "!a:x", addressed: tuple[str, ...] | None = None, **more: Any) -> int:
+        made = attrs.evolve(self.new_event(room, **more), addressed=addressed)
+        (event,) = await self.journal.record([made])
         return event.seq
 
     async def connect(self, agent: str | None = "echo") -> Client:
@@ -158,6 +160,22 @@ async def test_an_agent_hears_its_rooms_on_its_account_and_what_is_about_itself(
     assert [await agent.event(), await agent.event()] == [(own, 0), (granted, 0)]  # one has a filter for rooms
     assert await agent.event() == (granted, 0)
     assert [(await operator.event())[0] for _ in range(6)] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_an_agent_hears_what_is_addressed_to_it_and_an_operator_all(bridge: Bridge) -> None:
+    agent, operator = await bridge.connect(), await bridge.connect(None)
+    await agent.call("events.subscribe", name="main")
+    await operator.call("events.subscribe")
+    for names in (("somebody",), ("@bridge",), ()):
+        await bridge.publish("!a:x", addressed=names)
+    addressed = await bridge.publish("!a:x", addressed=("somebody", "echo"))
+    everybody = await bridge.publish("!a:x")
+    assert [await agent.event(), await agent.event()] == [(addressed, 0), (everybody, 0)]
+    assert [(await operator.event())[0] for _ in range(5)] == [1, 2, 3, 4, 5]
+    assert all("addressed" not in str(message) for message in operator.messages)
+    again = await bridge.connect()  # what it was decided to be, it stays
+    await again.call("events.subscribe", name="main")
+    assert [await again.event(), await again.event()] == [(addressed, 1), (everybody, 1)]
 
 
 async def test_putting_off(bridge: Bridge) -> None:
@@ -657,3 +675,21 @@ async def test_what_was_said_before_its_grant_is_not_for_an_agent(bridge: Bridge
     assert told is not None
     found = await bridge.journal.after(0, 10, None, told)
     assert [event.seq for event in found.events] == [first, away, later]
+
+
+async def test_what_is_said_to_others_does_not_wait_for_a_part_of_the_bridge(bridge: Bridge, db: Database) -> None:
+    """Or what people say would not be erased in time, with a part that follows what is said to it."""
+    subscriptions = bridge.subscriptions
+    await subscriptions.ensure("@bridge", "commands")
+
+    async def floor() -> int:
+        await subscriptions.settle_idle()
+        query = "SELECT floor FROM subscriptions WHERE owner = '@bridge'"
+        return int(await db.read(lambda conn: conn.execute(query).fetchone()[0]))
+
+    await bridge.publish()
+    await bridge.publish(addressed=("echo",))
+    assert await floor() == 2
+    order = await bridge.publish(addressed=("@bridge",))
+    await bridge.publish()
+    assert await floor() == order - 1

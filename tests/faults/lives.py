@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -236,6 +236,7 @@ class Trial:
             self._check_hearer(name, hearer, marks=marks)
 
     def _check_rooms(self, rows: list[dict[str, Any]]) -> None:
+        assert self.town.wrongs() == [], "what was encrypted, or was not"
         for room in ROOMS:
             visible = self.town.said(room)
             twice = [body for body, times in Counter(visible).items() if times > 1]
@@ -275,11 +276,13 @@ class Trial:
 
 
 @asynccontextmanager
-async def open_trial(folder: Path, town: Town | None = None) -> AsyncIterator[Trial]:
-    """A town on a port, and hearers that try to connect."""
+async def open_trial(
+    folder: Path, town: Town | None = None, *, encrypted: Sequence[str] = ()
+) -> AsyncIterator[Trial]:
+    """A town on a port, and hearers that try to connect; some of the rooms are `encrypted`."""
     town = town or Town()
     for room in ROOMS:
-        town.add_room(room)
+        town.add_room(room, encrypted=room in encrypted)
     async with fake_homeserver(town.answer) as served:
         trial = Trial(town, served.url, folder)
         async with trio.open_nursery() as nursery:

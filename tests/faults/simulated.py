@@ -119,7 +119,15 @@ class Simulation:
         password.chmod(0o400)
         self.sections: dict[str, Any] = {
             "bridge": {"state_dir": str(folder / "state"), "runtime_dir": str(folder / "run")},
-            "accounts": {"main": {"homeserver": "http://town", "user": BOT, "password_file": str(password)}},
+            # keys are in a file of their own, opened on a thread: there are none here
+            "accounts": {
+                "main": {
+                    "homeserver": "http://town",
+                    "user": BOT,
+                    "password_file": str(password),
+                    "encryption": False,
+                }
+            },
         }
 
     @asynccontextmanager

@@ -7,6 +7,8 @@ points are those that a first, whole run has passed; then each has a trial of it
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 
 import pytest
 import trio
@@ -30,12 +32,12 @@ IN_AND_OUT = {
     for side in ("before", "after")
     for what in (
         "POST login",
-        "commit of Session._log_in",
+        "commit of Entrance._attempt",
         "GET sync",
         "commit of Intake.take",
         "write of event",
         "commit of Cursor._settle",
-        "commit of Outbox.enqueue",
+        "commit of Outbox.enqueue_all",
         "PUT send",
         "commit of Outbox.settle",
         "write of answer",
@@ -43,6 +45,24 @@ IN_AND_OUT = {
     )
 }
 """What must be among the points: each step of a message from the homeserver to the agent, and back."""
+
+WITH_KEYS = {
+    f"{side} {what}"
+    for side in ("before", "after")
+    for what in (
+        "commit of Session._encryption",
+        "POST keys/upload",
+        "GET sync",
+        "commit of keys",
+        "commit of Intake.take",
+        "POST keys/query",
+        "GET members",
+        "PUT sendToDevice",
+        "PUT send",
+        "commit of Outbox.settle",
+    )
+}
+"""What must be among them where a room is encrypted; only such points are tried there."""
 
 
 PARTS = 4
@@ -82,10 +102,10 @@ async def keep_alive(trial: Trial, zygote: Zygote, crash: str | None) -> None:
         await trial.until_ended(life, None)
 
 
-async def trial_with(zygote: Zygote, crash: str | None) -> tuple[list[str], bool]:
+async def trial_with(zygote: Zygote, crash: str | None, encrypted: Sequence[str]) -> tuple[list[str], bool]:
     """One conversation; the points passed, and whether the bridge was killed at `crash`."""
     with short_folder() as folder:
-        async with open_trial(folder) as trial, trio.open_nursery() as nursery:
+        async with open_trial(folder, encrypted=encrypted) as trial, trio.open_nursery() as nursery:
             nursery.start_soon(keep_alive, trial, zygote, crash)
             await conversation(trial)
             nursery.cancel_scope.cancel(reason="all is said")
@@ -96,10 +116,27 @@ async def trial_with(zygote: Zygote, crash: str | None) -> tuple[list[str], bool
 @pytest.mark.mission("P1.1", "P3.1", "P3.3")
 @pytest.mark.parametrize("part", range(PARTS))
 async def test_a_crash_at_every_point_loses_nothing_and_doubles_nothing(part: int) -> None:
+    await sweep(part, IN_AND_OUT)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.mission("M.e2ee")
+@pytest.mark.parametrize("part", range(PARTS))
+async def test_nor_where_one_of_the_rooms_is_encrypted(part: int) -> None:
+    """And no key of the ratchet is used twice, no one-time key handed out twice, not a word in the clear."""
+    await sweep(part, WITH_KEYS, encrypted=[ROOM])
+
+
+async def sweep(part: int, kinds: AbstractSet[str], *, encrypted: Sequence[str] = ()) -> None:
+    """A trial for each point of this part; `kinds` must be among the points."""
     with new_zygote() as zygote:
-        points, _ = await trial_with(zygote, None)
-    assert {kind_of(point) for point in points} >= IN_AND_OUT, "the conversation does not take all the ways"
-    mine = share(points, part)
+        points, _ = await trial_with(zygote, None, encrypted)
+    passed_by = {kind_of(point) for point in points}
+    assert passed_by >= kinds, f"the conversation does not take all the ways, not {sorted(kinds - passed_by)}"
+    if encrypted:  # what else there is has nothing to do with keys
+        points = [point for point in points if kind_of(point) in kinds]
+        kinds = {kind_of(point) for point in sorted(points)[part::PARTS]}
+    mine = share(points, part, () if encrypted else kinds)
     waiting = deque(mine)
     reached: list[str] = []
     missed: Counter[str] = Counter()
@@ -110,7 +147,7 @@ async def test_a_crash_at_every_point_loses_nothing_and_doubles_nothing(part: in
             while waiting:
                 point = waiting.popleft()
                 try:
-                    _, crashed = await trial_with(zygote, point)
+                    _, crashed = await trial_with(zygote, point, encrypted)
                 except Exception as error:  # noqa: BLE001 - all points are tried, then all failures told
                     failed[point] = error
                     continue
@@ -126,7 +163,7 @@ async def test_a_crash_at_every_point_loses_nothing_and_doubles_nothing(part: in
     assert not failed, "\n\n".join(f"at {point}: {_words(error)}" for point, error in failed.items())
     never = sorted(set(mine) - set(reached))
     print(f"part {part}: {len(reached)} of {len(mine)} points met; not met in {TRIES} tries: {never}")
-    not_at_all = IN_AND_OUT - {kind_of(point) for point in reached}
+    not_at_all = kinds - {kind_of(point) for point in reached}
     assert not not_at_all, f"no point of these kinds was met: {sorted(not_at_all)}; of all, not met: {never}"
     assert len(reached) >= REACHED * len(mine), f"not met in {TRIES} tries: {never}"
 
@@ -135,9 +172,9 @@ def kind_of(point: str) -> str:
     return point.partition(" #")[0]
 
 
-def share(points: list[str], part: int) -> list[str]:
-    """The points of one part: every fourth, and of each way in and out the first."""
-    return sorted({*sorted(points)[part::PARTS], *(f"{kind} #1" for kind in IN_AND_OUT)})
+def share(points: list[str], part: int, firsts: Iterable[str] = IN_AND_OUT) -> list[str]:
+    """The points of one part: every fourth, and of these kinds the first."""
+    return sorted({*sorted(points)[part::PARTS], *(f"{kind} #1" for kind in firsts)})
 
 
 def test_each_point_is_in_a_part_and_each_kind_in_all() -> None:

@@ -16,7 +16,10 @@ import attrs
 import trio
 
 from armorclaw.clock import Clock
-from tests.matrix.fake_homeserver import Asked, Raw, Reply
+from tests.faults.citizen import Citizen
+from tests.faults.keys import Keys
+from tests.faults.logins import Logins
+from tests.matrix.fake_homeserver import Asked, Raw, Reply, refusal
 
 BOT = "@bot:town"
 PERSON = "@person:town"
@@ -49,9 +52,11 @@ class Town:
         self.hold_longest = 30.0
         self._lose: Counter[str] = Counter()
         self._clock = clock or Clock()
+        self.logins = Logins(self._clock, {BOT: PASSWORD})
         self._place = 0
+        self.keys = Keys(self._step)
+        self._citizen: Citizen | None = None
         self._receipts: list[tuple[int, str, str, str]] = []  # place, room, event, reader
-        self._devices: dict[str, tuple[str, str]] = {}  # by access token: user and device
         self._taken: dict[tuple[str, str, str, str], str] = {}  # event ids by device, room, type and transaction id
         self._txn_of: dict[str, tuple[str, str]] = {}  # by event id: the device that sent it, and the transaction id
         self._news = trio.Event()
@@ -60,13 +65,29 @@ class Town:
 
     # -- people
 
-    def add_room(self, room_id: str) -> str:
+    @property
+    def citizen(self) -> Citizen:
+        """Who speaks in encrypted rooms for `PERSON`; there is nobody before somebody asks."""
+        if self._citizen is None:
+            self._citizen = Citizen(PERSON, self.keys, BOT)
+        return self._citizen
+
+    def add_room(self, room_id: str, *, encrypted: bool = False) -> str:
         self.rooms[room_id] = Room({BOT, PERSON})
+        if encrypted:
+            self.change(room_id, "m.room.encryption", "", {"algorithm": "m.megolm.v1.aes-sha2"})
+            assert self.citizen.complaints == []
         return room_id
 
     def say(self, room_id: str, body: str, *, sender: str = PERSON) -> str:
-        """A message of somebody's; its event id."""
-        return self._append(room_id, sender, "m.room.message", {"msgtype": "m.text", "body": body})
+        """A message of somebody's, encrypted where the room is; its event id."""
+        type_, content = "m.room.message", {"msgtype": "m.text", "body": body}
+        if sender == PERSON and self.is_encrypted(room_id):
+            type_, content = "m.room.encrypted", self.citizen.encrypt(room_id, type_, content)
+        return self._append(room_id, sender, type_, content)
+
+    def is_encrypted(self, room_id: str) -> bool:
+        return ("m.room.encryption", "") in self.rooms[room_id].state
 
     def change(self, room_id: str, type_: str, state_key: str, content: dict[str, Any]) -> str:
         """Somebody changes a piece of the room's state; the event's id."""
@@ -78,15 +99,39 @@ class Town:
         self._receipts.append((self._step(), room_id, event_id, reader))
 
     def said(self, room_id: str, *, by: str = BOT) -> list[str]:
-        """What people in the room see of one of them, in order."""
-        return [event["content"]["body"] for _, event in self.rooms[room_id].events if event["sender"] == by]
+        """What people in the room see of one of them, in order; what they cannot read is None to them."""
+        return [body for event_id, body in self._bodies(room_id, by)]
+
+    def wrongs(self) -> list[str]:
+        """What somebody who is careful finds wrong with what was encrypted, or was not."""
+        clear = [
+            f"{event['event_id']} is in the clear"
+            for room_id, room in self.rooms.items()
+            if self.is_encrypted(room_id)
+            for _, event in room.events
+            if event["sender"] == BOT and event["type"] == "m.room.message"
+        ]
+        twice = [f"{key} was handed out {times} times" for key, times in self.keys.handed_out.items() if times > 1]
+        return clear + twice + (self._citizen.complaints if self._citizen is not None else [])
 
     def receipts(self, *, by: str = BOT) -> list[tuple[str, str]]:
         """What somebody says to have read: rooms and event ids, in order."""
         return [(room, event) for _, room, event, reader in self._receipts if reader == by]
 
     def event_of(self, room_id: str, body: str) -> str | None:
-        return next((e["event_id"] for _, e in self.rooms[room_id].events if e["content"]["body"] == body), None)
+        return next((event_id for event_id, said in self._bodies(room_id) if said == body), None)
+
+    def _bodies(self, room_id: str, by: str | None = None) -> list[tuple[str, Any]]:
+        """Event ids and bodies of messages."""
+        found = []
+        for _, event in self.rooms[room_id].events:
+            if "state_key" in event or (by is not None and event["sender"] != by):
+                continue
+            inner: dict[str, Any] | None = event
+            if event["type"] == "m.room.encrypted" and event["sender"] == BOT:
+                inner = self.citizen.read(room_id, event)
+            found.append((event["event_id"], None if inner is None else inner["content"].get("body")))
+        return found
 
     async def until(self, true: Callable[[], Any]) -> Any:
         """The first true answer, asked whenever something has happened here."""
@@ -96,7 +141,7 @@ class Town:
 
     def forget_logins(self, *, transactions: bool = False) -> None:
         """Nobody is logged in any more; with `transactions` it has forgotten those too, as after a day."""
-        self._devices.clear()
+        self.logins.clear()
         if transactions:
             self._taken.clear()
 
@@ -120,21 +165,29 @@ class Town:
     @staticmethod
     def kind(asked: Asked) -> str:
         """A request's kind: its method and the word that tells what it is about."""
-        words = asked.path.strip("/").split("/")[3:] or [""]
+        words = asked.path.strip("/").split("/")[3:] or asked.path.rsplit("/", 1)[1:]
         word = words[2] if words[0] == "rooms" and len(words) > 2 else words[0]
-        return f"{asked.method} {word}"
+        return f"{asked.method} {word}/{words[1]}" if word == "keys" and len(words) > 1 else f"{asked.method} {word}"
 
     async def _do(self, kind: str, asked: Asked) -> Reply:
         words = [unquote(word) for word in asked.path.strip("/").split("/")[3:]]
         if asked.path == "/_matrix/client/versions":
             return Reply({"versions": ["v1.11"]})
         if kind == "POST login":
-            return self._log_in(asked.json)
-        token = asked.headers.get("authorization", "").removeprefix("Bearer ")
-        if token not in self._devices:
-            return _refusal(401, "M_UNKNOWN_TOKEN", soft_logout=False)
-        user, device = self._devices[token]
+            return self.logins.log_in(asked.json)
+        if kind == "POST refresh":
+            return self.logins.refresh(asked.json)
+        who = self.logins.whose(asked.headers)
+        if isinstance(who, Reply):
+            return who
+        user, device = who
+        if (of_keys := self.keys.answer(kind, words, asked, user, device)) is not None:
+            return of_keys
         match kind, words:
+            case "POST logout", _:
+                self.logins.remove(device)
+                self.keys.remove(user, device)
+                return Reply({})
             case "GET account", _:
                 return Reply({"user_id": user, "device_id": device})
             case "GET sync", _:
@@ -148,26 +201,22 @@ class Town:
                 return Reply({})
             case "POST join", _:
                 room_id = words[1]
+                if room_id not in self.rooms:
+                    return refusal(404, "M_NOT_FOUND")
                 self.rooms[room_id].members.add(user)
                 return Reply({"room_id": room_id})
             case "GET joined_members", ["rooms", room_id, _]:
                 return Reply(
                     {"joined": {member: {"display_name": member[1:]} for member in self.rooms[room_id].members}}
                 )
+            case "GET members", ["rooms", room_id, _]:
+                return Reply({"chunk": [_member(member) for member in sorted(self.rooms[room_id].members)]})
             case "GET state", ["rooms", room_id, _, type_, *rest]:
                 content = self.rooms[room_id].state.get((type_, "".join(rest)))
-                return _refusal(404, "M_NOT_FOUND") if content is None else Reply(content)
+                return refusal(404, "M_NOT_FOUND") if content is None else Reply(content)
             case "GET profile", _:
                 return Reply({"displayname": words[1][1:]})
-        return _refusal(404, "M_NOT_FOUND")
-
-    def _log_in(self, body: dict[str, Any]) -> Reply:
-        if body.get("password") != PASSWORD:
-            return _refusal(403, "M_FORBIDDEN")
-        device = body.get("device_id") or f"DEVICE{len(self._devices)}"
-        token = f"token-{device}-{self._step()}"
-        self._devices[token] = (BOT, device)
-        return Reply({"user_id": BOT, "device_id": device, "access_token": token})
+        return refusal(404, "M_NOT_FOUND")
 
     def _send(self, room_id: str, user: str, device: str, type_: str, txn: str, content: dict[str, Any]) -> str:
         key = (device, room_id, type_, txn)
@@ -183,14 +232,20 @@ class Town:
         timeout = min(int(query.get("timeout", ["0"])[0]) / 1000, self.hold_longest)
         if "since" not in query:
             joined = {
-                room_id: _part([], False, self._place) for room_id, room in self.rooms.items() if user in room.members
+                room_id: _part([], False, self._place, room)
+                for room_id, room in self.rooms.items()
+                if user in room.members
             }
-            return Reply({"next_batch": f"s{self._place}", "rooms": {"join": joined}})
+            return Reply(self._whole(None, user, device, joined))
         since = int(query["since"][0][1:])
         self.synced.set()
         with trio.move_on_after(timeout):
             await self.until(lambda: self._place > since)
-        return Reply({"next_batch": f"s{self._place}", "rooms": {"join": self._since(since, user, device)}})
+        return Reply(self._whole(since, user, device, self._since(since, user, device)))
+
+    def _whole(self, since: int | None, user: str, device: str, joined: dict[str, Any]) -> dict[str, Any]:
+        keys = self.keys.in_sync(since, user, device)
+        return {"next_batch": f"s{self._place}", "rooms": {"join": joined}, **keys}
 
     def _since(self, since: int, user: str, device: str) -> dict[str, Any]:
         joined: dict[str, Any] = {}
@@ -249,12 +304,19 @@ class Town:
         return self._place
 
 
-def _part(events: list[dict[str, Any]], limited: bool, first: int) -> dict[str, Any]:
-    return {"timeline": {"events": events, "limited": limited, "prev_batch": f"s{first}"}, "state": {"events": []}}
+def _part(events: list[dict[str, Any]], limited: bool, first: int, room: Room | None = None) -> dict[str, Any]:
+    """Of a room, with its whole state if that is given."""
+    state = [] if room is None else [_state(*piece, content) for piece, content in room.state.items()]
+    return {"timeline": {"events": events, "limited": limited, "prev_batch": f"s{first}"}, "state": {"events": state}}
 
 
-def _refusal(status: int, errcode: str, **more: Any) -> Reply:
-    return Reply({"errcode": errcode, "error": errcode.lower(), **more}, status=status)
+def _state(type_: str, state_key: str, content: dict[str, Any]) -> dict[str, Any]:
+    known = {"type": type_, "state_key": state_key, "content": content, "sender": PERSON}
+    return {**known, "event_id": f"$state-{type_}-{state_key}", "origin_server_ts": 0}
+
+
+def _member(user: str) -> dict[str, Any]:
+    return {**_state("m.room.member", user, {"membership": "join"}), "sender": user}
 
 
 def limited(retry_after_ms: int | None, *, header: str | None = None) -> Reply:

@@ -32,6 +32,7 @@ from armorclaw.cli import daemon
 from armorclaw.cli.process import set_up_logging
 from armorclaw.config import Config
 from armorclaw.matrix import markers
+from armorclaw.matrix.crypto.database import CryptoDatabase
 from armorclaw.rpc.registry import Role
 from armorclaw.rpc.unix import bind_unix, serve_unix
 from armorclaw.rpc.wire import SocketWire
@@ -65,6 +66,7 @@ class Points:
     def watch(self) -> None:
         """From here on, in this process."""
         self._watch_commits()
+        self._watch_keys()
         self._watch_requests()
         self._watch_writes()
 
@@ -82,6 +84,21 @@ class Points:
                 lane._connection = connection
 
         Writing.serve_group = watched  # type: ignore[method-assign, assignment]
+
+    def _watch_keys(self) -> None:
+        """What is committed to the crypto files, be it one statement."""
+        run = CryptoDatabase.run
+
+        def watched(db: CryptoDatabase, sql: str, *args: Any) -> Any:
+            writes = sql.startswith(("INSERT", "UPDATE", "DELETE")) and not db.connection.in_transaction
+            if sql != "COMMIT" and not writes:
+                return run(db, sql, *args)
+            self.pass_("before commit of keys")
+            done = run(db, sql, *args)
+            self.pass_("after commit of keys")
+            return done
+
+        CryptoDatabase.run = watched  # type: ignore[method-assign]
 
     def _watch_requests(self) -> None:
         handle = httpx.AsyncHTTPTransport.handle_async_request

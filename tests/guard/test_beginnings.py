@@ -105,6 +105,23 @@ async def test_the_room_of_an_alias_begins_when_it_is_found(db: InlineDatabase) 
     assert second.hears(A) == [31]
 
 
+async def test_what_is_granted_beside_names_goes_on_too(db: InlineDatabase) -> None:
+    async with trio.open_nursery() as nursery:
+        first = await Life(db, 10).begin(A)
+        nursery.start_soon(first.beginnings.run)
+        first.head = 15
+        first.grants.set("ada", "main", [A, B])  # such as a direct chat
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel(reason="killed")
+    second = Life(db, 20)
+    await second.beginnings.grant([Declared("ada", "main", [A], [B])])
+    second.grants.set("ada", "main", [A, B])
+    assert (second.hears(A), second.hears(B)) == ([11], [16])
+    third = await Life(db, 30).begin(A)  # it was not that any more
+    third.grants.set("ada", "main", [A, B])
+    assert (third.hears(A), third.hears(B)) == ([11], [31])
+
+
 async def test_agents_from_before_this_was_kept_had_their_rooms_long_ago(db: InlineDatabase) -> None:
     db.conn.execute("DROP TABLE grants")  # as it was before the last migration
     add = "INSERT INTO subscriptions (owner, name, filter, floor) VALUES (?, 'main', '{}', 5)"

@@ -72,6 +72,16 @@ def test_programs_are_for_no_agent_by_themselves(program: dict[str, Any]) -> Non
     assert not decide(empty, text(**program)).kept
 
 
+@pytest.mark.parametrize("program", [{"is_notice": True}, {"speaker": "other"}, {"speaker": ""}])
+def test_programs_of_strangers_are_strangers(program: dict[str, Any]) -> None:
+    """Else whoever is in the room could fill the journal with notices."""
+    decision = decide(OPEN, text(EVE, **program), trusted=(ALICE,), commands=(ALICE,))
+    assert (decision.rule, decision.kept) == ("stranger", False)
+    assert not decide(attrs.evolve(OPEN, by_name=False), text(EVE, **program)).kept
+    ours = decide(OPEN, text(EVE, sender_account="second", **program), trusted=(ALICE,))
+    assert (ours.rule, ours.kept, ours.addressed) == ("program", True, ())
+
+
 def test_an_agent_hears_the_agents_that_it_may() -> None:
     talk = (Talk("planner", "echo"), Talk("@helper:other", "echo"))
     place = attrs.evolve(routed(("echo", "always"), ("other", "always")), user_id="@second:x")
@@ -139,6 +149,34 @@ def test_words_of_the_bridge_are_for_all_unless_they_are_about_a_stranger() -> N
     assert (about.rule, about.kept, about.addressed) == ("stranger", True, ())
     elsewhere = decide(place, Said(None, is_own_word=True), rooms=("!other:x",))
     assert (elsewhere.rule, elsewhere.kept, elsewhere.addressed) == ("elsewhere", True, ())
+
+
+# --- in the clear ---
+
+
+@pytest.mark.mission("S.5")
+@pytest.mark.parametrize(
+    ("said", "more"),
+    [
+        (text(), {}),
+        (text(), {"trusted": (ALICE,)}),
+        (text(body="!claw stop echo"), {"commands": (ALICE,)}),
+        (text(EVE, is_notice=True), {"talk": (Talk(EVE, "echo"),)}),
+    ],
+    ids=["anybody", "trusted", "order", "talk"],
+)
+def test_what_is_in_the_clear_where_it_should_not_be_is_kept_for_operators(said: Said, more: dict[str, Any]) -> None:
+    assert decide(OPEN, said, **more).addressed != ()
+    decision = decide(OPEN, attrs.evolve(said, in_clear=True), **more)
+    assert (decision.rule, decision.kept, decision.addressed) == ("clear", True, ())
+
+
+def test_in_the_clear_or_not_a_stranger_is_one_and_nobody_is_told_how_to_route() -> None:
+    stranger = decide(OPEN, text(EVE, in_clear=True), trusted=(ALICE,))
+    assert (stranger.rule, stranger.kept) == ("stranger", False)
+    direct = attrs.evolve(OPEN, level=None, routed=[], hearing=frozenset(), direct=ALICE)
+    asked = decide(direct, text(in_clear=True), trusted=(ALICE,))
+    assert (asked.rule, asked.kept, asked.tell) == ("clear", False, False)
 
 
 # --- what an agent responds to ---
@@ -245,6 +283,7 @@ said_by_any = st.builds(
     answers=st.frozensets(agents | st.just(BRIDGE)),
     follows=st.frozensets(agents | st.just(BRIDGE)),
     is_own_word=st.booleans(),
+    in_clear=st.booleans(),
 )
 rows = st.builds(Routed, agents, st.sampled_from(["always", "mention", "reply", "command"]), st.just("routes[0]"))
 
@@ -286,6 +325,7 @@ def test_nobody_untrusted_is_ever_heard(access: AccessSection, place: Place, sai
     policy = Policy(access)
     decision = policy.decide(place, said)
     reaches = decision.kept and decision.addressed != ()
+    assert not (said.in_clear and (reaches or decision.tell))
     if reaches and said.sender is not None and said.sender_account is None:
         assert policy.listens(place, said.sender)
     if reaches and said.sender is not None and not known(access, place, said.sender):
@@ -318,7 +358,7 @@ def test_one_rule_decides_and_says_so(access: AccessSection, place: Place, said:
     decision = policy.decide(place, said)
     assert decision == policy.decide(place, said)
     assert decision.why
-    assert decision.where or decision.rule in ("own", "bridge")
+    assert decision.where or decision.rule in ("own", "bridge", "clear")
     if decision.kept and decision.addressed is None:
         assert decision.rule == "bridge" or place.hearing <= {each.agent for each in place.routed}
     for name in decision.addressed or ():
@@ -332,7 +372,7 @@ def test_an_empty_configuration_hears_what_it_always_has(place: Place, said: Sai
     routed = [attrs.evolve(each, respond="always") for each in place.routed]
     named = attrs.evolve(place, by_name=bool(routed), level="route" if routed else None, routed=routed,
                          hearing=frozenset(each.agent for each in routed))  # fmt: skip
-    person = attrs.evolve(said, is_notice=False, speaker=None, sender_account=None)
+    person = attrs.evolve(said, is_notice=False, speaker=None, sender_account=None, in_clear=False)
     decision = Policy(AccessSection()).decide(named, person)
     if routed and (person.is_own_word or person.sender not in (None, BOT)):
         assert (decision.kept, decision.addressed) == (True, None)

@@ -21,7 +21,7 @@ from armorclaw.guard.quotas import MAX_AGENTS, SLOT, STOP_AFTER, WINDOW, Consump
 from armorclaw.rpc.registry import Counted, Method, Role
 from armorclaw.structure import Size
 
-NONE = AgentQuota(events=0, messages=0, bytes=Size(0), calls=0)
+NONE = AgentQuota(events=0, messages=0, bytes=Size(0), calls=0, media=Size(0))
 
 
 def method(quota: Counted = "calls") -> Method:
@@ -129,7 +129,22 @@ def test_what_is_beyond_is_refused_and_said(quota: dict[str, int], what: Method,
 def test_a_quota_is_for_its_kind_alone() -> None:
     agent = Agent(messages=2, events=3)
     assert [agent.calls(each, at_most=20) for each in (SEND, EVENT, CALL)] == [2, 3, 20]
-    assert agent.used.used(agent.now) == {"events": 3, "messages": 2, "bytes": 0, "calls": 25}
+    assert agent.used.used(agent.now) == {"events": 3, "messages": 2, "bytes": 0, "calls": 25, "media": 0}
+
+
+def test_what_is_counted_as_it_is_used_ends_and_then_nothing_of_it_begins() -> None:
+    agent = Agent(media=Size(100))
+    assert agent.used.require("media", agent.now) is None
+    agent.used.spend("media", 90, agent.now)
+    assert agent.used.require("media", agent.now) is None
+    agent.used.spend("media", 90, agent.now)  # what has begun is finished
+    error = agent.used.require("media", agent.now)
+    assert error is not None
+    assert str(error) == "agent echo has used up its quota of 100 bytes of files a minute"
+    assert agent.levels == ["soft", "hard"]
+    assert agent.calls(at_most=3) == 3  # calls go on
+    agent.now += error.data["retry_after"] + 0.001
+    assert agent.used.require("media", agent.now) is None
 
 
 def test_messages_are_calls_too() -> None:
@@ -394,3 +409,15 @@ async def test_those_who_rest_are_forgotten_when_there_are_too_many(
     bridge.quotas["last"] = NONE
     bridge.all.check("last", CALL)
     assert list(bridge.all.used()) == ["last"]
+
+
+async def test_what_an_agent_uses_of_files(bridge: Bridge) -> None:
+    bridge.quotas["echo"] = attrs.evolve(NONE, media=Size(5))
+    bridge.all.require("echo", "media")
+    bridge.all.spend("echo", "media", 5)
+    assert bridge.all.used()["echo"]["media"] == 5
+    with pytest.raises(ArmorclawError) as caught:
+        bridge.all.require("echo", "media")
+    assert (caught.value.name, caught.value.data["quota"]) == ("rate_limited", "media")
+    bridge.all.require("nobody", "media")
+    bridge.all.spend("nobody", "media", 5)

@@ -156,7 +156,7 @@ async def test_while_it_receives(peers: Peers, bot: Bot, kind: Kind) -> None:
     async with behind_a_proxy(bot, room) as daemon:
         await daemon.start()
         await joined(room, bot, alice)
-        for life in range(5):
+        for life in range(4):
             await alice.do("forget_session", room_id=room)
             if life == 0:
                 daemon.proxy.lose_next_response("GET sync")
@@ -165,10 +165,10 @@ async def test_while_it_receives(peers: Peers, bot: Bot, kind: Kind) -> None:
             said += bodies
             if life == 0:
                 await daemon.until_lost("GET sync")
-            await trio.sleep(0.03 * life)  # another moment each time
+            await trio.sleep(0.04 * life)  # another moment each time
             await daemon.kill()
             await daemon.start()
-        await daemon.converse(alice, room, "after five kills")
+        await daemon.converse(alice, room, "after these kills")
         assert sorted(body for body in daemon.heard if body in said) == sorted(said)
         # a room key that comes twice is no reason to replace the channel it came by
         assert "a message of a device is refused" not in daemon.process.log.read_text()

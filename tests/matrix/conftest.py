@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from armorclaw.events.journal import Journal
 from armorclaw.guard.audit import AuditLog
 from armorclaw.guard.grants import Grants
 from armorclaw.matrix.accounts import Accounts
+from armorclaw.matrix.crypto.vault import Vault
 from armorclaw.store import Database
 from armorclaw.structure import Secret
 from armorclaw.testing.homeserver import Homeserver
@@ -113,7 +114,9 @@ class Bench:
     around: Surroundings
     events: list[Event]
 
-    def accounts(self, *accounts: Account, alerts: Any = None) -> Accounts:
+    def accounts(
+        self, *accounts: Account, alerts: Any = None, vault: Vault | None = None, agents: Sequence[str] = ("echo",)
+    ) -> Accounts:
         return Accounts(
             {account.name: account for account in accounts},
             db=self.db,
@@ -123,7 +126,8 @@ class Bench:
             around=self.around,
             receipts=self.outbox.receipts,
             alerts=alerts,
-            agents=["echo"],
+            vault=vault,
+            agents=agents,
         )
 
     def messages(self) -> list[str]:
@@ -169,13 +173,10 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         yield made
 
 
-@pytest.fixture
-async def person(homeserver: Homeserver) -> AsyncIterator[Callable[[str], Awaitable[Person]]]:
+@asynccontextmanager
+async def people(homeserver: Homeserver) -> AsyncIterator[Callable[[str], Awaitable[Person]]]:
     """A factory of people, each of a name never used before that begins with the given word."""
-    async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=homeserver.url, trust_env=False, timeout=30.0)
-        )
+    async with httpx.AsyncClient(base_url=homeserver.url, trust_env=False, timeout=30.0) as http:
 
         async def make(word: str) -> Person:
             name, password = f"{word}{secrets.token_hex(4)}", secrets.token_hex(8)
@@ -188,6 +189,12 @@ async def person(homeserver: Homeserver) -> AsyncIterator[Callable[[str], Awaita
             answer = await http.post("/_matrix/client/v3/login", json=body)
             return Person(http, user_id, password, answer.json()["access_token"])
 
+        yield make
+
+
+@pytest.fixture
+async def person(homeserver: Homeserver) -> AsyncIterator[Callable[[str], Awaitable[Person]]]:
+    async with people(homeserver) as make:
         yield make
 
 

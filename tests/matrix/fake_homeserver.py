@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -37,6 +38,8 @@ class Raw:
     data: bytes
     pause: float = 0.0
     """Seconds between two bytes; 0 sends all at once."""
+    hold: float = 0.0
+    """Seconds until the connection is closed then."""
 
 
 @attrs.frozen
@@ -50,6 +53,11 @@ class Reply:
     @property
     def body(self) -> bytes:
         return self.content if isinstance(self.content, bytes) else json.dumps(self.content).encode()
+
+
+def refusal(status: int, errcode: str, **more: Any) -> Reply:
+    """What a homeserver says when it will not."""
+    return Reply({"errcode": errcode, "error": errcode.lower(), **more}, status=status)
 
 
 Script = Callable[[Asked], Awaitable[Reply | Raw]]
@@ -70,13 +78,16 @@ class FakeHomeserver:
 
 
 @asynccontextmanager
-async def fake_homeserver(script: Script) -> AsyncIterator[FakeHomeserver]:
+async def fake_homeserver(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeHomeserver]:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
-    fake = FakeHomeserver(f"http://127.0.0.1:{port}", script)
+    fake = FakeHomeserver(f"http{'s' if tls else ''}://127.0.0.1:{port}", script)
 
-    async def serve(stream: trio.SocketStream) -> None:
+    async def serve(plain: trio.SocketStream) -> None:
         fake.connections += 1
+        stream: trio.abc.Stream = plain
+        if tls is not None:
+            stream = trio.SSLStream(plain, tls, server_side=True, https_compatible=True)
         async with stream:
             try:
                 while await _answer(fake, stream, h11.Connection(h11.SERVER)):
@@ -90,7 +101,7 @@ async def fake_homeserver(script: Script) -> AsyncIterator[FakeHomeserver]:
         nursery.cancel_scope.cancel(reason="the fake homeserver is no longer needed")
 
 
-async def _answer(fake: FakeHomeserver, stream: trio.SocketStream, http: h11.Connection) -> bool:
+async def _answer(fake: FakeHomeserver, stream: trio.abc.Stream, http: h11.Connection) -> bool:
     """One request and its answer; whether the connection stays."""
     request, body = None, b""
     while True:
@@ -115,6 +126,7 @@ async def _answer(fake: FakeHomeserver, stream: trio.SocketStream, http: h11.Con
         for start in range(0, len(reply.data), step):
             await stream.send_all(reply.data[start : start + step])
             await trio.sleep(reply.pause)
+        await trio.sleep(reply.hold)
         return False
     given = {"content-type": "application/json", "content-length": str(len(reply.body)), **reply.headers}
     response = h11.Response(status_code=reply.status, headers=list(given.items()))

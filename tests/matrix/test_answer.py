@@ -15,6 +15,7 @@ from armorclaw.events.methods import FOR_OTHERS, PUBLISHED
 from armorclaw.events.pushing.gap import GAP
 from armorclaw.matrix.answer import (
     BadAnswerError,
+    DeviceLists,
     Echo,
     Receipt,
     after_own_join,
@@ -23,6 +24,7 @@ from armorclaw.matrix.answer import (
     to_echo,
     to_event,
 )
+from armorclaw.matrix.rooms import Rooms
 
 NOW = 1_700_000_000_000
 
@@ -149,6 +151,7 @@ WORDS = [
     "next_batch",
 ]
 WORDS += ["ephemeral", "m.receipt", "m.read", "unsigned", "transaction_id"]
+WORDS += ["to_device", "device_lists", "changed", "account_data", "m.direct", "invite_state", "m.room.member"]
 WORDS += ["type", "sender", "event_id", "content", "state_key", "origin_server_ts", "m.room.encryption"]
 near_misses = st.recursive(
     st.sampled_from(["join", "s1", "", None, 0, True, "m.room.encryption", "m.receipt"]) | json_values,
@@ -163,7 +166,10 @@ def test_no_answer_whatever_raises_anything_else(data: object) -> None:
         answer = read_answer(data)
     except BadAnswerError:
         return
+    rooms = Rooms("main")
+    rooms.apply(rooms.after(answer, "@bot:x"))
     for update in answer.rooms:
+        assert rooms.get(update.room_id) is not None
         assert is_room_id(update.room_id)
         assert update.turns_encrypted in (True, False)
         for raw in update.timeline:
@@ -269,3 +275,60 @@ def test_room_ids(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "!", "a:x", "#a:x", "!a b", "!a\n", "!a\x00", "!" + "a" * 255, None, 5])
 def test_no_room_ids(text: object) -> None:
     assert not is_room_id(text)
+
+
+# --- keys, direct chats, invites ---
+
+
+def test_what_is_told_of_keys() -> None:
+    answer = read_answer(
+        {
+            "next_batch": "s",
+            "to_device": {"events": [{"type": "m.dummy"}, "odd"]},
+            "device_lists": {"changed": ["@ann:x", 5, ""], "left": ["@bob:x"]},
+            "device_one_time_keys_count": {"signed_curve25519": 20, "odd": "many", "below": -5},
+            "device_unused_fallback_key_types": ["signed_curve25519", None],
+        }
+    )
+    assert answer.to_device == [{"type": "m.dummy"}]
+    assert answer.device_lists == DeviceLists(["@ann:x"], ["@bob:x"])
+    assert answer.one_time_keys == {"signed_curve25519": 20, "below": 0}
+    assert answer.fallback_keys == ["signed_curve25519"]
+
+
+@pytest.mark.parametrize("odd", [None, 5, "x", []])
+def test_what_is_not_told_of_keys_is_as_it_was(odd: object) -> None:
+    parts = ("to_device", "device_lists", "device_one_time_keys_count", "account_data")
+    answer = read_answer({"next_batch": "s", **dict.fromkeys(parts, odd)})
+    assert (answer.to_device, answer.one_time_keys, answer.direct) == ([], None, None)
+    assert not answer.device_lists
+    assert answer.fallback_keys is None
+    assert answer.empty
+
+
+def test_that_keys_are_counted_in_every_answer_is_no_news() -> None:
+    counted = {"next_batch": "s", "device_one_time_keys_count": {}, "device_unused_fallback_key_types": []}
+    assert read_answer(counted).empty
+    assert read_answer(counted).one_time_keys == {}
+    assert not read_answer({**counted, "to_device": {"events": [{}]}}).empty
+    assert not read_answer({**counted, "device_lists": {"left": ["@ann:x"]}}).empty
+
+
+def test_direct_chats_by_room() -> None:
+    def direct(content: object) -> Any:
+        events = [{"type": "m.other", "content": {}}, {"type": "m.direct", "content": content}]
+        return read_answer({"next_batch": "s", "account_data": {"events": events}}).direct
+
+    assert direct({"@ann:x": ["!a:x", "!b:x"], "@bob:x": ["!b:x"]}) == {"!a:x": "@ann:x", "!b:x": "@ann:x"}
+    assert direct({"@ann:x": ["a", 5, None], "": ["!a:x"], "@bob:x": "!a:x", "@carl:x": {"!a:x": 1}}) == {}
+    assert direct({}) == {}
+    assert direct(None) == {}
+
+
+def test_an_invite_shows_a_part_of_the_room() -> None:
+    member = {"type": "m.room.member", "state_key": "@bot:x", "sender": "@ann:x", "content": {"membership": "invite"}}
+    encryption = {"type": "m.room.encryption", "state_key": "", "content": {}}
+    parts = {"!a:x": {"invite_state": {"events": [member, encryption, 5]}}, "!b:x": None, "!c:x": {"invite_state": 5}}
+    answer = read_answer({"next_batch": "s", "rooms": {"invite": parts}})
+    assert [update.stripped for update in answer.rooms] == [[member, encryption], [], []]
+    assert not answer.rooms[0].turns_encrypted  # it is not the room's own word

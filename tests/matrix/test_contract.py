@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import attrs
 import pytest
 import trio
-from mautrix.errors import MUnknownToken
+from mautrix.errors import MForbidden, MUnknownToken
 
 from armorclaw.clock import Clock
 from armorclaw.delivery.transport import Refused
@@ -91,6 +91,7 @@ class SynapseAnn:
 async def place(request: pytest.FixtureRequest, homeserver: Homeserver, person: MakePerson) -> AsyncIterator[Place]:
     if request.param == "town":
         town = Town()
+        town.logins.lasts = 300.0
         room = town.add_room("!room:town")
         async with fake_homeserver(town.answer) as fake:
             yield Place(fake.url, room, TownAnn(town, room), BOT, PASSWORD)
@@ -212,7 +213,7 @@ async def test_members_profiles_and_state(place: Place) -> None:
         assert profile is not None
         assert profile["displayname"].startswith(name)
         assert await client.state(place.room, "m.room.topic", "") is None
-        assert not await client.is_encrypted(place.room)
+        assert await client.state(place.room, "m.room.encryption", "") is None
 
 
 async def test_a_gap_is_paged_from_its_end_to_the_last_token(place: Place) -> None:
@@ -228,6 +229,46 @@ async def test_a_gap_is_paged_from_its_end_to_the_last_token(place: Place) -> No
         assert follower.since is not None
         missed, _ = await client.page_back(place.room, update.prev_batch, follower.since, 50)
         assert [event["event_id"] for event in missed] == said[-101::-1]
+
+
+async def test_refresh_tokens_are_good_until_what_they_brought_is_used(place: Place) -> None:
+    async with open_api(place.url, Clock()) as api:
+        client = MatrixClient(api)
+        first = await client.log_in(place.user, place.password, "ONE")
+        assert first.refresh_token is not None
+        assert first.lasts == pytest.approx(300, abs=1)
+        lost = await client.refresh(first.refresh_token)
+        await client.check_login()  # the old one is good as before
+        second = await client.refresh(first.refresh_token)
+        assert second.refresh_token is not None
+        assert await soft_logout(client, lost.access_token) is False
+        api.token = second.access_token
+        await client.check_login()
+        with pytest.raises(MForbidden):
+            await client.refresh(first.refresh_token)
+        with pytest.raises(MUnknownToken):
+            await client.refresh("of-nobody")
+        third = await client.refresh(second.refresh_token)
+        api.token = third.access_token
+        await client.check_login()
+        await client.log_out()
+        assert await soft_logout(client, third.access_token) is False
+        with pytest.raises(MUnknownToken):
+            await client.refresh(third.refresh_token or "")
+
+
+async def test_a_password_that_is_wrong(place: Place) -> None:
+    async with open_api(place.url, Clock()) as api:
+        with pytest.raises(MForbidden):
+            await MatrixClient(api).log_in(place.user, "wrong", "ONE")
+
+
+async def soft_logout(client: MatrixClient, token: str) -> Any:
+    """What the homeserver says of a token that it does not know."""
+    client.api.token = token
+    with pytest.raises(MUnknownToken) as caught:
+        await client.check_login()
+    return caught.value.soft_logout  # type: ignore[attr-defined]
 
 
 async def test_a_token_of_nobody(place: Place) -> None:

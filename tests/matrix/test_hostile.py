@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,15 @@ import trio
 
 from armorclaw.config import Account
 from armorclaw.delivery.message import Delivery, Outgoing
+from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import ascii_json
+from armorclaw.matrix.crypto.vault import Vault
 from armorclaw.matrix.status import SessionState
 from armorclaw.structure import Secret
+from tests.faults.town import BOT, PASSWORD, Town
 
-from .conftest import Bench, running, until
-from .fake_homeserver import Asked, FakeHomeserver, Raw, Reply, fake_homeserver
+from .conftest import KEY, Bench, open_bench, running, until
+from .fake_homeserver import Asked, FakeHomeserver, Raw, Reply, fake_homeserver, refusal
 
 ROOM = "!room:x"
 LIMIT = {"errcode": "M_LIMIT_EXCEEDED", "error": "slow down"}
@@ -37,6 +41,8 @@ class Server:
     async def proper(self, asked: Asked) -> Reply:
         if asked.path.endswith("/login"):
             return Reply({"user_id": "@bot:x", "device_id": asked.json["device_id"], "access_token": "t"})
+        if asked.path.endswith("/whoami"):
+            return Reply({"user_id": "@bot:x"})
         if "/send/" in asked.path:
             txn = asked.path.rpartition("/")[2]
             return Reply({"event_id": self.events.setdefault(txn, f"${len(self.events)}")})
@@ -152,8 +158,8 @@ async def test_a_hard_logout_makes_no_storm_of_logins(bench: Bench) -> None:
 
 async def test_logins_that_are_forgotten_at_once_make_no_storm(bench: Bench) -> None:
     def odd(asked: Asked) -> Reply | None:
-        unknown = Reply({"errcode": "M_UNKNOWN_TOKEN", "error": "who?", "soft_logout": True}, 401)
-        return unknown if asked.path.endswith("/sync") else None
+        forgotten = asked.path.endswith(("/sync", "/whoami"))
+        return refusal(401, "M_UNKNOWN_TOKEN", soft_logout=True) if forgotten else None
 
     async with fake_homeserver(Server(odd).answer) as fake:
         async with running(bench.accounts(account(fake)), connected=False):
@@ -184,3 +190,113 @@ async def test_a_sync_of_ten_thousand_odd_events_is_survived(bench: Bench) -> No
         server.syncs.append({"next_batch": "s1", "rooms": {"join": {ROOM: {"timeline": timeline}, "bad": []}}})
         async with running(bench.accounts(account(fake))):
             await until(lambda: bench.messages() == ["good"])
+
+
+async def test_a_login_beside_a_session_whose_answer_is_lost_costs_no_device(bench: Bench, tmp_path: Path) -> None:
+    """The homeserver knows one token for each device: the new login ends the old one, and nobody hears of the new."""
+    town = Town()
+    town.add_room(ROOM)
+    vault = Vault(tmp_path / "keys", lambda: KEY)
+    async with fake_homeserver(town.answer) as fake:
+        bench.grants.set("echo", "main", [ROOM])
+        accounts = bench.accounts(Account(fake.url, BOT, password=Secret(PASSWORD)), vault=vault)
+        async with running(accounts):
+            status = accounts.status()
+            assert status is not None
+            device = status.device_id
+
+            async def lose(asked: Asked) -> Reply | Raw | None:
+                await trio.lowlevel.checkpoint()
+                if town.kind(asked) != "POST login":
+                    return None
+                town.meddle = None
+                town.logins.clear()
+                town.logins.log_in(asked.json)
+                return Raw(b"")
+
+            town.meddle = lose
+            with pytest.raises(ArmorclawError) as caught:
+                await accounts.login("main", BOT, Secret(PASSWORD))
+            assert caught.value.name == "unavailable"
+            town.say(ROOM, "ends the poll")
+            await until(lambda: town.logins.devices == {(BOT, device)} and bench.messages() == ["ends the poll"])
+            town.say(ROOM, "heard by the same device")
+            await until(lambda: "heard by the same device" in bench.messages())
+            assert status.device_id == device
+    assert not list((tmp_path / "keys").glob("*aside*"))
+
+
+# -- about keys
+
+ODD: dict[str, Reply | Raw] = {
+    "429": Reply(LIMIT, 429),
+    "429 for no time": Reply({**LIMIT, "retry_after_ms": 0}, 429),
+    "502 with a page": Reply(b"<html>", 502),
+    "500": refusal(500, "M_UNKNOWN"),
+    "403": refusal(403, "M_FORBIDDEN"),
+    "404": refusal(404, "M_UNRECOGNIZED"),
+    "400": refusal(400, "M_UNKNOWN"),
+    "401 for a lock": refusal(401, "M_USER_LOCKED", soft_logout=True),
+    "a redirect": Reply(b"", 302, {"location": "http://elsewhere/"}),
+    "nothing": Raw(b""),
+    "an empty object": Reply({}),
+    "a list": Reply([]),
+    "a page": Reply(b"<html>"),
+    "another kind": Reply(
+        {"one_time_key_counts": 5, "device_keys": [], "one_time_keys": {"@person:town": 7}, "failures": "x"}
+    ),
+    "users of another kind": Reply(
+        {
+            "one_time_key_counts": {"signed_curve25519": "many"},
+            "device_keys": {"@person:town": {"D": {"keys": 5}}, "x": None},
+            "one_time_keys": {"@person:town": {"D": {"signed_curve25519:x": {"key": 5}}}},
+        }
+    ),
+}
+
+QUESTIONS_OF_KEYS = ("POST keys/upload", "POST keys/query", "POST keys/claim", "PUT sendToDevice", "GET members")
+
+SECONDS, AT_MOST = 4.0, 16
+"""Seconds for which each is answered oddly, and how often it may be asked in them: 6 times until pauses are two
+seconds long, and by several at once that need it."""
+
+
+@pytest.mark.parametrize("question", QUESTIONS_OF_KEYS)
+async def test_odd_answers_about_keys_make_no_storm_and_plain_rooms_go_on(question: str, tmp_path: Path) -> None:
+    """All of them at once, each to a session of its own."""
+    asked: dict[str, int] = {}
+
+    async def live(name: str) -> None:
+        folder = tmp_path / name.replace(" ", "_")
+        folder.mkdir()
+        town, secret = Town(), "!secret:town"
+        town.add_room(ROOM)
+        town.add_room(secret, encrypted=True)
+
+        async def meddle(request: Asked) -> Reply | Raw | None:
+            await trio.lowlevel.checkpoint()
+            return ODD[name] if town.kind(request) == question else None
+
+        town.meddle = meddle
+        async with open_bench(folder) as bench, fake_homeserver(town.answer) as fake:
+            bench.grants.set("echo", "main", [ROOM, secret])
+            accounts = bench.accounts(
+                Account(fake.url, BOT, password=Secret(PASSWORD)), vault=Vault(folder / "keys", lambda: KEY)
+            )
+            async with running(accounts):
+                hidden = await enqueue(bench, "hidden", secret)
+                plain = await enqueue(bench, "plain")
+                assert (await bench.outbox.settled(plain.delivery_id, 20)).state in ("sent", "delivered")
+                town.say(ROOM, "heard")
+                await until(lambda: "heard" in bench.messages())
+                town.asked.clear()
+                await trio.sleep(SECONDS)
+                asked[name] = town.asked[question]
+                sent = (await bench.outbox.status(hidden.delivery_id)).event_id is not None
+            assert town.said(secret) in ([["hidden"], [None]] if sent else [[]])  # some could not have its key
+            assert town.wrongs() == []
+
+    async with trio.open_nursery() as nursery:
+        for name in ODD:
+            nursery.start_soon(live, name)
+    assert {name: count for name, count in asked.items() if count > AT_MOST} == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +19,11 @@ from armorclaw.matrix.rooms import RoomState
 
 async def test_until_it_is_in_its_rooms(autojump_clock: trio.testing.MockClock) -> None:
     nothing: Any = None  # no session runs: its parts are moved by hand
+    outbox: Any = SimpleNamespace(lengths=dict)
     grants = Grants()
     account = Account(homeserver="http://x", user="bot")
     accounts = Accounts(
-        {"main": account}, db=nothing, journal=nothing, outbox=nothing, grants=grants, around=Surroundings()
+        {"main": account}, db=nothing, journal=nothing, outbox=outbox, grants=grants, around=Surroundings()
     )
     entry = accounts._entries["main"]
 

@@ -15,6 +15,7 @@ from armorclaw.events.subscriptions import Subscriptions
 from armorclaw.matrix import methods
 from armorclaw.matrix.accounts import Accounts
 from armorclaw.matrix.methods import MatrixMethods
+from armorclaw.matrix.routing.said import MARK
 from armorclaw.rpc.registry import Registry, Role
 from armorclaw.testing.homeserver import Homeserver
 
@@ -104,8 +105,8 @@ async def test_send_receive_and_status(bench: Bench, homeserver: Homeserver, per
         more = {"body": "edited", "m.mentions": {"user_ids": [ann.user_id]}}
         await call("matrix.send", agent="echo", room_id=room, message="x", msgtype="m.notice", content=more)
         assert [raw["content"] for raw in await ann.read(room)][1:] == [
-            {"msgtype": "m.text", "body": "hi"},
-            {"msgtype": "m.notice", **more},
+            {"msgtype": "m.text", "body": "hi", MARK: "echo"},
+            {"msgtype": "m.notice", **more, MARK: "echo"},
         ]
         # the account is found by its room when an operator sends
         assert (await call("matrix.send", room_id=room, message="from the operator"))["event_id"]
@@ -230,52 +231,3 @@ async def test_what_an_agent_may_not(bench: Bench) -> None:
         with pytest.raises(ArmorclawError) as caught:
             await call("matrix.send", agent="echo", room_id="!mine:x", message="x", **{field: "m.room.power_levels"})
         assert (caught.value.name, caught.value.data["fields"]) == ("invalid_params", [field])
-    with pytest.raises(ArmorclawError) as caught:
-        await call("matrix.send", agent="echo", room_id="!mine:x", message="x" * 70_000)
-    assert caught.value.name == "too_large"
-
-
-async def test_a_homeserver_that_is_away_queues_within_the_time_clients_have(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert methods.SEND_WAIT < 4
-    monkeypatch.setattr(methods, "SEND_WAIT", 0.3)
-    bench.grants.set("echo", "main", ["!mine:x"])
-    async with running(bench.accounts(Account("http://127.0.0.1:1", "bot")), connected=False) as accounts:
-        call = methods_of(bench, accounts)
-        began = trio.current_time()
-        answer = await call("matrix.send", agent="echo", room_id="!mine:x", message="hello")
-        assert trio.current_time() - began < 0.3 + 0.5
-        assert (answer["status"], answer["event_id"]) == ("queued", None)
-        status = await call("matrix.status")
-        assert (status["status"], status["logged_in"]) == ("disconnected", False)
-
-
-async def test_encrypted_rooms_are_refused_by_name(bench: Bench, homeserver: Homeserver, person: MakePerson) -> None:
-    """Also one that is not known yet: then the homeserver is asked first."""
-    ann, bot = await person("ann"), await person("bot")
-    room = await ann.create_room(bot.user_id, encrypted=True)
-    await bot.call("POST", f"rooms/{room}/join")
-    async with running(bench.accounts(account_of(bot, homeserver))) as accounts:
-        call = methods_of(bench, accounts)
-        await until(lambda: accounts.encrypted("main", room) is True)
-        later = await ann.create_room(bot.user_id, encrypted=True)
-        await bot.call("POST", f"rooms/{later}/join")
-        bench.grants.set("echo", "main", [room, later])
-        for one in (room, later):
-            with pytest.raises(ArmorclawError) as caught:
-                await call("matrix.send", agent="echo", room_id=one, message="in the clear")
-            assert caught.value.name == "room_encrypted"
-            assert await ann.read(one) == []
-
-
-async def test_a_room_that_refuses_is_an_error_with_its_reason(
-    bench: Bench, homeserver: Homeserver, person: MakePerson
-) -> None:
-    ann, bot = await person("ann"), await person("bot")
-    room = await ann.create_room()
-    async with running(bench.accounts(account_of(bot, homeserver))) as accounts:
-        with pytest.raises(ArmorclawError) as caught:
-            await methods_of(bench, accounts)("matrix.send", room_id=room, message="let me in")
-        assert caught.value.name == "matrix_refused"
-        assert "M_FORBIDDEN" in caught.value.why

@@ -24,12 +24,13 @@ from armorclaw.events.journal import Journal
 from armorclaw.guard.grants import Grants
 from armorclaw.matrix import cache, gaps
 from armorclaw.matrix.cache import Cache, Key
-from armorclaw.matrix.granted import Granted
 from armorclaw.matrix.intake import Intake
-from armorclaw.matrix.login import Login, load, save
+from armorclaw.matrix.login import Login, all_told, load, save
+from armorclaw.matrix.reading import OnVerification, Reader
 from armorclaw.matrix.rooms import Rooms, RoomState
 from armorclaw.matrix.status import SessionState, SessionStatus
 from armorclaw.matrix.sync import SyncLoop
+from armorclaw.matrix.undecrypted import Undecrypted
 from tests.events.inline_store import InlineDatabase
 
 BOT = "@bot:x"
@@ -47,9 +48,11 @@ class Homeserver:
         self.pages = list(pages)
         self.polls: list[tuple[float, str | None, float]] = []
         self.forever: Callable[[], Step] | None = None
+        self.full_state: list[bool] = []
 
-    async def poll(self, since: str | None, seconds: float) -> dict[str, Any]:
+    async def poll(self, since: str | None, seconds: float, *, full_state: bool = False) -> dict[str, Any]:
         self.polls.append((trio.current_time(), since, seconds))
+        self.full_state.append(full_state)
         await trio.lowlevel.checkpoint()
         if self.answers:
             return _given(self.answers.pop(0))
@@ -82,15 +85,56 @@ class Store(InlineDatabase):
             raise self.failures.pop(0)
 
 
-class House:
-    """A sync loop with all it needs; `since` as if it had run before."""
+class Desk:
+    """Has for whoever is granted the room what is said there; in `asked` it is as it came."""
 
-    def __init__(self, homeserver: Homeserver, since: str | None = "s0") -> None:
+    def __init__(self, grants: Grants) -> None:
+        self._grants = grants
+        self.asked: list[str] = []
+
+    def covers(self, room_id: str) -> bool:
+        return bool(self._grants.agents_in("main", room_id))
+
+    def hears(self, room_id: str, sender: str) -> bool:
+        return self.covers(room_id)
+
+    def own(self, event_id: str, txn_id: str | None) -> None:
+        self.asked.append(event_id)
+
+    def follows(self, event: Event) -> str | None:
+        return None
+
+    async def place(self, event: Event, *, in_clear: bool = False) -> Event | None:
+        self.asked.append(event.event_id or "")
+        return attrs.evolve(event, addressed=()) if in_clear else event
+
+
+class House:
+    """A sync loop with all it needs; `since` as if it had run before, `encryption` if it has some.
+
+    With the `store` of another it is what comes after that one's end.
+    """
+
+    def __init__(
+        self,
+        homeserver: Homeserver,
+        since: str | None = "s0",
+        encryption: Any = None,
+        store: Store | None = None,
+        on_verification: OnVerification | None = None,
+        boottime: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.homeserver = homeserver
-        self.db = Store()
-        save(self.conn, "main", Login("http://x", BOT, "DEVICE", "token"))
-        self.conn.execute("UPDATE accounts SET next_batch = ?", [since])
-        around = Surroundings(Clock(wall=lambda: 1.7e9), random.Random(1))
+        self.strict = False
+        """Whether what is in the clear in encrypted rooms is told from what is not."""
+        self.now = 1.7e9
+        self.db = store or Store()
+        if store is None:
+            save(self.conn, "main", Login("http://x", BOT, "DEVICE", "token"))
+            self.conn.execute("UPDATE accounts SET next_batch = ?, told = ?", [since, since is not None])
+        else:
+            since = self.place
+        around = Surroundings(Clock(wall=lambda: self.now, boottime=boottime), random.Random(1))
         db: Any = self.db
         journal = Journal(db, around.clock)
         self.events: list[Event] = []
@@ -99,21 +143,38 @@ class House:
         self.cache = Cache()
         self.grants = grants = Grants()
         grants.set("echo", "main", [ROOM])
-        self.rooms = Rooms("main")
+        self.rooms = Rooms("main", around.clock)
         self.rooms.apply({ROOM: RoomState("join")})
         self.status = SessionStatus("main", "http://x", around.clock)
-        self.connected = 0
+        self.connected = self.moves = 0
+        self.desk = Desk(grants)
+        self.undecrypted = Undecrypted("main", db, around.clock)
         self.loop = SyncLoop(
             "main",
             homeserver,  # type: ignore[arg-type]
             since,
-            intake=Intake("main", db, journal, self.receipts),
+            told=all_told(self.conn, "main"),
+            intake=Intake("main", db, journal, self.receipts, self.undecrypted),
             cache=self.cache,
             rooms=self.rooms,
-            granted=Granted("main", grants, ["echo"]),
+            desk=self.desk,
+            reader=Reader(
+                "main",
+                BOT,
+                around.clock,
+                desk=self.desk,
+                outcomes=self.status,
+                undecrypted=self.undecrypted,
+                encryption=encryption,
+                on_verification=on_verification,
+                is_encrypted=lambda room_id: self.strict and self.rooms.encrypted(room_id),
+            ),
+            undecrypted=self.undecrypted,
+            encryption=encryption,
             status=self.status,
             around=around,
             connected=self.count,
+            moved=self.count_moves,
         )
 
     @property
@@ -127,11 +188,17 @@ class House:
     def count(self) -> None:
         self.connected += 1
 
-    async def run(self, seconds: float) -> None:
-        """Let it work for so long."""
+    def count_moves(self) -> None:
+        self.moves += 1
+
+    async def run(self, seconds: float, *, close: bool = True) -> None:
+        """Let it work for so long; then the store is closed, unless somebody goes on with it."""
+        conn: Any = self.conn
+        self.undecrypted.noted(self.undecrypted.look(conn))
         with trio.move_on_after(seconds):
             await self.loop.run()
-        self.db.close()
+        if close:
+            self.db.close()
 
     @property
     def place(self) -> str | None:

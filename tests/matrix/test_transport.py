@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httpx
 import pytest
 import trio
 from mautrix.api import Method, Path
@@ -57,6 +58,21 @@ async def test_what_comes_from_outside_is_percent_encoded_in_the_path() -> None:
     assert asked.target == (
         "/_matrix/client/v3/rooms/%21a%3Ab%2F..%2F..%2Flogin/send/m.room.message/t%2F1%3Fx%23y%252f"
     )
+
+
+async def test_a_homeserver_may_be_below_a_path() -> None:
+    async with fake_homeserver(always(Reply())) as fake, open_api(f"{fake.url}/below/", CLOCK) as api:
+        await api.request(Method.GET, Path.v3.sync, query_params={"since": "a b\N{SNOWMAN}"})
+    (asked,) = fake.asked
+    assert asked.target == "/below/_matrix/client/v3/sync?since=a%20b%E2%98%83"
+
+
+@pytest.mark.parametrize("path", ["a b", "a\r\nHost: elsewhere", "a\0"])
+async def test_a_path_cannot_end_the_first_line(path: str) -> None:
+    async with fake_homeserver(always(Reply())) as fake, open_api(fake.url, CLOCK) as api:
+        with pytest.raises(MatrixConnectionError):
+            await api.request(Method.GET, path)
+    assert fake.asked == []
 
 
 @pytest.mark.parametrize("part", [".", ".."])
@@ -343,3 +359,49 @@ async def test_put_needs_an_event_id() -> None:
 
 def test_the_fake_is_only_on_loopback() -> None:
     assert FakeHomeserver("http://127.0.0.1:1", always(Reply())).to("x") == []
+
+
+async def test_a_body_that_cannot_be_sent_again_has_a_good_token_the_next_time() -> None:
+    async def script(asked: Asked) -> Reply:
+        if asked.headers.get("authorization") != "Bearer new":
+            return Reply({"errcode": "M_UNKNOWN_TOKEN", "error": "old"}, 401)
+        return Reply({"kept": asked.body.decode()})
+
+    renewed: list[str] = []
+    async with fake_homeserver(script) as fake, open_api(fake.url, CLOCK) as api:
+
+        async def renew(token: str) -> bool:
+            renewed.append(token)
+            api.token = "new"
+            return True
+
+        async def post() -> bytes:
+            headers = {"Content-Length": "3"}
+            body = httpx.ByteStream(b"abc")
+            async with api.open(Method.POST, "upload", headers=headers, body=body) as incoming:
+                return await incoming.start(100)
+
+        api.token, api.renew = "old", renew
+        with pytest.raises(MUnknownToken):
+            await post()
+        assert json.loads(await post()) == {"kept": "abc"}
+    assert renewed == ["old"]
+    assert [asked.body for asked in fake.asked] == [b"abc", b"abc"]
+
+
+async def test_what_is_streamed_without_a_token_shows_none() -> None:
+    async with fake_homeserver(always(Reply(b"abc"))) as fake, open_api(fake.url, CLOCK) as api:
+        api.token = "secret"
+        async with api.open(Method.GET, "file", query={"a": "b c"}, authorized=False) as incoming:
+            assert (incoming.length, await incoming.next(), await incoming.next()) == (3, b"abc", None)
+    (asked,) = fake.asked
+    assert asked.target == "/file?a=b%20c"
+    assert "authorization" not in asked.headers
+
+
+async def test_a_stream_that_breaks_off_is_a_lost_connection() -> None:
+    broken = Raw(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc")
+    async with fake_homeserver(always(broken)) as fake, open_api(fake.url, CLOCK) as api:
+        with pytest.raises(MatrixConnectionError, match="connection lost"):
+            async with api.open(Method.GET, "file") as incoming:
+                await incoming.start(100)

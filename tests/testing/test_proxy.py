@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -119,6 +121,26 @@ async def test_a_poll_that_nobody_waits_for_any_more_is_given_up(both: Both, cli
             await trio.sleep(0.01)
 
 
+async def test_a_homeserver_that_dies_over_a_request_takes_only_that_connection_along(
+    client: httpx.AsyncClient,
+) -> None:
+    async def die(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, die, 0, host="127.0.0.1"))
+        proxy = FaultProxy(f"http://127.0.0.1:{listener.socket.getsockname()[1]}")
+        await trio.to_thread.run_sync(proxy.__enter__)
+        try:
+            for _ in range(2):  # the second would find nobody any more
+                with pytest.raises(httpx.RemoteProtocolError):
+                    await client.get(proxy.url + "/dead")
+        finally:
+            await trio.to_thread.run_sync(partial(proxy.__exit__, None, None, None))
+            nursery.cancel_scope.cancel(reason="the test is done")
+
+
 async def test_it_may_be_used_from_inside_a_trio_loop_and_outside(both: Both) -> None:
     both.proxy.lose_next_response()
     await trio.to_thread.run_sync(both.proxy.lose_next_response)
@@ -138,6 +160,8 @@ def test_it_speaks_plain_http_only() -> None:
         ("GET", "/_matrix/client/v3/sync?timeout=30000", "GET sync"),
         ("POST", "/_matrix/client/v3/rooms/!a:x/receipt/m.read/$1", "POST receipt"),
         ("POST", "/_matrix/client/v3/join/!a:x", "POST join"),
+        ("POST", "/_matrix/client/v3/keys/claim", "POST keys_claim"),
+        ("POST", "/_matrix/client/v3/keys/device_signing/upload", "POST keys_device_signing"),
         ("GET", "/", "GET "),
     ],
 )

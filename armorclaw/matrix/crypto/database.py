@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
-from mautrix.util import async_db
 from mautrix.util.logging import TraceLogger
 from yarl import URL
 
 from armorclaw.matrix.crypto.failures import KeysLost
+from armorclaw.matrix.crypto.upstream import async_db
 from armorclaw.store.connection import Connection, Error, open_connection, storage_error
 from armorclaw.store.folder import sync_directory
 

@@ -24,8 +24,6 @@ from types import ModuleType
 from typing import Any, ClassVar, Self, cast
 
 import vodozemac
-from Crypto.PublicKey import ECC
-from Crypto.Signature import eddsa
 
 PREKEY, MESSAGE = 0, 1
 """Types of an Olm message, as m.room.encrypted has them."""
@@ -258,6 +256,9 @@ class PkSigning:
     """An Ed25519 key from its seed, as cross-signing has them; vodozemac's binding has none."""
 
     def __init__(self, seed: bytes) -> None:
+        from Crypto.PublicKey import ECC  # only here: most lives of a session sign nothing
+        from Crypto.Signature import eddsa
+
         with guarded(PkSigningError):
             key = ECC.construct(curve="Ed25519", seed=bytes(seed))
         self._signer = eddsa.new(key, "rfc8032")
@@ -282,12 +283,20 @@ def ed25519_verify(key: str, message: str | bytes, signature: str) -> None:
 
 def load_mautrix_crypto() -> None:
     """Import mautrix.crypto with this module as its `olm`; again, it does nothing. Raises ImportError if it is there
-    with another one."""
+    with another one.
+
+    Meanwhile drivers of databases that its stores could use, and a second way from pycryptodome into C, are not to be
+    found: 5 MB for which we have no use.
+    """
     native = ModuleType("_libolm")
     native.ffi = native.lib = None  # type: ignore[attr-defined]  # mautrix asks for them and, with us, uses neither
-    names = {"olm": sys.modules[__name__], "_libolm": native}
+    drivers = ModuleType("asyncpg")
+    drivers.UniqueViolationError = _NeverRaised  # type: ignore[attr-defined]  # the one thing that is needed of it
+    names: dict[str, ModuleType | None] = {"olm": sys.modules[__name__], "_libolm": native}
+    spared = {"asyncpg": drivers, "aiosqlite": None, "sqlite3": None, "cffi": None}  # None: it cannot be imported
+    names |= {name: module for name, module in spared.items() if name not in sys.modules}
     before = {name: sys.modules.get(name) for name in names}
-    sys.modules.update(names)
+    sys.modules.update(names)  # type: ignore[arg-type]
     try:
         for name in ("mautrix.crypto", "mautrix.crypto.store.asyncpg", "mautrix.crypto.attachments"):
             importlib.import_module(name)
@@ -299,6 +308,10 @@ def load_mautrix_crypto() -> None:
                 sys.modules[name] = module
     if not issubclass(sys.modules["mautrix.crypto"].OlmAccount, Account):
         raise ImportError("mautrix.crypto was imported before, with another olm")
+
+
+class _NeverRaised(Exception):  # noqa: N818 - a name of asyncpg's, to be caught
+    """What PostgreSQL would say of a row that is there already."""
 
 
 @lru_cache(maxsize=8)

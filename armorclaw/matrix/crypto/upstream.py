@@ -13,6 +13,7 @@ from mautrix.crypto.ssss.key import Key, KeyMetadata  # noqa: E402
 from mautrix.crypto.ssss.types import EncryptedAccountDataEventContent  # noqa: E402
 from mautrix.crypto.ssss.util import decode_base58_recovery_key  # noqa: E402
 from mautrix.crypto.store.asyncpg import PgCryptoStore  # noqa: E402
+from mautrix.util import async_db  # noqa: E402
 
 __all__ = [
     "DeviceListMachine",
@@ -21,6 +22,7 @@ __all__ = [
     "KeyMetadata",
     "OlmAccount",
     "PgCryptoStore",
+    "async_db",
     "canonical_json",
     "decode_base58_recovery_key",
 ]

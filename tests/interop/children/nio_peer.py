@@ -331,17 +331,11 @@ class NioDevice(Device):
     async def do_sas_emoji(self, transaction_id: str) -> list[str]:
         return [emoji for emoji, _ in self.client.key_verifications[transaction_id].get_emoji()]
 
-    async def do_sas_decimals(self, transaction_id: str) -> list[int]:
-        return list(self.client.key_verifications[transaction_id].get_decimals())
-
     async def do_sas_confirm(self, transaction_id: str) -> None:
         _good(await self.client.confirm_short_auth_string(transaction_id))
 
     async def do_sas_cancel(self, transaction_id: str, reject: bool) -> None:
         _good(await self.client.cancel_key_verification(transaction_id, reject=reject))
-
-    async def do_sas_verified(self, transaction_id: str) -> bool:
-        return bool(self.client.key_verifications[transaction_id].verified)
 
 
 def _good(answer: Any) -> Any:

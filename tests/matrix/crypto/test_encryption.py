@@ -10,12 +10,17 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mautrix.errors import MatrixConnectionError
+from structlog.testing import capture_logs
 from trio.testing import MockClock, assert_no_checkpoints
 
 from armorclaw.matrix.answer import Answer
 from armorclaw.matrix.crypto.encryption import DevicePolicy, KeysLost, Undecryptable
-from tests.matrix.crypto.conftest import ANN, BEN, Party, Raw, Town
+from tests.matrix.crypto.conftest import ANN, BEN, Party, Raw, Time, Town
 from tests.matrix.crypto.key_server import ROOM
+
+
+def key_of(raw: Raw) -> str:
+    return str(raw["content"]["session_id"])
 
 
 @pytest.mark.mission("M.e2ee")
@@ -84,7 +89,7 @@ async def test_a_message_of_somebody_else_is_no_message(town: Town) -> None:
     raw = await ann.say()
     await carl.catch_up()
     refused = await carl.why_not({**raw, "sender": BEN})
-    assert (refused.reason, refused.later) == ("mismatch", False)
+    assert (refused.reason, refused.later) == ("mismatch", True)  # Ben might yet say that the key is his
     assert await ben.hear(raw) == "hello"
 
 
@@ -132,6 +137,35 @@ async def test_relations_are_where_the_homeserver_sees_them(town: Town) -> None:
     assert "m.relates_to" not in (await ben.decrypt(raw)).content
 
 
+async def test_of_a_relation_only_what_the_homeserver_needs_is_in_the_clear(town: Town) -> None:
+    """The rest is said and read all the same."""
+    ann, ben = await town.pair()
+    public = {
+        "rel_type": "m.thread",
+        "event_id": "$root",
+        "key": "k",
+        "is_falling_back": True,
+        "m.in_reply_to": {"event_id": "$before"},
+    }
+    raw = await ann.say(**{"m.relates_to": {**public, "secret": "canary"}})  # type: ignore[arg-type]
+    assert raw["content"]["m.relates_to"] == public
+    assert "canary" not in str(raw)
+    await ben.catch_up()
+    assert (await ben.decrypt(raw)).content["m.relates_to"] == {**public, "secret": "canary"}
+    raw["content"]["m.relates_to"] = {"event_id": "$other"}
+    relation = (await ben.decrypt(raw)).content["m.relates_to"]
+    assert relation == {"event_id": "$other", "secret": "canary"}  # what it can see is what counts
+
+
+@pytest.mark.parametrize("odd", ["canary", ["canary"], None, {}])
+async def test_a_relation_that_is_none_is_not_in_the_clear(town: Town, odd: Any) -> None:
+    ann, ben = await town.pair()
+    raw = await ann.say(**{"m.relates_to": odd})
+    assert "canary" not in str(raw)
+    await ben.catch_up()
+    assert (await ben.decrypt(raw)).content.get("m.relates_to") == odd
+
+
 async def test_another_life_of_the_device_reads_on(town: Town) -> None:
     ann, ben = await town.pair()
     before, identity = await ann.say("before"), ben.encryption.identity_key
@@ -173,6 +207,94 @@ async def test_where_boots_cannot_be_told_apart_each_life_begins_new_keys(
     first = await ann.say()
     again = await town.restart(ann)
     assert (await again.say())["content"]["session_id"] != first["content"]["session_id"]
+
+
+async def test_a_sync_that_went_on_alone_is_not_followed_blindly(town: Town) -> None:
+    """While encryption was off somebody went, and somebody came: nobody told the keys."""
+    eve = await town.device("@eve:hs.test", "E")
+    ann, ben = await town.pair()
+    del town.server.members[ROOM][BEN]
+    town.server.members[ROOM][eve.user] = "join"
+    ann.encryption.stands("s0", "s1")
+    before = await ann.say("before")
+    town.server.members[ROOM] = {ANN: "join", BEN: "join"}
+    ann = await town.restart(ann)
+    await ann.encryption.resume("s5")
+    after = await ann.say("after")
+    assert key_of(after) != key_of(before)
+    ben = await town.device(BEN, "B", published=False)
+    eve = await town.device(eve.user, "E", published=False)
+    assert await ben.hear(after) == "after"
+    assert await eve.hear(before) == "before"
+    assert (await eve.why_not(after)).reason == "no_key"
+
+
+@pytest.mark.parametrize("since", ["s0", "s1"])
+async def test_where_it_left_off_the_sync_is_followed(town: Town, since: str) -> None:
+    """The answer was taken in; that it was, the other store may have or not."""
+    ann, _ = await town.pair()
+    ann.encryption.stands("s?", "s0")
+    ann.encryption.stands("s0", "s1")
+    before = await ann.say()
+    ann = await town.restart(ann)
+    await ann.encryption.resume(since)
+    town.server.calls.clear()
+    assert key_of(await ann.say()) == key_of(before)
+    assert town.server.calls == []
+
+
+@pytest.mark.parametrize("since", ["s?", "s2", "", None])
+async def test_a_place_that_is_another_has_all_asked_for_anew(town: Town, since: str | None) -> None:
+    """One of the two stores came out of a backup: the steps of a key may have been taken already."""
+    ann, _ = await town.pair()
+    ann.encryption.stands("s?", "s0")
+    ann.encryption.stands("s0", "s1")
+    before = await ann.say()
+    ann = await town.restart(ann)
+    with capture_logs() as logs:
+        await ann.encryption.resume(since)
+    assert any("not where" in log["event"] for log in logs) is (since is not None)
+    town.server.calls.clear()
+    assert key_of(await ann.say()) != key_of(before)
+    assert {"members", "keys/query"} <= set(town.server.calls)
+
+
+async def test_an_account_that_begins_has_nothing_to_forget(town: Town) -> None:
+    with capture_logs() as logs:
+        ann = await town.device(ANN, "A")
+        await ann.encryption.resume(None)
+    assert logs == []
+    ann.encryption.stands(None, "s1")
+    ann = await town.restart(ann)
+    with capture_logs() as logs:
+        await ann.encryption.resume("s1")
+    assert logs == []
+
+
+async def test_that_nothing_moved_is_not_written_down_again(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    ann, _ = await town.pair()
+    ann.encryption.stands("s0", "s1")
+    ann.encryption.stands("s1", "s1")
+    monkeypatch.setattr(ann.encryption.db, "run", None)
+    ann.encryption.stands("s1", "s1")
+
+
+async def test_what_it_knows_to_be_encrypted(town: Town) -> None:
+    ann, _ = await town.pair()
+    assert not ann.encryption.knows(ROOM)
+    await ann.note("m.room.encryption", "", {"algorithm": "m.megolm.v1.aes-sha2"})
+    assert ann.encryption.knows(ROOM)
+    again = await town.restart(ann)
+    assert again.encryption.knows(ROOM)
+    assert not again.encryption.knows("!other:hs.test")
+
+
+async def test_it_knows_since_when_it_is_this_device(town: Town, time: Time) -> None:
+    ann = await town.device(ANN, "A")
+    made = ann.encryption.device_made_ms
+    assert made == int(time() * 1000)
+    time.ahead += 1000
+    assert (await town.restart(ann)).encryption.device_made_ms == made
 
 
 async def test_keys_that_a_login_had_and_that_are_gone_are_lost(town: Town) -> None:
@@ -386,6 +508,32 @@ async def test_nobody_passes_off_a_key_as_their_own(town: Town) -> None:
     await ben.catch_up()
     assert await ben.read(raw) == "hello"
     assert await ben.read(await ann.say("more")) == "more"
+
+
+@pytest.mark.parametrize("read", [True, False])
+async def test_nobody_is_silenced_by_who_passes_off_their_key(town: Town, read: bool) -> None:
+    """Mallory is faster than Ann, whose homeserver takes its time."""
+    ann, ben = await town.pair()
+    mallory = await town.device("@mallory:hs.test", "M")
+    raw = await ann.say()
+    late, town.server.inbox[BEN, "B"] = town.server.inbox[BEN, "B"], []
+    await mallory.encryption.devices.refresh([BEN])
+    to = mallory.encryption.standing.device(BEN, "B")
+    assert to is not None
+    outbound = ann.encryption._sharing._at_hand[ROOM].session
+    key = {"room_id": ROOM, "session_id": outbound.id, "session_key": outbound.session_key}
+    await mallory.encryption.channels.send([to], "m.room_key", {"algorithm": "m.megolm.v1.aes-sha2", **key})
+    await ben.catch_up()
+    if read:
+        assert (await ben.why_not(raw)).later
+    town.server.inbox[BEN, "B"] = late
+    ben.keys.clear()
+    await ben.catch_up()
+    assert ben.keys == [(ROOM, outbound.id)]  # who waits for it is tried again
+    assert await ben.read(raw) == "hello"
+    assert (await ben.why_not({**raw, "event_id": "$other"})).reason == "replayed"
+    again = await town.restart(ben)
+    assert await again.read(raw) == "hello"
 
 
 async def test_who_brings_a_key_is_asked_for_at_once(town: Town) -> None:

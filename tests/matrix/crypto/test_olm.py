@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -275,3 +276,16 @@ def test_mautrix_runs_on_it_and_libolm_stays_for_others() -> None:
     ours.load_mautrix_crypto()
     assert issubclass(upstream.OlmAccount, ours.Account)
     assert sys.modules["olm"] is libolm
+
+
+def test_mautrix_takes_along_no_drivers_that_nobody_needs() -> None:
+    """What an embedding program has imported itself, or imports later, it gets as it is."""
+    script = """
+import sys
+import armorclaw.matrix.crypto.encryption
+print(*sorted({"asyncpg", "aiosqlite", "sqlite3", "cffi"} & set(sys.modules)))
+import asyncpg, sqlite3
+print(asyncpg.UniqueViolationError.__module__, sqlite3.IntegrityError.__name__)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert ran.stdout.splitlines() == ["", "asyncpg.exceptions IntegrityError"]

@@ -214,6 +214,21 @@ async def test_what_is_missed_is_bounded_and_given_up(town: Town, time: Time) ->
         await ben.encryption._requests.ask()
 
 
+async def test_the_same_request_may_come_again(town: Town, time: Time) -> None:
+    """It is asked, taken back and asked in the same words; what is given for it twice does no harm."""
+    ben, second, raw = await late_device(town)
+    await trust(ben, second)
+    body = {"algorithm": "m.megolm.v1.aes-sha2", "room_id": ROOM, "session_id": raw["content"]["session_id"]}
+    ask = {"action": "request", "request_id": "r", "requesting_device_id": "B2", "body": body}
+    back = {**ask, "action": "request_cancellation"}
+    asked = ben.encryption._requests._asked
+    for content, waiting in ((ask, 1), (back, 0), (ask, 1), (back, 0), (ask, 1)):
+        town.server.tell(BEN, "B", "m.room_key_request", BEN, content)
+        await ben.catch_up()
+        assert len(asked) == waiting
+    assert ben.encryption.db.all("SELECT count(*) FROM seen")[0][0] == 1  # Ann's key
+
+
 async def test_another_life_asks_again(town: Town, time: Time) -> None:
     _, second, raw = await late_device(town)
     await second.why_not(raw)

@@ -135,6 +135,19 @@ async def test_what_was_said_is_explained_as_it_was_decided() -> None:
         assert refused.value.name == "not_found"
 
 
+async def test_that_it_came_in_the_clear_is_why_nobody_heard_it() -> None:
+    house = House({"echo": [ROOM]}, access=TRUSTED)
+    house.be_in(ROOM, encrypted=True)
+    said = {"msgtype": "m.text", "body": "hello"}
+    event = Event.make("m.room.message", said, at_ms=1, account="main", room_id=ROOM, sender=ALICE, event_id="$clear")
+    kept = await house.router.place(event, in_clear=True)
+    assert kept is not None
+    await Journal(cast(Any, house.db), house.clock).record([kept])
+    found = await explain(house, event="$clear")
+    assert (found.rule, found.kept, found.agents, found.was_for, found.as_it_was) == ("clear", True, [], [], True)
+    assert "encrypted" in found.why
+
+
 @given(
     sender=st.sampled_from([ALICE, STRANGER, "@bot:x", "@second:x", "@bob:x"]),
     text=st.sampled_from(["hello", "!claw help", "!echo hi", "ask @bot:x", ""]),

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
+import structlog
 
 from armorclaw.config import AccessSection, Route, Talk
 from armorclaw.events.event import Event
 from armorclaw.guard.policy import BRIDGE
-from armorclaw.matrix.routing.router import LEFT_OUT, OWN_RECENT, PLACES
+from armorclaw.matrix.routing.router import LEFT_OUT, OWN_RECENT, PLACED, PLACES
 from tests.matrix.routing.house import ALICE, BOT, STRANGER, House
 
 ROOM = "!r:x"
@@ -176,6 +178,66 @@ async def test_a_reaction_to_what_the_bridge_said_is_for_the_bridge() -> None:
     assert await house.heard_by(ROOM, react, type="m.reaction") == [BRIDGE]
     react["m.relates_to"]["event_id"] = "$answer"
     assert await house.heard_by(ROOM, react, type="m.reaction") == ["*"]
+
+
+async def test_whom_a_message_was_for_is_known_before_it_is_in_the_store() -> None:
+    house = House({"echo": []}, routes=[Route("echo", room=ROOM, respond="mention")])
+    await house.hear(ROOM, f"hi {BOT}", event_id="$asked")
+    for other in (relates("$asked", "m.thread"), relates("$asked", "m.replace")):
+        assert await house.heard_by(ROOM, other) == ["echo"]
+    for at in range(PLACED):
+        await house.hear(ROOM, f"hi {BOT}", event_id=f"$more{at}")
+    assert await house.heard_by(ROOM, relates("$asked", "m.thread")) is None  # bounded; by now the store would know
+    assert len(house.router._placed) == PLACED
+
+
+async def test_what_cannot_be_placed_before_another_one_is() -> None:
+    house = House(
+        {"echo": [], "loud": ["!loud:x"]},
+        access=TRUSTED,
+        routes=[Route("echo", room=ROOM, respond="mention")],
+    )
+    thread = relates("$asked", "m.thread")
+    notice = {**thread, "msgtype": "m.notice"}
+    cases: list[tuple[str, str, dict[str, Any], str | None]] = [
+        (ROOM, ALICE, thread, "$asked"),
+        (ROOM, ALICE, relates("$asked", "m.replace"), "$asked"),
+        (ROOM, ALICE, relates("$asked"), None),  # only what an agent said can be answered, and that is known
+        (ROOM, ALICE, {**thread, "m.mentions": {"user_ids": [BOT]}}, None),
+        (ROOM, ALICE, notice, None),
+        (ROOM, STRANGER, thread, None),
+        ("!loud:x", ALICE, thread, None),
+    ]
+    for room, sender, content, expected in cases:
+        event = Event.make("m.room.message", content, at_ms=1, room_id=room, sender=sender, event_id="$e")
+        assert house.router.follows(event) == expected, (room, sender, content)
+    own = Event.make("gap", {}, at_ms=1, account="main", room_id=ROOM)
+    assert house.router.follows(own) is None
+    assert house.router.counts == {}
+    assert house.db.reads == 0
+
+
+# --- in the clear ---
+
+
+@pytest.mark.mission("S.5")
+async def test_what_is_in_the_clear_where_it_should_not_be_is_for_nobody() -> None:
+    house = House({"echo": [ROOM]}, access=TRUSTED)
+    house.be_in(ROOM, encrypted=True)
+    with structlog.testing.capture_logs() as logs:
+        for at, body in enumerate(("hello", "!claw stop echo", "!echo hi")):
+            said = {"msgtype": "m.text", "body": body}
+            event = Event.make("m.room.message", said, at_ms=1, room_id=ROOM, sender=ALICE, event_id=f"$e{at}")
+            kept = await house.router.place(event, in_clear=True)
+            assert kept is not None
+            assert kept.addressed == ()
+        stranger = attrs.evolve(event, sender=STRANGER, event_id="$stranger")
+        assert await house.router.place(stranger, in_clear=True) is None
+    assert house.router.counts == {("clear", True): 3, ("stranger", False): 1}
+    assert [each["room"] for each in logs if each["log_level"] == "warning"] == [ROOM]  # once
+    told = house.router.left_out(ROOM, "$e0")
+    assert told is not None
+    assert told.decision.rule == "clear"
 
 
 # --- programs ---
