@@ -230,7 +230,12 @@ class Bridge:
                 of_egress(self.egress.counts),
                 of_events(self.subscriptions),
                 of_delivery(self.outbox),
-                of_matrix(self.accounts.reports, self.accounts.decrypt_failures, self.accounts.cache_counts),
+                of_matrix(
+                    self.accounts.reports,
+                    self.accounts.decrypt_failures,
+                    self.accounts.encryption_counts,
+                    self.accounts.cache_counts,
+                ),
                 of_routing(self.routing.counts),
                 of_store(self.database),
                 of_loop(self.lag),

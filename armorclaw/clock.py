@@ -10,15 +10,21 @@ import attrs
 import trio
 
 
+def _boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @attrs.frozen
 class Clock:
-    """Two clocks: `wall` for what people and records read, `monotonic` for how long things take.
+    """Three clocks: `wall` for what people and records read, `monotonic` for how long things take, `boottime` for how
+    long ago something was, which goes on while the machine sleeps.
 
-    Both answer in seconds. `monotonic` is Trio's, so a MockClock moves it.
+    All answer in seconds. `monotonic` is Trio's, so a MockClock moves it.
     """
 
     wall: Callable[[], float] = time.time
     monotonic: Callable[[], float] = trio.current_time
+    boottime: Callable[[], float] = _boottime
 
     def now_ms(self) -> int:
         """Milliseconds since the epoch, as Matrix and the store write them."""

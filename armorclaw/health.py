@@ -19,6 +19,11 @@ def health(agents: Sequence[Standing], accounts: Sequence[AccountStanding], stor
     reasons += [f"matrix {each.account} is {each.state}" for each in accounts if not each.connected]
     reasons += [f"matrix {each.account} hears and cannot decrypt" for each in accounts if each.deaf]
     reasons += [f"matrix {each.account} has lost its keys" for each in accounts if each.encryption == "lost"]
+    reasons += [
+        f"the homeserver has lost the keys of matrix {each.account}"
+        for each in accounts
+        if each.encryption == "unpublished"
+    ]
     reasons += store
     return Health("degraded" if reasons else "healthy", reasons)
 

@@ -239,9 +239,11 @@ def of_routing(counts: Callable[[], Mapping[tuple[str, bool], int]]) -> Source:
 def of_matrix(
     standings: Callable[[], Sequence[AccountStanding]],
     failures: Callable[[], Mapping[str, int]],
+    encryption: Callable[[], Mapping[str, Mapping[str, int]]],
     counts: Callable[[], CacheCounts],
 ) -> Source:
-    """How accounts stand, and how often something about rooms and people was known already."""
+    """How accounts stand, how their encryption fares, and how often something about rooms and people was known
+    already."""
 
     def read() -> Iterator[Family]:
         found_accounts = standings()
@@ -250,6 +252,18 @@ def of_matrix(
             yield Family(name, "gauge", about, ("account",), values)
         failed = [((account,), float(count)) for account, count in sorted(failures().items())]
         yield Family("matrix_decrypt_failures", "counter", "Messages that could not be read.", ("account",), failed)
+        done: list[tuple[tuple[str, ...], float]] = []
+        not_read: list[tuple[tuple[str, ...], float]] = []
+        for account, each in sorted(encryption().items()):
+            for what, count in sorted(each.items()):
+                word, _, reason = what.partition(":")  # failed:<reason>
+                if reason:
+                    not_read.append(((account, reason), float(count)))
+                else:
+                    done.append(((account, word), float(count)))
+        yield Family("matrix_encryption", "counter", "What encryption did.", ("account", "what"), done)
+        about = "Attempts to read a message that failed, by reason."
+        yield Family("matrix_decrypt_attempts_failed", "counter", about, ("account", "reason"), not_read)
         found = counts()
         asked = [(("hit",), float(found.hits)), (("miss",), float(found.misses))]
         yield Family("matrix_cache", "counter", "Questions about rooms and people.", ("result",), asked)

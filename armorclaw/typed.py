@@ -451,16 +451,17 @@ class Methods:
         """The keys there are."""
         return await ask(self._caller, "list_keys", list[KeyShown], given(ListKeys, {"provider": provider}))
 
-    async def matrix_accept_identity(self, *, user_id: str, account: str | None = None) -> None:
-        """Believe the cross-signing identity that somebody has now, although it is not the first that was seen.
+    async def matrix_accept_identity(self, *, user_id: str, master: str, account: str | None = None) -> None:
+        """Believe the cross-signing identity that somebody has now, although it is not the first that was seen. Its
+        key is named, lest another one be believed than the one that was looked at.
 
-        Whose identity is to count as it is now.
+        Whose identity is to count as it is now; `master` is its key, as matrix.devices tells it.
         """
         await ask(
             self._caller,
             "matrix.accept_identity",
             None,
-            given(AcceptParams, {"user_id": user_id, "account": account}),
+            given(AcceptParams, {"user_id": user_id, "master": master, "account": account}),
         )
 
     async def matrix_devices(self, *, user_id: str | None = None, account: str | None = None) -> MatrixDevices:

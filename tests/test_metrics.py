@@ -130,8 +130,23 @@ async def test_egress() -> None:
     assert found["armorclaw_egress_bytes_total"] == {("a", "opened"): 500}
 
 
+async def test_encryption() -> None:
+    counts = {
+        "main": Counter({"decrypted": 3, "withheld": 2, "failed:no_key": 4, "failed:withheld": 1}),
+        "side": Counter({"decrypted": 1}),
+        "idle": Counter(),
+    }
+    found = await read(*of_matrix(list, dict, lambda: counts, lambda: CacheCounts(0, 0, 0, 0))())
+    assert found["armorclaw_matrix_encryption_total"] == {
+        ("main", "decrypted"): 3,
+        ("main", "withheld"): 2,
+        ("side", "decrypted"): 1,
+    }
+    assert found["armorclaw_matrix_decrypt_attempts_failed_total"] == {("main", "no_key"): 4, ("main", "withheld"): 1}
+
+
 async def test_the_cache() -> None:
-    found = await read(*of_matrix(list, dict, lambda: CacheCounts(hits=3, misses=1, entries=2, bytes=500))())
+    found = await read(*of_matrix(list, dict, dict, lambda: CacheCounts(hits=3, misses=1, entries=2, bytes=500))())
     assert found["armorclaw_matrix_cache_total"] == {("hit",): 3, ("miss",): 1}
     assert found["armorclaw_matrix_cache_entries"] == {(): 2}
     assert found["armorclaw_matrix_cache_bytes"] == {(): 500}

@@ -11,6 +11,7 @@ import click
 from armorclaw.cli import show
 from armorclaw.cli.options import DECLINED, YES, Bridge, ask, client, confirm, group, secret, stdin
 from armorclaw.cli.tail import FOLLOW, SINCE_A_DAY, Event, Since, tail
+from armorclaw.errors import ArmorclawError
 
 _ACCOUNT = click.option("--account", metavar="NAME", help="One of the configuration.")
 
@@ -135,7 +136,7 @@ def devices(bridge: Bridge, user: str | None, account: str | None) -> None:
                 device["device_id"],
                 device["name"],
                 device["trust"],
-                " ".join(re.findall(".{1,4}", device["fingerprint"])),
+                _in_groups(device["fingerprint"]),
                 "yes" if device["own"] else "",
             ]
             for device in answer["devices"]
@@ -146,11 +147,17 @@ def devices(bridge: Bridge, user: str | None, account: str | None) -> None:
 @command.command("accept")
 @click.argument("user")
 @_ACCOUNT
+@YES
 @client
-def accept(bridge: Bridge, user: str, account: str | None) -> None:
+def accept(bridge: Bridge, user: str, account: str | None, yes: bool) -> None:
     """Believe the identity that USER has now, after they have reset it. Better: verify them."""
-    answer = bridge.call("matrix.accept_identity", user_id=user, account=account)
-    bridge.answer(answer, f"accepted the identity of {user}")
+    master = bridge.call("matrix.devices", user_id=user, account=account)["master"]
+    if master is None:
+        raise ArmorclawError("not_found", f"{user} has no identity")
+    key = _in_groups(master)
+    confirm(f"Accept the identity of {user}, with the key {key}?", yes=yes)
+    answer = bridge.call("matrix.accept_identity", user_id=user, master=master, account=account)
+    bridge.answer(answer, f"accepted the identity of {user}: {key}")
 
 
 @command.command("recovery-key")
@@ -166,6 +173,11 @@ def recovery_key(bridge: Bridge, account: str | None, store: str | None, new: bo
     answer = bridge.call("matrix.recovery_key", account=account, store=store, new=new or None)
     stored = answer.get("stored")
     bridge.answer(answer, f"stored {stored}" if stored else answer["recovery_key"])
+
+
+def _in_groups(key: str) -> str:
+    """As people compare it."""
+    return " ".join(re.findall(".{1,4}", key))
 
 
 def words(event: Event) -> str:

@@ -34,6 +34,7 @@ def lines(status: dict[str, Any]) -> list[str]:
         shown += [f"         not in the granted room {room}" for room in account["rooms_missing"]]
         if account.get("encryption") == "lost":
             shown.append("         the keys of its device are lost: encrypted rooms cannot be used")
+            shown.append(f"         {account['hint']}")
         if account.get("deaf"):
             shown.append(f"         it cannot decrypt: {account['decrypt_failures']} messages in the last hour")
     for agent in status["agents"]:

@@ -124,7 +124,8 @@ class AgentQuota:
 
     `events` are those it publishes (agent.event, .status, .error and what is recorded of its progress), `messages`
     those it sends into rooms, `bytes` what is read from it, `calls` all its calls, `media` the bytes of files it has
-    uploaded and downloaded: one that has begun is finished. At the share `soft` of one there is a warning. Beyond it is
+    uploaded and downloaded: one that has begun is finished. At the share `soft` of one there is a warning. Beyond it
+    is
     refused; with "stop" an agent that goes on regardless is ended, and stays so.
     """
 

@@ -21,7 +21,7 @@ COMMAND = "!claw"
 """How orders to the bridge begin."""
 
 Rule = Literal[
-    "own", "elsewhere", "program", "talk", "order", "stranger", "bridge", "chosen", "route", "dm", "unrouted"
+    "own", "elsewhere", "program", "talk", "order", "stranger", "bridge", "chosen", "route", "dm", "unrouted", "clear"
 ]  # fmt: skip
 
 Level = Literal["chosen", "route", "dm"]
@@ -69,7 +69,8 @@ class Said:
     `speaker` is the agent that a bridge says it comes from, "" for one without a name. `sender_account` is the
     account of this bridge that sent it. `answers` are agents to whose messages it relates, as reply, in a thread, or
     by a reaction, or who were addressed where that thread began; BRIDGE is among them for a message of the bridge
-    itself. `follows` are those to whom the message was addressed that this one changes or removes.
+    itself. `follows` are those to whom the message was addressed that this one changes or removes. `in_clear`: it
+    should be encrypted, as the room is, and is not, so that only the homeserver says who said it.
     """
 
     sender: str | None
@@ -83,6 +84,7 @@ class Said:
     answers: frozenset[str] = frozenset()
     follows: frozenset[str] = frozenset()
     is_own_word: bool = False
+    in_clear: bool = False
 
 
 @attrs.frozen
@@ -165,11 +167,16 @@ class Policy:
         return not self._rooms or not self._rooms.isdisjoint(lineage)
 
     def decide(self, place: Place, said: Said) -> Decision:
-        """The decision of the first rule that applies. There always is one."""
-        for rule in self._rules:
-            if (decision := rule(place, said)) is not None:
-                return decision
-        return _unrouted(place, said)
+        """The decision of the first rule that applies. There always is one.
+
+        What is in the clear where it should not be is for nobody, whoever would have heard it.
+        """
+        decision = next((found for rule in self._rules if (found := rule(place, said))), None)
+        decision = decision or _unrouted(place, said)
+        if said.in_clear and (decision.tell or decision.addressed != ()):
+            why = "it is in the clear, though the room is encrypted: only the homeserver says who said it"
+            return Decision("clear", why, kept=decision.kept)
+        return decision
 
     def listens(self, place: Place, sender: str) -> bool:
         """Whether anything that this person says in a room may be heard."""
@@ -211,10 +218,10 @@ class Policy:
             if not heard:
                 return Decision("talk", "it is not for the agents that may hear who said it", where)
             return Decision("talk", "who said it is one that these agents hear", where, True, _names(heard))
-        if not is_program:
-            return None
+        if not is_program or (said.sender_account is None and not self._trusts(place, said.sender)):
+            return None  # a stranger is one, whoever he says he is
         why = "it is said by a program, and no agent here is to hear that one"
-        # as it is no person's, nobody is silenced by keeping it for operators to see
+        # as it is no stranger's, nobody fills the journal with what is kept for operators to see
         return Decision("program", why, "access.talk", kept=bool(place.hearing))
 
     def _order(self, place: Place, said: Said) -> Decision | None:

@@ -49,6 +49,7 @@ LOGIN_ANSWER = 3.5
 """Seconds after which matrix.login answers `logging_in`; its clients give up after 5."""
 
 _LOGIN_TIMEOUT = 60.0
+_NAMED = 20  # accounts in a hint
 _BACKOFF = Backoff(max_in_row=None, max_per_hour=None)  # a session is never given up; its pauses grow to a minute
 
 
@@ -138,18 +139,15 @@ class Accounts:
     def reports(self) -> list[AccountStanding]:
         """The state of all accounts."""
         waiting = self._outbox.lengths()
-        return [
-            attrs.evolve(
-                entry.status.report(sorted(entry.rooms_missing()), waiting.get(name, 0)),
-                signed=entry.trust.signed,
-                hint=entry.trust.hint,
-            )
-            for name, entry in self._entries.items()
-        ]
+        return [entry.report(waiting.get(name, 0)) for name, entry in self._entries.items()]
 
     def decrypt_failures(self) -> dict[str, int]:
         """Messages that could not be read since the bridge was started, by account."""
         return {name: entry.status.failures for name, entry in self._entries.items()}
+
+    def encryption_counts(self) -> dict[str, Mapping[str, int]]:
+        """What `Encryption` counts, by account."""
+        return {name: entry.status.encryption_counts for name, entry in self._entries.items()}
 
     async def until_joined(self, account: str, rooms: Iterable[str]) -> None:
         """Until the account is in these rooms, ids or aliases, and hears all that is said there from then on.
@@ -331,8 +329,15 @@ class Accounts:
         entry = self._default() if account is None else self._entries.get(account)
         if entry is None:
             what = "no Matrix account is configured" if account is None else f"there is no Matrix account {account!r}"
-            raise ArmorclawError("matrix_not_configured", what)
+            raise ArmorclawError("matrix_not_configured", what, hint=self._hint())
         return entry
+
+    def _hint(self) -> str:
+        """For whoever named an account that is not there; '' if there is none at all."""
+        names, more = list(self._entries)[:_NAMED], len(self._entries) - _NAMED
+        if not names:
+            return ""
+        return f"the accounts are {', '.join(names)}" + (f" and {more} more" if more > 0 else "")
 
     def _default(self) -> Entry | None:
         return self._entries.get("main") or next(iter(self._entries.values()), None)

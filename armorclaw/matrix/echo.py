@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from mautrix.errors import MatrixError
 
@@ -26,6 +26,15 @@ CLOCKS_MS = 5 * 60 * 1000
 """How far the homeserver's clock may be behind ours."""
 
 
+class Reads(Decrypts, Protocol):
+    """As `armorclaw.matrix.crypto.encryption.Encryption`."""
+
+    @property
+    def identity_key(self) -> str: ...
+    @property
+    def device_made_ms(self) -> int: ...
+
+
 async def find_echo(
     client: MatrixClient,
     room_id: str,
@@ -34,7 +43,7 @@ async def find_echo(
     since_ms: int,
     claimed: Callable[[str], Awaitable[bool]],
     *,
-    decrypts: Decrypts | None = None,
+    decrypts: Reads | None = None,
 ) -> str | None:
     """The id of our own event with this content that no other delivery has; None if there certainly is none.
 
@@ -58,6 +67,8 @@ async def find_echo(
             try:
                 inner = await decrypts.decrypt(room_id, raw)
             except Undecryptable as error:
+                if _of_another_device(raw, decrypts, since_ms):
+                    continue
                 why = f"there is a message of our own that may be this one, and cannot be read: {error.reason}"
                 raise Refused(why) from error
             if inner.type == type_ and inner.content == wanted:
@@ -66,6 +77,16 @@ async def find_echo(
         if not await claimed(event_id):
             return event_id
     return None
+
+
+def _of_another_device(raw: Raw, own: Reads, since_ms: int) -> bool:
+    """Whether another client of our user sent it; ours always says which device it is.
+
+    What is looked for may have been sent by the device that we were before this one.
+    """
+    content = raw.get("content")
+    told = content.get("sender_key") if isinstance(content, dict) else None
+    return told != own.identity_key and own.device_made_ms <= since_ms
 
 
 def _same(type_: str, raw: Raw, wanted: Raw) -> bool:

@@ -23,7 +23,7 @@ from armorclaw.matrix.given import Given
 from armorclaw.matrix.login import Login
 from armorclaw.matrix.pacing import Pacing
 from armorclaw.matrix.renewal import Renewal
-from armorclaw.matrix.status import SessionStatus
+from armorclaw.matrix.status import SessionStatus, login_command
 from armorclaw.matrix.tokens import Tokens
 from armorclaw.matrix.transport import Verdict, judge
 from armorclaw.store import Database
@@ -141,8 +141,7 @@ class Entrance:
         assert old is not None
         if self._lost_keys or self._given.password_at_hand() is None:
             again = "they were lost again at once" if self._lost_keys else "only a password can make a new device"
-            hint = f"look at the disk of the bridge, then call matrix.login for account {name}"
-            await self._tell("matrix_keys_lost", "error", f"account {name} cannot encrypt: {why}; {again}; {hint}")
+            await self._tell_lost(f"{why}; {again}")
             return None
         self._lost_keys = True
         await self._tell(
@@ -151,10 +150,11 @@ class Entrance:
         try:
             fresh = await self._log_in(old, device=login.new_device_id())
         except ArmorclawError as error:
-            log.error("no new device for an account that lost its keys", account=name, why=str(error))
             self.renewal.use(old)
+            await self._tell_lost(str(error))
             return None
-        await self._end(old)
+        if fresh.device_id != old.device_id:  # else somebody has logged in beside us
+            await self._end(old)
         return fresh
 
     async def as_stored(self) -> Login:
@@ -240,6 +240,11 @@ class Entrance:
             log.info("old device not logged out", account=self._account.name, why=judge(error).reason)
         finally:
             self._client.api.token, self._client.api.renew = token, renew
+
+    async def _tell_lost(self, why: str) -> None:
+        name = self._account.name
+        hint = f"look at the disk of the bridge, then make a new device: {login_command(self._account)}"
+        await self._tell("matrix_keys_lost", "error", f"account {name} cannot encrypt: {why}; {hint}")
 
     async def _tell(self, name: str, severity: Literal["warning", "error"], text: str) -> None:
         log.warning(name.replace("_", " "), account=self._account.name, why=text)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Protocol
 
+import attrs
 import trio
 
 from armorclaw.clock import Surroundings
@@ -17,7 +18,8 @@ from armorclaw.matrix.granted import Granted
 from armorclaw.matrix.markers import ReadMarkers
 from armorclaw.matrix.rooms import Rooms
 from armorclaw.matrix.routing.service import Routing
-from armorclaw.matrix.status import SessionStatus
+from armorclaw.matrix.shapes import AccountStanding
+from armorclaw.matrix.status import SessionStatus, login_command
 from armorclaw.matrix.trust.port import TrustPort
 from armorclaw.matrix.typists import Typists
 from armorclaw.structure import Secret
@@ -45,7 +47,7 @@ class Entry:
     ) -> None:
         self.account = account
         self.trust = TrustPort(account.name, partial(self._recovery_key, keystore))
-        self.rooms = Rooms(account.name)
+        self.rooms = Rooms(account.name, around.clock)
         self.granted = Granted(
             account.name, grants, agents, own, rooms=self.rooms, table=routing.table, policy=routing.policy
         )
@@ -57,6 +59,16 @@ class Entry:
         self.password: Secret | None = None
         self.logging_in = trio.Lock()
         self.logged_in = trio.Event()
+
+    def report(self, sends_waiting: int) -> AccountStanding:
+        """For `status` and `matrix.status`."""
+        standing = self.status.report(sorted(self.rooms_missing()), sends_waiting)
+        hint = self.trust.hint
+        if standing.encryption == "lost":
+            hint = f"make a new device of the account: {login_command(self.account)}"
+        if self.trust.unpublished:
+            standing = attrs.evolve(standing, encryption="unpublished")
+        return attrs.evolve(standing, signed=self.trust.signed, hint=hint)
 
     async def _recovery_key(self, keystore: KeyReader | None) -> Secret | None:
         """What the operator gave. Raises config_invalid and key_not_found."""

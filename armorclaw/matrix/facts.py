@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import trio
 
 from armorclaw.errors import ArmorclawError
 from armorclaw.matrix.cache import Cache, Key, members_of, profile_of, state_of
-from armorclaw.matrix.rooms import Rooms
+from armorclaw.matrix.rooms import Knows, Rooms
 
 if TYPE_CHECKING:
     from armorclaw.matrix.client import MatrixClient
-    from armorclaw.matrix.reading import Decrypts
+    from armorclaw.matrix.crypto.encryption import Decrypted
 
 ANSWER = 3.5
 """Seconds for one question; clients of the wire give up after 5."""
 
+_REFUSED = "the homeserver decides that: see that the account is in the room, and has the rights there"
+
 Raw = Mapping[str, Any]
 T = TypeVar("T")
+
+
+class Reads(Knows, Protocol):
+    """As `armorclaw.matrix.crypto.encryption.Encryption`."""
+
+    async def decrypt(self, room_id: str, raw: Raw) -> Decrypted: ...
 
 
 class Facts:
@@ -35,18 +43,18 @@ class Facts:
         """Its name."""
         self._rooms = rooms
         self._client: MatrixClient | None = None
-        self._decrypts: Decrypts | None = None
+        self._encryption: Reads | None = None
 
     @contextmanager
-    def answered_by(self, client: MatrixClient, decrypts: Decrypts | None = None) -> Iterator[None]:
+    def answered_by(self, client: MatrixClient, encryption: Reads | None = None) -> Iterator[None]:
         """For the length of a block there is somebody who can ask, and read what is encrypted, if there is one for
         that. Somebody else may have been logged in before."""
         self.cache.clear()
-        self._client, self._decrypts = client, decrypts
+        self._client, self._encryption = client, encryption
         try:
             yield
         finally:
-            self._client = self._decrypts = None
+            self._client = self._encryption = None
 
     @property
     def client(self) -> MatrixClient:
@@ -57,15 +65,12 @@ class Facts:
 
     async def must_encrypt(self, room_id: str) -> bool:
         """Whether what is for this room must be encrypted; the homeserver is asked if that is not certain."""
-        known = self._rooms.must_encrypt(room_id)
-        if known is None:
-            state = await self._told(
-                f"encryption of {room_id}", lambda: self.client.state(room_id, "m.room.encryption", "")
-            )
-            if state is not None:
-                self._rooms.turned_encrypted(room_id)
-            known = self._rooms.encrypted(room_id) is True  # a sync may have told meanwhile
-        return known
+
+        def ask() -> Awaitable[Raw | None]:
+            what = f"encryption of {room_id}"
+            return self._told(what, lambda: self.client.state(room_id, "m.room.encryption", ""))
+
+        return await self._rooms.find_out(room_id, self._encryption, ask)
 
     async def content(self, room_id: str, event_id: str) -> Raw:
         """What an event of a room says, decrypted if it is encrypted. Raises not_found for none that we may see, or
@@ -74,11 +79,11 @@ class Facts:
         event: Raw | None = await self._told(what, lambda: self.client.event(room_id, event_id))
         if event is None:
             raise ArmorclawError("not_found", what)
-        if event.get("type") == "m.room.encrypted" and self._decrypts is not None:
+        if event.get("type") == "m.room.encrypted" and self._encryption is not None:
             from armorclaw.matrix.crypto.failures import Undecryptable
 
             try:
-                inside: Raw = (await self._decrypts.decrypt(room_id, event)).content
+                inside: Raw = (await self._encryption.decrypt(room_id, event)).content
                 return inside
             except Undecryptable as error:
                 raise ArmorclawError("not_found", what, why=f"it cannot be decrypted: {error.reason}") from error
@@ -132,5 +137,8 @@ class Facts:
         except MatrixError as error:
             verdict = judge(error)
             raise ArmorclawError(
-                "unavailable" if verdict.again else "matrix_refused", what, why=verdict.reason
+                "unavailable" if verdict.again else "matrix_refused",
+                what,
+                why=verdict.reason,
+                hint="" if verdict.again else _REFUSED,
             ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -11,7 +10,7 @@ from armorclaw.delivery.receipts import Receipts
 from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
 from armorclaw.matrix.answer import Echo, Receipt
-from armorclaw.matrix.reading import Entry
+from armorclaw.matrix.reading import Entry, Redacted
 from armorclaw.matrix.undecrypted import Settled, Undecrypted, Waiting
 from armorclaw.store import Connection, Database
 
@@ -69,40 +68,40 @@ class Intake:
     def _append(self, conn: Connection, entries: Sequence[Entry]) -> list[Event]:
         """Journal what the timelines hold; what tells of a message of ours is numbered where its echo was."""
         events: list[Event] = []
-        waiting: list[Waiting] = []
+        waiting: dict[tuple[str, str], Waiting] = {}
+        settled: dict[tuple[str, str], Event] = {}
         echoes: dict[str, str] = {}  # id of the event that tells → id of the Matrix event it tells of
-        for entry in entries:
+        for each in entries:
+            entry: Entry | None = each
+            if isinstance(each, Redacted):  # what waited for its key until now is not to be heard any more
+                which = each.room_id, each.event_id
+                waiting.pop(which, None)
+                self._undecrypted.drop(conn, *which)
+                if (late := settled.pop(which, None)) is not None:
+                    events.remove(late)
+                entry = each.by
             match entry:
                 case Event():
                     events.append(entry)
-                    waiting = self._without_redacted(conn, entry, waiting)
                 case Waiting():
-                    waiting.append(entry)
+                    waiting[entry.room_id, entry.event_id] = entry
                 case Settled():
                     if self._undecrypted.drop(conn, entry.room_id, entry.event_id) and entry.event is not None:
                         events.append(entry.event)
+                        settled[entry.room_id, entry.event_id] = entry.event
                 case Echo() if self._receipts is not None:
                     told = self._receipts.echoed(conn, self._account, entry.room_id, entry.event_id, entry.txn_id)
                     if told is not None:
                         events.append(told)
                         echoes[told.id] = entry.event_id
         if waiting:
-            events += self._undecrypted.keep(conn, waiting)
+            events += self._undecrypted.keep(conn, list(waiting.values()))
         new = self._journal.append(conn, events)
         if self._receipts is not None:
             for event in new:
                 if event.id in echoes:
                     self._receipts.placed(conn, self._account, echoes[event.id], event.seq)
         return new
-
-    def _without_redacted(self, conn: Connection, event: Event, waiting: list[Waiting]) -> list[Waiting]:
-        """What is taken back while it waits for its key is not to be read any more."""
-        if event.type != "m.room.redaction" or not (waiting or self._undecrypted.count):
-            return waiting
-        gone = json.loads(event.content).get("redacts")
-        if isinstance(gone, str) and event.room_id is not None:
-            self._undecrypted.drop(conn, event.room_id, gone)
-        return [each for each in waiting if (each.room_id, each.event_id) != (event.room_id, gone)]
 
     def _news(self, conn: Connection, receipts: Receipts, batch: Batch) -> list[Event]:
         """What is to be told of messages that others have read by now."""

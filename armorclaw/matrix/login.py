@@ -64,14 +64,15 @@ _COLUMNS = ", ".join(field.name for field in attrs.fields(Login))
 def load(db: Connection, account: str) -> Login | None:
     """Runs in the store."""
     row = db.execute(f"SELECT {_COLUMNS} FROM accounts WHERE name = ?", [account]).fetchone()  # noqa: S608
-    return None if row is None else Login(*row[:-1], begun=bool(row[-1]))
+    return None if row is None else attrs.evolve(Login(*row), begun=bool(row[-1]))
 
 
 def save(db: Connection, account: str, login: Login) -> Login:
     """Runs in the store; returns what is stored.
 
     Keeps the place in the sync if it is the same user on the same server, else begins anew; and knows of published
-    keys only as long as it is the same device of that user.
+    keys only as long as it is the same device of that user. A login that came without a token keeps in mind which one
+    the configuration had: it most likely stands there still, and is of a device that may be gone.
     """
     old = load(db, account)
     same = old is not None and (old.homeserver, old.user_id) == (login.homeserver, login.user_id)
@@ -83,6 +84,7 @@ def save(db: Connection, account: str, login: Login) -> Login:
     login = attrs.evolve(
         login,
         next_batch=old.next_batch if old is not None and same else None,
+        given=old.given if old is not None and same and login.given is None else login.given,
         identity_key=old.identity_key if old is not None and same_device else None,
     )
     values = (account, *attrs.astuple(login))
@@ -96,13 +98,18 @@ def begin(db: Connection, account: str, begun: bool = True) -> None:
     db.execute("UPDATE accounts SET begun = ? WHERE name = ?", [begun, account])
 
 
-def save_tokens(db: Connection, account: str, tokens: Tokens, now_ms: int) -> None:
-    """Runs in the store, before the new tokens are used: until then the old ones are good as well."""
+def save_tokens(db: Connection, account: str, used: str, tokens: Tokens, now_ms: int) -> Login | None:
+    """Runs in the store, before the new tokens are used: until then the old ones are good as well.
+
+    They come in place of the access token `used`, and not of a login that somebody has made meanwhile. Returns what
+    is stored.
+    """
     db.execute(
         "UPDATE accounts SET access_token = ?, refresh_token = coalesce(?, refresh_token), expires_ms = ?"
-        " WHERE name = ?",
-        [tokens.access_token, tokens.refresh_token, tokens.expires_ms(now_ms), account],
+        " WHERE name = ? AND access_token = ?",
+        [tokens.access_token, tokens.refresh_token, tokens.expires_ms(now_ms), account, used],
     )
+    return load(db, account)
 
 
 def save_place(db: Connection, account: str, next_batch: str | None) -> None:

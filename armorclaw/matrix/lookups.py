@@ -88,9 +88,11 @@ class Lookups:
         except ValueError:
             size = 0
         if not size:  # too deep, or with numbers that JSON has not
-            raise ArmorclawError("matrix_refused", what, why="the homeserver's answer cannot be passed on")
+            why, hint = "the homeserver's answer cannot be passed on", "have somebody in the room set it anew"
+            raise ArmorclawError("matrix_refused", what, why=why, hint=hint)
         if size > ANSWER_BYTES:
-            raise ArmorclawError("too_large", what, why=f"it has {size} bytes, and {ANSWER_BYTES} fit")
+            why, hint = f"it has {size} bytes, and {ANSWER_BYTES} fit", "read it with a Matrix client"
+            raise ArmorclawError("too_large", what, why=why, hint=hint)
         return RoomStateContent(
             params.room_id, params.type, params.state_key, None if content is None else dict(content)
         )

@@ -54,6 +54,8 @@ INTERIM_EDITS = 1_000
 """Messages whose last interim edit is remembered; of more, the longest ago are forgotten: their next one may queue up
 behind it."""
 
+_OTHER_ROOM = "use a room that is encrypted with m.megolm.v1.aes-sha2, or not at all"
+
 _WRITERS = frozenset({Role.OPERATOR, Role.AGENT})
 
 
@@ -282,8 +284,11 @@ def _sent(delivery: Delivery, parts: list[str] | None) -> MatrixSent:
         )
     if delivery.state == "failed":
         reason = delivery.reason or ""
-        if reason.startswith("room_encrypted"):
-            raise ArmorclawError("room_encrypted", f"room {delivery.room_id} is encrypted")
+        word, _, why = reason.partition(": ")
+        if word.startswith("room_encrypted"):
+            hint = "" if word == "room_encrypted" else _OTHER_ROOM
+            what = f"room {delivery.room_id} is encrypted"
+            raise ArmorclawError("room_encrypted", what, why=why, hint=hint, delivery_id=delivery.delivery_id)
         raise ArmorclawError(
             "matrix_refused", f"room {delivery.room_id}", why=reason, delivery_id=delivery.delivery_id
         )

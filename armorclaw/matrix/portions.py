@@ -9,7 +9,7 @@ import trio
 from armorclaw.events.event import Event, ascii_json
 from armorclaw.matrix.answer import Receipt
 from armorclaw.matrix.intake import Batch, Intake
-from armorclaw.matrix.reading import Entry, Item, Sealed
+from armorclaw.matrix.reading import Entry, InClear, Item, Redacted, Sealed
 from armorclaw.matrix.undecrypted import Settled, Waiting
 from armorclaw.store import Connection
 
@@ -34,7 +34,7 @@ def size_of(one: Item | Entry) -> int:
     match one:
         case Event():
             return _ENVELOPE + len(one.content)
-        case Settled(event=Event() as event):
+        case Settled(event=Event() as event) | Redacted(by=Event() as event) | InClear(event=event):
             return _ENVELOPE + len(event.content)
         case Waiting():
             return _ENVELOPE + len(one.raw)

@@ -16,27 +16,21 @@ from armorclaw.delivery.transport import Delayed, Refused
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import ascii_json
 from armorclaw.matrix import echo
-from armorclaw.matrix.answer import Raw, is_id
+from armorclaw.matrix.answer import is_id
 from armorclaw.matrix.client import MatrixClient
-from armorclaw.matrix.reading import ENCRYPTED, Decrypts
-from armorclaw.matrix.rooms import Rooms
+from armorclaw.matrix.reading import ENCRYPTED, IN_THE_CLEAR, REDACTION
+from armorclaw.matrix.rooms import Knows, Rooms
 from armorclaw.matrix.transport import judge
 
 T = TypeVar("T")
-
-REDACTION = "m.room.redaction"
-IN_THE_CLEAR = frozenset({REDACTION, "m.reaction"})
-"""What is never encrypted: the homeserver must see what a reaction or redaction is about. See the specification,
-"Event relationships" and "Redactions"."""
 
 OFF = "room_encrypted: a message there would be in the clear, as encryption is switched off for this account"
 LOST = "the account has lost its keys, and cannot encrypt before it is logged in anew"
 
 
-class Encrypts(Decrypts, Protocol):
+class Encrypts(Knows, echo.Reads, Protocol):
     """As `armorclaw.matrix.crypto.encryption.Encryption`."""
 
-    async def room_state(self, room_id: str, raw: Raw) -> object: ...
     async def encrypt(self, room_id: str, type: str, content: Mapping[str, Any]) -> dict[str, Any]: ...  # noqa: A002
 
 
@@ -90,17 +84,9 @@ class Postman:
 
         Raises MatrixError if it does not tell.
         """
-        known = self._rooms.must_encrypt(room_id)
-        if known is not None:
-            return known
-        state = await self._client.state(room_id, "m.room.encryption", "")
-        if state is None:
-            return self._rooms.encrypted(room_id) is True  # a sync may have told meanwhile
-        self._rooms.turned_encrypted(room_id)
-        if self._encryption is not None:
-            raw = {"type": "m.room.encryption", "state_key": "", "content": state}
-            await self._encryption.room_state(room_id, raw)
-        return True
+        return await self._rooms.find_out(
+            room_id, self._encryption, lambda: self._client.state(room_id, "m.room.encryption", "")
+        )
 
     async def _encrypted(self, room_id: str, type_: str, content: bytes) -> bytes:
         if self._encryption is None:

@@ -3,14 +3,13 @@ encrypted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
 from armorclaw.clock import Clock
 from armorclaw.events.event import Event
-from armorclaw.guard.policy import BRIDGE
 from armorclaw.log import get_logger
 from armorclaw.matrix.answer import Echo, Raw, is_id, to_echo, to_event
 from armorclaw.matrix.crypto.failures import Undecryptable
@@ -23,6 +22,11 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 ENCRYPTED = "m.room.encrypted"
+
+REDACTION = "m.room.redaction"
+IN_THE_CLEAR = frozenset({REDACTION, "m.reaction"})
+"""What is never encrypted: the homeserver must see what a reaction or redaction is about. See the specification,
+"Event relationships" and "Redactions"."""
 
 VERIFICATION = "m.key.verification."
 """How the types of what two devices say to verify each other begin; it may be said in a room."""
@@ -62,14 +66,31 @@ class Late:
     seq: int
 
 
-Item = Event | Echo | Sealed | Late
-Entry = Event | Echo | Waiting | Settled
+@attrs.frozen
+class InClear:
+    """An event that should be encrypted, as its room is, and is not."""
+
+    event: Event
+
+
+@attrs.frozen
+class Redacted:
+    """That an event of the room was taken back, which counts whoever did it. `by` is the redaction itself, as far as
+    it is anybody's."""
+
+    room_id: str
+    event_id: str
+    by: Event | Echo | None
+
+
+Item = Event | Echo | Sealed | Late | InClear | Redacted
+Entry = Event | Echo | Waiting | Settled | Redacted
 """What an item is once it is read: what the store takes."""
 
 
 class Reader:
     """Reads for one account. `own` is its user id, `encryption` None if it has none: `without` says why.
-    `is_encrypted` tells of a room whether it is known to be."""
+    `is_encrypted` tells of a room whether it is known to be. Before each answer call `begin`."""
 
     def __init__(
         self,
@@ -95,48 +116,73 @@ class Reader:
         self._without = without
         self._on_verification = on_verification
         self._is_encrypted = is_encrypted
+        self._turning: set[str] = set()
+        self._fates: dict[tuple[str, str], str | None] = {}  # of this answer: for whose key it waits
 
     @property
     def listens(self) -> bool:
         """Whether there may be something for our device in rooms that are nobody's."""
         return self._on_verification is not None
 
+    def begin(self, *, turning: Collection[str] = ()) -> None:
+        """A new answer: what was read before is in the store, or comes again. In the rooms `turning` somebody has
+        switched encryption on since the last one, and what was said before that may be in the clear."""
+        self._fates.clear()
+        self._turning = set(turning)
+
+    def turned(self, room_id: str) -> None:
+        """From here on what comes of this room was said when it was encrypted."""
+        self._turning.discard(room_id)
+
     def item(self, raw: Raw, room_id: str) -> Item | None:
         """What an event of a timeline is to us, before anybody is asked; None if it is no proper event."""
+        item = self._item(raw, room_id)
+        if (gone := _takes_back(raw)) is not None and not isinstance(item, Sealed | InClear):
+            return Redacted(room_id, gone, item)
+        return item
+
+    def _item(self, raw: Raw, room_id: str) -> Event | Echo | Sealed | InClear | None:
         if raw.get("sender") == self._own:
             return to_echo(raw, room_id)
         if raw.get("type") == ENCRYPTED and "state_key" not in raw and not _is_redacted(raw):
             return Sealed(room_id, raw)
-        return self._event(raw, room_id)
+        event = self._event(raw, room_id)
+        if event is not None and _is_secret(raw) and room_id not in self._turning and self._is_encrypted(room_id):
+            return InClear(event)
+        return event
 
     async def read(self, item: Item) -> Entry | None:
         """What the store is to keep of it; None if it is nobody's. To be called in the order of the timeline.
 
         Raises what the store raises.
         """
+        entry = await self._read(item)
+        match entry:
+            case Waiting():
+                self._fates[entry.room_id, entry.event_id] = entry.session_id
+            case Settled() | Redacted():
+                self._fates[entry.room_id, entry.event_id] = None
+        return entry
+
+    async def _read(self, item: Item) -> Entry | None:
         match item:
-            case Event():
-                return await self._place_clear(item)
-            case Echo():
-                self._desk.own(item.event_id, item.txn_id)
-                return item
+            case Event() | Echo():
+                return await self._place(item)
+            case InClear():
+                return await self._desk.place(item.event, in_clear=True)
+            case Redacted():
+                return attrs.evolve(item, by=None if item.by is None else await self._place(item.by))
             case Sealed():
                 return await self._open(item)
             case Late():
                 kept = await self._undecrypted.get(item.seq)
                 return None if kept is None else await self._open_kept(kept)
 
-    async def _place_clear(self, event: Event) -> Event | None:
-        placed = await self._desk.place(event)
-        if placed is None or placed.addressed != (BRIDGE,) or placed.type != "m.room.message":
-            return placed
-        assert placed.room_id is not None, "what is said, is said in a room"
-        if not self._is_encrypted(placed.room_id):
-            return placed
-        # encrypted it would be known whose it is; in the clear only the homeserver says so
-        facts = {"account": self._account, "room": placed.room_id, "event_id": placed.event_id}
-        log.warning("order in the clear left out, as the room is encrypted", by=placed.sender, **facts)
-        return None
+    async def _place(self, item: Event | Echo) -> Event | Echo | None:
+        if isinstance(item, Event):
+            return await self._desk.place(item)
+        self._desk.own(item.event_id, item.txn_id)
+        return item
 
     async def _open(self, sealed: Sealed) -> Entry | None:
         raw, room_id = sealed.raw, sealed.room_id
@@ -144,7 +190,7 @@ class Reader:
             log.warning("malformed event left out", account=self._account, room=room_id)
             return None
         try:
-            return await self._decrypted(raw, room_id)
+            event = await self._decrypted(raw, room_id)
         except Undecryptable as error:
             if not self._desk.hears(room_id, raw["sender"]):
                 return None
@@ -156,8 +202,11 @@ class Reader:
             facts = {"account": self._account, "room": room_id, "event_id": waiting.event_id}
             log.info("event waits for its room key", **facts, why=error.reason)
             return waiting
+        if event is None:
+            return None
+        return await self._behind(event, raw, room_id) or await self._desk.place(event)
 
-    async def _open_kept(self, kept: Kept) -> Settled | None:
+    async def _open_kept(self, kept: Kept) -> Settled | Waiting | None:
         """None if it is to wait on."""
         raw = kept.event()
         try:
@@ -167,10 +216,15 @@ class Reader:
                 return None
             heard = self._desk.hears(kept.room_id, raw["sender"])
             event = self._lost(raw, kept.room_id, error.reason) if heard else None
+        else:
+            if event is not None:
+                if not kept.last and (waiting := await self._behind(event, raw, kept.room_id)) is not None:
+                    return waiting
+                event = await self._desk.place(event)
         return Settled(kept.room_id, kept.event_id, event)
 
     async def _decrypted(self, raw: Raw, room_id: str) -> Event | None:
-        """The event as if it had come in the clear. Raises Undecryptable."""
+        """The event as if it had come in the clear; None if it is nobody's. Raises Undecryptable."""
         if self._encryption is None:
             raise Undecryptable(self._without)
         found = await self._encryption.decrypt(room_id, raw)
@@ -178,8 +232,20 @@ class Reader:
             # state, redactions and ciphertext are never inside of ciphertext; who trusts the type would be deceived
             raise Undecryptable("malformed", session_id=found.session_id)
         self._outcomes.decrypted()
-        event = self._event({**raw, "type": found.type, "content": found.content}, room_id)
-        return None if event is None else await self._desk.place(event)
+        return self._event({**raw, "type": found.type, "content": found.content}, room_id)
+
+    async def _behind(self, event: Event, raw: Raw, room_id: str) -> Waiting | None:
+        """It waits for the key of the one on which it depends whose this one is, if that one waits."""
+        root = self._desk.follows(event) if self._fates or self._undecrypted.count else None
+        if root is None:
+            return None
+        known = (room_id, root) in self._fates
+        session = self._fates[room_id, root] if known else await self._undecrypted.session_of(room_id, root)
+        if session is None:
+            return None
+        facts = {"account": self._account, "room": room_id, "event_id": event.event_id}
+        log.info("event waits for the one that it follows", **facts, follows=root)
+        return Waiting.of(raw, room_id, session)
 
     def _event(self, raw: Raw, room_id: str) -> Event | None:
         if self._on_verification is not None and _verifies(raw):
@@ -208,6 +274,22 @@ class Reader:
 def _is_redacted(raw: Raw) -> bool:
     """Whether its content was taken away: then there is nothing left to decrypt."""
     return not raw.get("content")
+
+
+def _is_secret(raw: Raw) -> bool:
+    """Whether it would be encrypted in a room that is."""
+    return "state_key" not in raw and raw.get("type") not in (*IN_THE_CLEAR, ENCRYPTED)
+
+
+def _takes_back(raw: Raw) -> str | None:
+    """The event that it redacts. Where that stands depends on the version of the room, and homeservers write it into
+    both places; if they differ, one of them was never checked by anybody."""
+    if raw.get("type") != REDACTION or "state_key" in raw:
+        return None
+    content = raw.get("content")
+    named = (raw.get("redacts"), content.get("redacts") if isinstance(content, dict) else None)
+    found = {each for each in named if is_id(each)}
+    return found.pop() if len(found) == 1 else None
 
 
 def _verifies(raw: Raw) -> bool:

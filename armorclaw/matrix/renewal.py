@@ -89,8 +89,7 @@ class Renewal:
             try:
                 with trio.fail_after(REFRESH_TIMEOUT):
                     tokens = await self._client.refresh(current.refresh_token)
-                    now_ms = self._around.clock.now_ms()
-                    await self._save_tokens(tokens, now_ms)
+                    stored = await self._save_tokens(current.access_token, tokens)
             except MatrixError as error:
                 verdict = judge(error)
                 if verdict.again and not verdict.unknown_token:
@@ -101,14 +100,9 @@ class Renewal:
             except (trio.TooSlowError, ArmorclawError) as error:
                 return self._not_now(str(error) or "it took too long", None)
             self._pacing.reset()
-            self.use(
-                attrs.evolve(
-                    current,
-                    access_token=tokens.access_token,
-                    refresh_token=tokens.refresh_token or current.refresh_token,
-                    expires_ms=tokens.expires_ms(now_ms),
-                )
-            )
+            if stored is None or not stored.access_token:
+                return self._not_now("the login is no more", None)
+            self.use(stored)
             return True
 
     def _not_now(self, why: str, told: float | None) -> Literal[False]:
@@ -116,5 +110,6 @@ class Renewal:
         self._not_before = self._around.clock.monotonic() + max(self._pacing.next(told), REFRESH_LEAST)
         return False
 
-    async def _save_tokens(self, tokens: Tokens, now_ms: int) -> None:
-        await self._db.write(lambda db: login.save_tokens(db, self._account, tokens, now_ms), durable=True)
+    async def _save_tokens(self, used: str, tokens: Tokens) -> Login | None:
+        name, now_ms = self._account, self._around.clock.now_ms()
+        return await self._db.write(lambda db: login.save_tokens(db, name, used, tokens, now_ms), durable=True)

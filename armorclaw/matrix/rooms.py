@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Protocol
 
 import attrs
 
+from armorclaw.clock import Clock
 from armorclaw.matrix.answer import Answer, Raw, RoomUpdate, is_id, is_room_id, is_state
 from armorclaw.store import Connection
 
 _MAX_NAME = 255  # characters; anybody with the power to change it may make it longer
+
+CURRENT_SECONDS = 40.0
+"""How long what a sync said of rooms is certain: as long as the next answer may take."""
 
 _VOUCHED = ("m.room.create", "m.room.tombstone")
 """State that gives a room rights of another: never believed from whoever invites."""
@@ -36,15 +41,23 @@ class RoomState:
     predecessor: str | None = None
 
 
+class Knows(Protocol):
+    """As `armorclaw.matrix.crypto.encryption.Encryption`: it remembers for good which rooms are encrypted."""
+
+    def knows(self, room_id: str) -> bool: ...
+    async def room_state(self, room_id: str, raw: Raw) -> object: ...
+
+
 class Rooms:
     """The rooms of one account, in memory as in the table `rooms`, which moves together with the sync token."""
 
-    def __init__(self, account: str) -> None:
+    def __init__(self, account: str, clock: Clock | None = None) -> None:
         self._account = account
+        self._clock = clock or Clock()
         self._rooms: dict[str, RoomState] = {}
         self._turned: set[str] = set()  # encrypted by news that is perhaps not in the table yet
-        self.current = False
-        """Whether the sync follows what happens: only then a room that was not encrypted still is not."""
+        self.current_at: float | None = None
+        """When the sync last told what happens, by `Clock.boottime`; None while it stands still."""
 
     def get(self, room_id: str) -> RoomState | None:
         return self._rooms.get(room_id)
@@ -71,9 +84,33 @@ class Rooms:
         return False if state is not None and state.membership == "join" else None
 
     def must_encrypt(self, room_id: str) -> bool | None:
-        """As `encrypted`, but None also while the sync stands still, in which time the room may have changed."""
+        """As `encrypted`, but None also while the sync stands still, in which time the room may have changed.
+
+        That nobody said it stands still is not enough: a poll may hang, and the machine may have slept.
+        """
         known = self.encrypted(room_id)
-        return known if known or self.current else None
+        at = self.current_at
+        current = at is not None and self._clock.boottime() - at <= CURRENT_SECONDS
+        return known if known or current else None
+
+    async def find_out(
+        self, room_id: str, encryption: Knows | None, ask: Callable[[], Awaitable[Raw | None]]
+    ) -> bool:
+        """As `must_encrypt`, but of what is not certain the homeserver is asked: `ask` gives the room's state
+        m.room.encryption, None if there is none. A yes is remembered, whatever it says later."""
+        known = self.must_encrypt(room_id)
+        if not known and encryption is not None and encryption.knows(room_id):
+            self.turned_encrypted(room_id)
+            return True
+        if known is not None:
+            return known
+        state = await ask()
+        if state is None:
+            return self.encrypted(room_id) is True  # a sync may have told meanwhile
+        self.turned_encrypted(room_id)
+        if encryption is not None:
+            await encryption.room_state(room_id, {"type": "m.room.encryption", "state_key": "", "content": state})
+        return True
 
     def turned_encrypted(self, room_id: str) -> None:
         """It is encrypted from now on, for this life at least, whatever becomes of the news that said so."""
@@ -119,10 +156,9 @@ class Rooms:
         db.executemany(query, [(self._account, room, *attrs.astuple(state)) for room, state in changes.items()])
 
     def replace(self, rooms: Mapping[str, RoomState]) -> None:
-        """Forget what was known and take what `load` read."""
+        """Forget what was known and take what `load` read; but what turned encrypted stays so, whoever we are now."""
         self._rooms = dict(rooms)
-        self._turned.clear()
-        self.current = False
+        self.current_at = None
 
     def apply(self, changes: Mapping[str, RoomState]) -> None:
         """Take changes that `save` has committed."""

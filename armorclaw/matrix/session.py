@@ -168,7 +168,8 @@ class Session:
             )
             self._status.starting()
             stored = await entrance.enter()
-            encrypts = account.encryption and services.vault is not None
+            wanted = account.encryption and services.vault is not None
+            encrypts = wanted
             self._status.encryption = "starting" if encrypts else "off"
             pacing = Pacing(services.around.random, first=0.5, cap=60.0)
             while True:
@@ -182,6 +183,7 @@ class Session:
                 await trio.sleep(pacing.next())  # the homeserver may forget the next login as fast
                 if lost is None:
                     stored = await entrance.again()
+                    encrypts = encrypts or (wanted and stored.identity_key is None)  # of a new device none are lost
                 elif (fresh := await entrance.new_device(lost)) is not None:
                     stored = fresh
                 else:  # rooms without encryption go on
@@ -252,7 +254,9 @@ class Session:
             identity_key=stored.identity_key,
             around=self._services.around,
             devices=DevicePolicy(account.unverified_devices, account.unverified_devices_in),
+            counts=self._status.encryption_counts,
         ) as encryption:
+            await encryption.resume(stored.next_batch)
             if stored.identity_key is None:
                 key = encryption.identity_key
                 await db.write(lambda conn: login.save_identity(conn, name, key), durable=True)

@@ -35,10 +35,11 @@ class AccountStanding:
     """How one account stands. `last_sync_s` is how many seconds ago a sync was answered, null if none was;
     `rooms_missing` are rooms granted to agents, or meant for alerts, that the account is not in.
 
-    `encryption` is "lost" while the keys of the device are, "off" by configuration; `undecryptable_waiting` are
-    messages whose key has not come yet, `decrypt_failures` those of the last hour that could not be read. `deaf`: it
-    hears and cannot read; there were failures, for over a minute, and no success since. `signed`: whether the
-    account's own identity has signed its device (null: not known), and else what helps, in `hint`.
+    `encryption` is "lost" while the keys of the device are, "unpublished" while the homeserver has lost them, "off"
+    by configuration; `undecryptable_waiting` are messages whose key has not come yet, `decrypt_failures` those of the
+    last hour that could not be read. `deaf`: it hears and cannot read; there were failures, for over a minute, and no
+    success since. `signed`: whether the account's own identity has signed its device (null: not known). `hint`: what
+    helps if the keys are lost, or the device is not signed.
     """
 
     account: str
@@ -50,7 +51,7 @@ class AccountStanding:
     reason: str
     last_sync_s: float | None
     rooms_missing: list[str]
-    encryption: Literal["ready", "starting", "lost", "off"] = "off"
+    encryption: Literal["ready", "starting", "unpublished", "lost", "off"] = "off"
     undecryptable_waiting: int = 0
     decrypt_failures: int = 0
     sends_waiting: int = 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Literal
 
 import trio
 
 from armorclaw.clock import Clock
+from armorclaw.config import Account
 from armorclaw.log import get_logger
 from armorclaw.matrix.shapes import AccountStanding
 
@@ -29,6 +30,11 @@ _FAILURES = 1000  # remembered at most
 
 Encryption = Literal["ready", "starting", "lost", "off"]
 """STARTING: keys are being opened. LOST: they are gone, and the account goes on without. OFF: it never had any."""
+
+
+def login_command(account: Account) -> str:
+    """What a person runs to log an account in anew."""
+    return f"armorclaw matrix login {account.user} --account {account.name}"
 
 
 class SessionState(enum.StrEnum):
@@ -55,6 +61,8 @@ class SessionStatus:
         """Messages that wait for their key; whoever keeps them says how many there are."""
         self.failures = 0
         """Messages that could not be decrypted, since the bridge was started."""
+        self.encryption_counts: Counter[str] = Counter()
+        """What `Encryption` counts, over all of an account's sessions."""
         self._clock = clock
         self._failed_at: deque[float] = deque(maxlen=_FAILURES)
         self._deaf_since: float | None = None  # the first failure after the last success

@@ -28,6 +28,7 @@ from armorclaw.matrix.answer import (
     Receipt,
     RoomUpdate,
     after_own_join,
+    is_state,
     own_join,
     read_answer,
     to_echo,
@@ -67,6 +68,7 @@ class Follows(Protocol):
     async def absorb(self, answer: Answer) -> object: ...
     async def room_state(self, room_id: str, raw: Raw) -> object: ...
     async def forget_members(self, room_id: str) -> object: ...
+    def stands(self, since: str | None, next_batch: str) -> object: ...
 
 
 @attrs.frozen
@@ -144,7 +146,7 @@ class SyncLoop:
             try:
                 hot = await self._once(POLL_SECONDS if held else 0.0)
             except MatrixError as error:
-                self._rooms.current = False
+                self._rooms.current_at = None
                 verdict = judge(error)
                 if verdict.unknown_token:
                     return
@@ -154,13 +156,13 @@ class SyncLoop:
                 await self._pause(verdict)
                 held = False
             except BadAnswerError as error:
-                self._rooms.current = False
+                self._rooms.current_at = None
                 await self._pause(Verdict(again=True, reason=str(error)))
                 held = False
             except ArmorclawError as error:
                 if not error.kind.retryable:
                     raise
-                self._rooms.current = False
+                self._rooms.current_at = None
                 log.warning("the store does not take events", account=self._account, why=str(error))
                 await trio.sleep(self._pacing.next())
             else:
@@ -184,6 +186,7 @@ class SyncLoop:
         if found is None:
             await self._take_late()
             return False
+        heard = self._around.clock.boottime()
         answer = read_answer(found)
         took = self._around.clock.monotonic() - asked
         stuck = answer.next_batch == self.since and not answer.empty
@@ -192,7 +195,7 @@ class SyncLoop:
         else:
             self._hot = 0
         await self._take_in(answer)
-        self._rooms.current = True
+        self._rooms.current_at = heard  # taking it in may have taken long
         return stuck or self._hot > _HOT
 
     async def _pause(self, verdict: Verdict) -> None:
@@ -212,9 +215,14 @@ class SyncLoop:
 
     async def _take_in(self, answer: Answer) -> None:
         first = self.since is None
+        turning: set[str] = set()
         for update in answer.rooms:
             if update.turns_encrypted:  # before anything else: whatever is sent from now on must be encrypted
+                before = self._rooms.get(update.room_id)
+                if before is None or not before.encrypted:
+                    turning.add(update.room_id)
                 self._rooms.turned_encrypted(update.room_id)
+        self._reader.begin(turning=turning)
         if self._encryption is not None:
             if first:
                 await self._encryption.start_over()
@@ -239,6 +247,8 @@ class SyncLoop:
             elif update.timeline or update.limited:
                 news.append(await self._news(update, newly_joined=newly_joined))
             receipts += self._of_others(update)
+        if self._encryption is not None:
+            self._encryption.stands(self.since, answer.next_batch)
         late = [Late(seq) for seq in await self._undecrypted.candidates()]
         if not (news or receipts or changes or late) and self._told and answer.next_batch == self.since:
             return
@@ -271,6 +281,7 @@ class SyncLoop:
     async def _take_late(self) -> None:
         """Keys have come, while the homeserver has nothing new to tell."""
         if late := [Late(seq) for seq in await self._undecrypted.candidates()]:
+            self._reader.begin()
             await put(self._intake, late, (), read=self._reader.read, also=_nothing)
         self._undecrypted.tried()
 
@@ -312,8 +323,12 @@ class SyncLoop:
             if each.gap is not None:
                 yield each.gap
             yield from each.older
+            if not any(_turns(raw) for raw in each.timeline):  # it happened before
+                self._reader.turned(each.room_id)
             for raw in each.timeline:
                 yield self._reader.item(raw, each.room_id)
+                if _turns(raw):
+                    self._reader.turned(each.room_id)
 
     def _gap_event(self, room_id: str, reason: str, *, again: str | None = None) -> Event:
         """That something is missing; told once, however often the round from the place `again` is asked."""
@@ -331,6 +346,10 @@ class SyncLoop:
 
 def _nothing(db: Connection) -> None:
     pass
+
+
+def _turns(raw: Raw) -> bool:
+    return is_state(raw, "m.room.encryption", "")
 
 
 def _token_refused(error: MatrixError) -> bool:

@@ -37,7 +37,8 @@ Session = tuple[str, str]
 
 @attrs.frozen
 class Waiting:
-    """An event whose room key is not here, as the homeserver gave it."""
+    """An event whose room key is not here, as the homeserver gave it; or that of one on which it depends whose this
+    one is."""
 
     room_id: str
     event_id: str
@@ -154,6 +155,13 @@ class Undecrypted:
         """The numbers of those of some sessions, or of all, in the order they came. Raises as `load`."""
         return await self._db.read(lambda conn: self._numbers(conn, sessions))
 
+    async def session_of(self, room_id: str, event_id: str) -> str | None:
+        """Of one that waits, the session whose key it waits for; None if it does not. Raises as `load`."""
+        query = "SELECT session_id FROM undecrypted WHERE account = ? AND room_id = ? AND event_id = ?"
+        args = [self._account, room_id, event_id]
+        row = await self._db.read(lambda conn: conn.execute(query, args).fetchone()) if self.count else None
+        return None if row is None else row[0]
+
     async def due(self) -> list[int]:
         """The numbers of those that have waited too long. Raises as `load`."""
         before = self._clock.now_ms() - MAX_AGE_MS
@@ -177,11 +185,15 @@ class Undecrypted:
         return row[0], row[1]
 
     def keep(self, conn: Connection, waiting: Sequence[Waiting]) -> list[Event]:
-        """Write them down; returns what is to be told of those that are given up for it."""
+        """Write them down; returns what is to be told of those that are given up for it.
+
+        One that waits already may wait for another key from now on.
+        """
         now = self._clock.now_ms()
         conn.executemany(
             "INSERT INTO undecrypted (account, event_id, room_id, session_id, raw, since_ms)"
-            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            " VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (account, event_id) DO UPDATE SET session_id = excluded.session_id",
             [(self._account, each.event_id, each.room_id, each.session_id, each.raw, now) for each in waiting],
         )
         sessions = dict.fromkeys((each.room_id, each.session_id) for each in waiting)

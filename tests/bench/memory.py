@@ -44,7 +44,7 @@ def run(quick: bool) -> list[Figure]:
         Figure("imports alone, without Matrix", _imports(RUN_IMPORTS), "MB"),
         Figure("imports alone, with Matrix", _imports(SESSION_IMPORTS), "MB"),
         Figure("idle daemon, one agent, without Matrix", alone, "MB", 60.0),
-        Figure("idle daemon, one agent, one Matrix session", with_matrix, "MB", 75.0),
+        Figure("idle daemon, one agent, one Matrix session", with_matrix, "MB", 85.0),
     ]
 
 

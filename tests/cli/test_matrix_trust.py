@@ -107,9 +107,21 @@ def test_devices(run: Run, fake: FakeBridge) -> None:
 
 
 def test_accept(run: Run, fake: FakeBridge) -> None:
+    fake.answers["matrix.devices"] = {**DEVICES, "master": "abcdefghi"}
     fake.answers["matrix.accept_identity"] = {}
-    assert run("matrix", "accept", "@a:b").out == "accepted the identity of @a:b\n"
-    assert fake.asked == [("matrix.accept_identity", {"user_id": "@a:b"})]
+    assert run("matrix", "accept", "@a:b").out == "accepted the identity of @a:b: abcd efgh i\n"
+    assert fake.asked == [
+        ("matrix.devices", {"user_id": "@a:b"}),
+        ("matrix.accept_identity", {"user_id": "@a:b", "master": "abcdefghi"}),
+    ]
+
+
+def test_of_somebody_without_an_identity_there_is_nothing_to_accept(run: Run, fake: FakeBridge) -> None:
+    fake.answers["matrix.devices"] = {**DEVICES, "master": None}
+    done = run("matrix", "accept", "@a:b")
+    assert done.status != 0
+    assert "@a:b has no identity" in done.err
+    assert [method for method, _ in fake.asked] == ["matrix.devices"]
 
 
 def test_recovery_key(run: Run, fake: FakeBridge) -> None:

@@ -88,13 +88,15 @@ async def test_the_room_of_alerts_is_no_agents(
         nursery.cancel_scope.cancel(reason="the test is over")
 
 
-async def test_an_encrypted_room_is_refused_once_and_no_loop(
+async def test_without_encryption_an_encrypted_room_is_refused_once_and_no_loop(
     homeserver: Homeserver, armorclaw_folder: Path, matrix_user: Callable[[str], Person]
 ) -> None:
+    """With it an alert arrives encrypted: `tests/interop/test_alerts.py`."""
     person = matrix_user("admin")
     config = config_for(homeserver, armorclaw_folder)
     ops = person.create_room("alerts", invite=[config.accounts["main"].user], encrypted=True)
-    config = attrs.evolve(config, alerts=AlertsSection(room=ops))
+    account = attrs.evolve(config.accounts["main"], encryption=False)
+    config = attrs.evolve(config, accounts={"main": account}, alerts=AlertsSection(room=ops))
     async with open_bridge(config) as bridge:
         with trio.fail_after(30):
             await bridge.until_joined([ops])

@@ -197,6 +197,8 @@ def test_status(field: Field) -> None:
         "decrypt_failures": int,
         "sends_waiting": int,
         "deaf": bool,
+        "signed": (bool, None),
+        "hint": str,
     }
     agent = {
         "name": str,

@@ -178,7 +178,7 @@ class Citizen:
 
     def _publish(self) -> None:
         self._account.generate_one_time_keys(50)
-        self._account.generate_fallback_key()
+        self._account.generate_fallback_key()  # type: ignore[attr-defined]  # its stubs leave it out
         keys = {f"curve25519:{self._device}": self._curve, f"ed25519:{self._device}": self._ed}
         device = {"user_id": self.user, "device_id": self._device, "algorithms": [OLM, MEGOLM], "keys": keys}
 
@@ -191,7 +191,7 @@ class Citizen:
         body = {
             "device_keys": self._signed(device),
             "one_time_keys": signed(self._account.one_time_keys),
-            "fallback_keys": signed(self._account.fallback_key, fallback=True),
+            "fallback_keys": signed(self._account.fallback_key, fallback=True),  # type: ignore[attr-defined]
         }
         self._keys.upload(self.user, self._device, body)
         self._account.mark_keys_as_published()

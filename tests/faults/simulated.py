@@ -106,26 +106,26 @@ class Network(httpx.AsyncBaseTransport):
 class Simulation:
     """`live` is one life of the bridge; town, network and store are there for all of them."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, *, encryption: bool = False) -> None:
         self.chance = random.Random(seed)
-        clock = Clock(wall=lambda: BEGAN + trio.current_time())
+        clock = Clock(wall=lambda: BEGAN + trio.current_time(), boottime=trio.current_time)
         self.around = Surroundings(clock, random.Random(seed + 1))
         self.town = Town(clock)
         self.network = Network(self.town, self.chance)
         self.store = Store()
         self.bridge: Bridge | None = None
+        (folder / "state").mkdir()
         password = folder / "password"
         password.write_text(PASSWORD)
         password.chmod(0o400)
         self.sections: dict[str, Any] = {
             "bridge": {"state_dir": str(folder / "state"), "runtime_dir": str(folder / "run")},
-            # keys are in a file of their own, opened on a thread: there are none here
             "accounts": {
                 "main": {
                     "homeserver": "http://town",
                     "user": BOT,
                     "password_file": str(password),
-                    "encryption": False,
+                    "encryption": encryption,
                 }
             },
         }
@@ -160,11 +160,22 @@ class Simulation:
         await agent.run()
 
 
+async def _at_once(work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Instead of a thread, for which simulated time would not wait."""
+    await trio.lowlevel.checkpoint()
+    return work(*args)
+
+
 @contextmanager
-def simulation(folder: Path, seed: int) -> Iterator[Simulation]:
-    """All that is made of the product while this lasts is on the simulated store and network."""
-    made = Simulation(folder, seed)
+def simulation(folder: Path, seed: int, *, encryption: bool = False) -> Iterator[Simulation]:
+    """All that is made of the product while this lasts is on the simulated store and network.
+
+    With `encryption` keys are in a file of their own, as they always are; what waits for the disk does so at once.
+    """
+    made = Simulation(folder, seed, encryption=encryption)
     with pytest.MonkeyPatch.context() as patch:
+        if encryption:
+            patch.setattr("trio.to_thread.run_sync", _at_once)
         patch.setattr(armorclaw.bridge, "Database", lambda *args, **options: made.store)
         patch.setattr("armorclaw.matrix.pools.open_pool", lambda *args, **options: made.network)
         patch.setattr("armorclaw.matrix.transport.open_pool", lambda *args, **options: made.network, raising=False)

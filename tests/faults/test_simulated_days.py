@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -49,10 +49,11 @@ def out_of_order(visible: list[str], accepted: list[str]) -> list[str]:
 
 
 class Days:
-    """People, an agent, an operator, and somebody who breaks things."""
+    """People, an agent, an operator, and somebody who breaks things. Some rooms are `encrypted`."""
 
-    def __init__(self, sim: Simulation) -> None:
+    def __init__(self, sim: Simulation, encrypted: Sequence[str] = ()) -> None:
         self.sim = sim
+        self.encrypted = encrypted
         self.chance = sim.chance
         self.said: list[tuple[str, str, str]] = []  # room, event id, body
         self.sent: dict[str, str] = {}  # by body: room
@@ -67,7 +68,7 @@ class Days:
     async def run(self, seconds: float) -> None:
         """So long of storm, then calm; raises AssertionError for whatever is lost."""
         for room in ROOMS:
-            self.sim.town.add_room(room)
+            self.sim.town.add_room(room, encrypted=room in self.encrypted)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._live)
             await self.sim.town.synced.wait()
@@ -225,12 +226,16 @@ class Days:
 
     async def _forget_logins(self) -> None:
         await trio.lowlevel.checkpoint()
-        self.sim.town.forget_logins()
+        if self.encrypted:  # a new device could not tell which of the messages in doubt are its own
+            self.sim.town.logins.expire()
+        else:
+            self.sim.town.forget_logins()
 
     # -- what must hold
 
     async def _check(self, bridge: Bridge) -> None:
         town = self.sim.town
+        assert town.wrongs() == [], "what was encrypted, or was not"
         dead = {row["event_id"] for row in await bridge.call("events.dead_letters", agent=AGENT, limit=1000)}
         for room in ROOMS:
             visible = Counter(town.said(room))
@@ -264,10 +269,10 @@ class Days:
         assert stats["in_hand"] == 0, stats
 
 
-def simulate(folder: Path, seed: int, seconds: float) -> Days:
+def simulate(folder: Path, seed: int, seconds: float, *, encrypted: Sequence[str] = ()) -> Days:
     print(f"ARMORCLAW_SEED={seed}")
-    with simulation(folder, seed) as sim:
-        days = Days(sim)
+    with simulation(folder, seed, encryption=bool(encrypted)) as sim:
+        days = Days(sim, encrypted)
         trio._core._run._r.seed(seed)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
@@ -296,6 +301,11 @@ def enough_happened(days: Days, number: int) -> None:
 @pytest.mark.mission("P1.1", "P3.1", "P3.3")
 def test_a_day_of_faults(tmp_path: Path, seed: int) -> None:
     enough_happened(simulate(tmp_path, seed, DAY), 1)
+
+
+@pytest.mark.mission("M.e2ee")
+def test_a_day_of_faults_with_an_encrypted_room(tmp_path: Path, seed: int) -> None:
+    enough_happened(simulate(tmp_path, seed, DAY, encrypted=ROOMS[:1]), 1)
 
 
 @pytest.mark.long

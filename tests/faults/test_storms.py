@@ -132,7 +132,8 @@ class Meter:
 async def storm(sim: Simulation, answers: Mapping[str, Answer], *, busy: bool = False) -> None:
     """Minutes in which some questions are always answered oddly, with messages to send and to read all along."""
     meter = Meter()
-    per_minute = int(2 * 60 * ROUNDS) if busy else PER_MINUTE  # each sync, and the gap that it tells of
+    # each sync, the gap that it tells of, and that it was read
+    per_minute = int(3 * 60 * ROUNDS) if busy else PER_MINUTE
     sim.town.add_room(ROOM)
     sim.town.hold_longest = 25.0
 

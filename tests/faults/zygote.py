@@ -98,7 +98,7 @@ class Points:
             self.pass_("after commit of keys")
             return done
 
-        CryptoDatabase.run = watched  # type: ignore[method-assign]
+        CryptoDatabase.run = watched  # type: ignore[method-assign, assignment]
 
     def _watch_requests(self) -> None:
         handle = httpx.AsyncHTTPTransport.handle_async_request

@@ -15,7 +15,7 @@ import trio
 
 from armorclaw.agent.events import Event
 from armorclaw.bridge import Bridge, open_bridge
-from armorclaw.config import AccessSection, Account, Agent, BridgeSection, Config
+from armorclaw.config import AccessSection, Account, Agent, AlertsSection, BridgeSection, Config
 from armorclaw.store.connection import open_connection
 from armorclaw.store.keyfile import load_or_create_key
 from armorclaw.structure import Secret
@@ -56,11 +56,11 @@ class Bot:
 
     @asynccontextmanager
     async def open(
-        self, *rooms: str, url: str = "", commands: Sequence[str] = (), **account: Any
+        self, *rooms: str, url: str = "", commands: Sequence[str] = (), alerts: str = "", **account: Any
     ) -> AsyncIterator[Ours]:
         """A bridge in this loop, connected and in the rooms, to each of which the bot is invited.
 
-        People in `commands` may give it orders.
+        People in `commands` may give it orders; its alerts go to the room `alerts`.
         """
         where = url or self.homeserver.url
         main = Account(homeserver=where, user=self.user_id, password=Secret(self.password), **account)
@@ -69,13 +69,14 @@ class Bot:
             accounts={"main": main},
             agents={EARS: Agent(name=EARS, runtime="attached", rooms=rooms)},
             access=AccessSection(commands=tuple(commands)),
+            alerts=AlertsSection(room=alerts),
         )
         async with open_bridge(config) as bridge, trio.open_nursery() as nursery:
             ours = Ours(self, bridge)
             nursery.start_soon(ours.listen)
             with trio.fail_after(SECONDS):
                 await bridge.until_connected()
-                await bridge.until_joined(rooms)
+                await bridge.until_joined([*rooms, alerts] if alerts else rooms)
             yield ours
             nursery.cancel_scope.cancel(reason="the bridge is about to be closed")
 

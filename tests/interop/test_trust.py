@@ -223,7 +223,7 @@ async def test_an_identity_of_somebody_that_was_reset_is_told_and_not_believed_u
         told = await ours.say(room, "not for that one")
         await alice.cannot_read(told)
 
-        await ours.bridge.call("matrix.accept_identity", user_id=alice.user_id)
+        await ours.bridge.call("matrix.accept_identity", user_id=alice.user_id, master=answer["master"])
         assert (await standing(ours, alice.user_id))["identity"] == "tofu"
         await alice.say(room, "it is me")
         await ours.hears("it is me")

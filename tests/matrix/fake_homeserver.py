@@ -107,7 +107,7 @@ async def _answer(fake: FakeHomeserver, stream: trio.abc.Stream, http: h11.Conne
     while True:
         event = http.next_event()
         if event is h11.NEED_DATA:
-            http.receive_data(await stream.receive_some())
+            http.receive_data(bytes(await stream.receive_some()))
         elif isinstance(event, h11.Request):
             request = event
         elif isinstance(event, h11.Data):

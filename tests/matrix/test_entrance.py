@@ -52,7 +52,7 @@ class Keys:
 
 
 class House:
-    """What one account's logins need, over one life of the bridge after the other."""
+    """What one account's logins need, over one life of the bridge after the other. `told` are the texts of alerts."""
 
     def __init__(self) -> None:
         started = trio.current_time()
@@ -62,6 +62,7 @@ class House:
         self.db = InlineDatabase()
         self.keys = Keys(there=False)
         self.alerts: list[tuple[str, str]] = []
+        self.told: list[str] = []
         self.password: str | None = PASSWORD
         self.token: str | None = None
         self.account = Account(HOMESERVER, BOT)
@@ -71,6 +72,7 @@ class House:
 
     async def alert(self, name: str, severity: str, text: str) -> None:
         self.alerts.append((name, severity))
+        self.told.append(text)
 
     def entrance(self) -> Entrance:
         """Of a new life."""
@@ -188,6 +190,17 @@ async def test_a_request_that_finds_its_token_expired_is_made_again_with_a_new_o
     assert house.stored().access_token != first.access_token
 
 
+async def test_tokens_outlast_a_power_cut(autojump_clock: trio.testing.MockClock, house: House) -> None:
+    """Once they are used, the homeserver takes the old ones no more."""
+    house.town.logins.lasts = 300.0
+    first = await house.entrance().enter()
+    await trio.sleep(301)
+    before = house.db.durable
+    await house.client.check_login()
+    assert house.client.api.token == house.stored().access_token != first.access_token
+    assert house.db.durable == before + 1
+
+
 async def test_tokens_are_on_disk_before_they_are_used(autojump_clock: trio.testing.MockClock, house: House) -> None:
     """So an answer that is lost, and a crash anywhere, cost nothing: neither the login nor the device."""
     house.town.logins.lasts = 300.0
@@ -219,6 +232,26 @@ async def test_tokens_are_on_disk_before_they_are_used(autojump_clock: trio.test
         await house.client.check_login()
         assert LOGIN not in house.asked(*ALL)
     assert house.alerts == []
+
+
+async def test_new_tokens_that_come_after_another_login_do_not_replace_it(
+    autojump_clock: trio.testing.MockClock, house: House
+) -> None:
+    house.town.logins.lasts = 300.0
+    entrance = house.entrance()
+    first = await entrance.enter()
+    newer = attrs.evolve(first, access_token="newer", refresh_token="newer too")
+
+    async def log_in_beside(asked: Asked) -> Reply | Raw | None:
+        if house.town.kind(asked) == REFRESH:
+            await house.db.write(lambda db: login.save(db, "main", newer))
+        return None  # the answer itself is a good one
+
+    house.town.meddle = log_in_beside
+    assert await entrance.renewal.renew(first.access_token)
+    assert (house.stored().access_token, house.stored().refresh_token) == ("newer", "newer too")
+    assert entrance.renewal.current == house.stored()
+    assert house.client.api.token == "newer"
 
 
 @pytest.mark.parametrize("lasts", [0.001, 1.0, 5.0])
@@ -501,6 +534,8 @@ async def test_without_a_password_an_account_that_lost_its_keys_goes_on_without(
     await house.client.check_login()
     assert house.keys.aside == []
     assert house.town.logins.devices == {(BOT, first.device_id)}
+    assert house.alerts[-1] == ("matrix_keys_lost", "error")
+    assert f"armorclaw matrix login {BOT} --account main" in house.told[-1]
 
 
 # -- hostile answers

@@ -240,7 +240,7 @@ async def test_a_deleted_device_is_a_new_one_with_keys_of_its_own(
         assert last.identity_key != first.identity_key
         assert status_of(accounts).encryption == "ready"
     assert await devices(bot) == {last.device_id}
-    assert [name for name, _ in alerts.told] == ["matrix_logged_out"]
+    assert [name for name, _ in alerts.told if name != "matrix_recovery_key"] == ["matrix_logged_out"]
     assert len(list((tmp_path / "keys").glob("*aside*"))) >= 1
 
 
@@ -299,10 +299,51 @@ async def test_lost_keys_without_a_password_leave_plain_rooms_and_say_so(
             (standing,) = accounts.reports()
             assert standing.encryption == "lost"
             assert "matrix main has lost its keys" in health([], [standing]).reasons
-        assert (await stored(bench)).device_id == first.device_id
-    assert alerts.told == [("matrix_keys_lost", "error")]
+            assert standing.hint.endswith(f"armorclaw matrix login {bot.user_id} --account main")
+            assert (await stored(bench)).device_id == first.device_id
+            assert alerts.told == [("matrix_keys_lost", "error")]
+            waiting = await enqueue(bench, secret, "once it can")
+            await accounts.login("main", bot.user_id, Secret(bot.password))
+            assert (await bench.outbox.settled(waiting.delivery_id, 15)).state in ("sent", "delivered")
+            assert accounts.reports()[0].encryption == "ready"
+        last = await stored(bench)
+        assert last.device_id != first.device_id
+    assert alerts.told[1] == ("matrix_keys_lost", "warning")
+    async with open_bench(tmp_path) as bench:
+        accounts = bench.accounts(account, vault=vault(tmp_path))  # with the token of the device that is no more
+        async with running(accounts):
+            assert status_of(accounts).encryption == "ready"
+        assert (await stored(bench)).device_id == last.device_id
     said: list[dict[str, Any]] = (await ann.call("GET", f"rooms/{secret}/messages?dir=b&limit=50"))["chunk"]
     assert not [raw for raw in said if raw["sender"] == bot.user_id and raw["type"] == "m.room.message"]
+
+
+async def test_a_new_device_encrypts_although_the_one_before_had_lost_its_keys(
+    tmp_path: Path, forgetful: Homeserver, person: MakePerson
+) -> None:
+    """Without another life of the bridge."""
+    bot = await person("bot")
+    password = tmp_path / "password"
+    account = attrs.evolve(account_of(bot, forgetful), password=None, password_file=password)
+    password.write_text(bot.password)
+    password.chmod(0o600)
+    async with open_bench(tmp_path) as bench:
+        async with running(bench.accounts(account, vault=vault(tmp_path))):
+            await until(lambda: published(bench))
+        first = await stored(bench)
+    lose(tmp_path, "missing")
+    password.write_text("wrong")
+    alerts = Alerts()
+    async with open_bench(tmp_path) as bench:
+        accounts = bench.accounts(account, alerts=alerts, vault=vault(tmp_path))
+        async with running(accounts):
+            assert status_of(accounts).encryption == "lost"
+            assert alerts.told[-1] == ("matrix_keys_lost", "error")
+            password.write_text(bot.password)
+            await delete_device(bot, first.device_id)
+            await until(lambda: status_of(accounts).encryption == "ready")
+            await until(lambda: published(bench))
+        assert (await stored(bench)).device_id != first.device_id
 
 
 async def test_many_accounts_each_with_a_life_of_its_own(

@@ -187,6 +187,7 @@ async def test_trouble_has_its_name_and_comes_within_the_time_of_clients(
             with pytest.raises(ArmorclawError) as caught:
                 await call(method, agent="echo", room_id=ROOM, **params)
             assert caught.value.name == name
+            assert caught.value.hint
 
 
 async def test_without_a_session_there_is_nobody_to_ask(bench: Bench) -> None:

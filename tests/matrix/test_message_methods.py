@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 
 from armorclaw.config import Account
+from armorclaw.delivery.message import Delivery, Outgoing
 from armorclaw.errors import ArmorclawError
-from armorclaw.matrix import message_methods
+from armorclaw.matrix import message_methods, postman
+from armorclaw.matrix.message_methods import MessageMethods
+from armorclaw.matrix.message_shapes import SendParams
 from armorclaw.matrix.routing.said import MARK
 from armorclaw.testing.homeserver import Homeserver
 
@@ -358,7 +362,34 @@ async def test_encrypted_rooms_are_refused_by_name(bench: Bench, homeserver: Hom
             with pytest.raises(ArmorclawError) as caught:
                 await call("matrix.send", agent="echo", room_id=one, message="in the clear")
             assert caught.value.name == "room_encrypted"
+            assert "switched off for this account" in caught.value.why
+            assert "switch encryption on" in caught.value.hint
             assert await ann.read(one) == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_why_an_encrypted_room_gets_nothing_is_told(known: bool) -> None:
+    """To switch encryption on helps only where it is off."""
+    reason = postman.OFF if known else "room_encrypted, unknown_algorithm: it is encrypted in another way"
+
+    async def enqueue_all(outs: Sequence[Outgoing]) -> list[Delivery]:
+        await trio.lowlevel.checkpoint()
+        return [
+            Delivery("d", "t", out.account, out.agent, out.room_id, out.type, "failed", 1, reason=reason)
+            for out in outs
+        ]
+
+    outbox: Any = SimpleNamespace(enqueue_all=enqueue_all)
+    permission: Any = SimpleNamespace(account_for=lambda *_: "main")
+    accounts: Any = SimpleNamespace(encrypted=lambda *_: True)
+    operator: Any = SimpleNamespace(agent=None)
+    sending = MessageMethods(accounts, outbox, permission).send(operator, SendParams("!a:x", "hello"))
+    told = await refusal(sending)
+    assert told.name == "room_encrypted"
+    assert told.why == reason.partition(": ")[2]
+    assert told.data["delivery_id"] == "d"
+    assert ("switch encryption on" in told.hint) is known
+    assert ("m.megolm.v1.aes-sha2" in told.hint) is not known
 
 
 async def test_a_room_that_refuses_is_an_error_with_its_reason(

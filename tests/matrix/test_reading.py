@@ -6,17 +6,17 @@ import json
 from typing import Any, cast
 
 import pytest
-import structlog
+import trio
 import trio.testing
 
 from armorclaw.clock import Clock
-from armorclaw.config import AccessSection, Route
+from armorclaw.config import AccessSection, Respond, Route
 from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
 from armorclaw.matrix.intake import Intake
 from armorclaw.matrix.portions import put
 from armorclaw.matrix.reading import Late, Reader
-from armorclaw.matrix.status import SessionStatus
+from armorclaw.matrix.status import KEY_COMES_SECONDS, SessionStatus
 from armorclaw.matrix.undecrypted import MAX_AGE_MS, Undecrypted
 from tests.matrix.fake_encryption import FakeEncryption, sealed
 from tests.matrix.routing.house import ALICE, BOT, House
@@ -95,15 +95,16 @@ async def test_what_is_in_the_clear_where_the_room_is_encrypted(
 class Place:
     """A room of a person and agents that hear only what concerns them, with a store that can be looked at."""
 
-    def __init__(self, respond: Any = "mention", *, agent: str = "echo") -> None:
+    def __init__(self, respond: Respond = "mention") -> None:
         self.house = House(
-            {agent: [ROOM]},
+            {"echo": [ROOM]},
             access=AccessSection(trusted=(ALICE,)),
-            routes=[Route(agent, room=ROOM, respond=respond)],
+            routes=[Route("echo", room=ROOM, respond=respond)],
         )
         self.house.be_in(ROOM)
         db = cast(Any, self.house.db)
         self.encryption = FakeEncryption((ROOM, "here"))
+        self.status = SessionStatus("main", "http://x", self.house.clock)
         self.undecrypted = Undecrypted("main", db, self.house.clock)
         self.intake = Intake("main", db, Journal(db, self.house.clock), None, self.undecrypted)
         self.reader = Reader(
@@ -111,7 +112,7 @@ class Place:
             BOT,
             self.house.clock,
             desk=self.house.router,
-            outcomes=SessionStatus("main", "http://x", self.house.clock),
+            outcomes=self.status,
             undecrypted=self.undecrypted,
             encryption=cast(Any, self.encryption),
         )
@@ -198,6 +199,21 @@ async def test_what_follows_one_that_waits_for_its_key_waits_too(together: bool)
     assert place.waiting == []
 
 
+async def test_an_account_that_reads_again_is_no_longer_deaf(autojump_clock: trio.testing.MockClock) -> None:
+    place, deaf = Place(), []
+    for wait, *raws in (
+        (KEY_COMES_SECONDS + 1, secretly(said("$a", "hi", BOT), "late")),
+        (0, said("$clear", "hi", BOT)),  # read without keys
+        (0, secretly(said("$b", "hi", BOT), "here")),
+        (KEY_COMES_SECONDS + 1, secretly(said("$c", "hi", BOT), "late")),
+    ):
+        await place.take(*raws)
+        await trio.sleep(wait)
+        deaf.append(place.status.deaf)
+    await place.key("late")
+    assert [*deaf, place.status.deaf] == [True, True, False, True, False]
+
+
 async def test_what_follows_waits_for_both_keys_in_whatever_order_they_come() -> None:
     place = Place()
     await place.take(secretly(said("$root", "hi", BOT), "late"))
@@ -231,6 +247,17 @@ async def test_what_follows_one_that_is_given_up_is_decided_without_it() -> None
     place.house.wall += MAX_AGE_MS / 1000
     await place.take()
     assert (place.journal, place.waiting) == ({"matrix.undecryptable": None}, [])
+
+
+async def test_those_that_follow_each_other_do_not_wait_for_ever() -> None:
+    place = Place()
+    raws = [related("$a", "m.thread", "$b"), related("$b", "m.thread", "$a")]
+    await place.take(*(secretly(raw, "late") for raw in raws))
+    await place.key("late")
+    assert place.waiting == ["$a", "$b"]
+    place.house.wall += MAX_AGE_MS / 1000
+    await place.take()
+    assert (place.journal, place.waiting) == ({}, [])
 
 
 # --- what is taken back ---
@@ -281,9 +308,9 @@ async def test_redactions_of_older_rooms() -> None:
     assert place.waiting == []
 
 
-def test_rooms_do_not_take_back_for_each_other() -> None:
-    """In test_sync_encrypted.py it is seen that one's own does."""
-    reader = Place().reader
-    item = reader.item(redaction("$a"), "!else:x")
-    assert item is not None
-    assert item.room_id == "!else:x"  # type: ignore[union-attr]
+async def test_rooms_do_not_take_back_for_each_other() -> None:
+    place = Place()
+    await place.take(secretly(said("$a", "hi", BOT), "late"))
+    item = place.reader.item(redaction("$a"), "!else:x")
+    await put(place.intake, [item], (), read=place.reader.read, also=lambda conn: None)
+    assert place.waiting == ["$a"]

@@ -115,6 +115,27 @@ def test_what_was_heard_too_long_ago_is_not_certain() -> None:
     assert rooms.must_encrypt(ROOM) is False
 
 
+def test_an_encrypted_room_stays_so_whatever_else_is_told_of_it(conn: sqlite3.Connection) -> None:
+    """After a restart, too, nothing that is silent about it takes it back."""
+    before = Rooms("main")
+    before.save(conn, {ROOM: RoomState("join", True)})
+    rooms = Rooms("main")
+    rooms.replace(rooms.load(conn))
+    known = after(rooms, joined(state("m.room.name", {"name": "New"})))
+    assert known == RoomState("join", True, name="New")
+    assert rooms.encrypted(ROOM) is True
+    rooms.save(conn, {ROOM: known})
+    assert rooms.load(conn) == {ROOM: known}
+
+
+def test_the_table_never_takes_encryption_back(conn: sqlite3.Connection) -> None:
+    """Whoever writes it, and whatever he knew."""
+    rooms = Rooms("main")
+    rooms.save(conn, {ROOM: RoomState("join", True)})
+    rooms.save(conn, {ROOM: RoomState("leave", False, name="New")})
+    assert rooms.load(conn) == {ROOM: RoomState("leave", True, name="New")}
+
+
 def test_it_is_certain_for_as_long_as_a_poll_may_take() -> None:
     assert CURRENT_SECONDS == POLL_SECONDS + POLL_MARGIN
 

@@ -133,7 +133,7 @@ async def test_a_room_that_turns_encrypted_gets_not_a_word_more_in_the_clear(sid
     rooms = [await ann.who.create_room(bob.who.user_id) for _ in range(2)]
     async with bob.live(*rooms) as at_bobs, ann.live(*rooms) as at_anns:
         for room in rooms:
-            await until(lambda room=room: ann.who.member_of(room, bob.who.user_id))  # type: ignore[misc]
+            await until(lambda room=room: ann.who.member_of(room, bob.who.user_id))
             assert (await at_bobs.say(room, "clear")).event_id is not None
         await ann.who.call("PUT", f"rooms/{rooms[0]}/state/m.room.encryption", ALGORITHM)
         await until(lambda: at_bobs.accounts.encrypted("main", rooms[0]) is True)
@@ -183,3 +183,35 @@ async def test_with_encryption_switched_off_such_rooms_are_left_alone(sides: tup
         await until(lambda: any(event.type == "matrix.undecryptable" for event in at_bobs.bench.events))
         assert at_bobs.bench.messages() == []
     assert await types(ann.who, room) == {"m.room.encrypted"}
+
+
+async def test_a_time_without_encryption_is_noticed_before_a_word_is_said(sides: tuple[Side, Side]) -> None:
+    """Nobody told the keys who came and went meanwhile: there is another one. After a mere restart there is not."""
+    ann, bob = sides
+    room = await ann.who.create_room(bob.who.user_id, encrypted=True)
+    async with bob.live(room) as at_bobs:
+        await until(lambda: ann.who.member_of(room, bob.who.user_id))
+        await at_bobs.say(room, "one")
+    async with bob.live(room) as at_bobs:
+        await at_bobs.say(room, "two")
+        place = await _place(at_bobs)
+        await ann.who.call("PUT", f"rooms/{room}/state/m.room.name", {"name": "moves the sync on"})
+        await until(lambda: _moved(at_bobs, place))
+    async with bob.live(room, encryption=False) as at_bobs:
+        place = await _place(at_bobs)
+        await ann.who.call("PUT", f"rooms/{room}/state/m.room.name", {"name": "again"})
+        await until(lambda: _moved(at_bobs, place))
+    async with bob.live(room) as at_bobs:
+        await at_bobs.say(room, "three")
+    keys = [each["content"]["session_id"] for each in await raw(ann.who, room)]
+    assert [keys.index(key) for key in keys] == [0, 0, 2]
+
+
+async def _place(side: Living) -> str:
+    query = "SELECT next_batch FROM accounts"
+    place: str = await side.bench.db.read(lambda conn: conn.execute(query).fetchone()[0])
+    return place
+
+
+async def _moved(side: Living, place: str) -> bool:
+    return await _place(side) != place

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from mautrix.errors import MatrixConnectionError
+from mautrix.errors import MatrixConnectionError, make_request_error
 
 from armorclaw.errors import ArmorclawError
 from armorclaw.matrix import undecrypted
@@ -58,6 +58,30 @@ async def test_a_key_in_the_same_answer_is_there_before_its_events(autojump_cloc
     assert [event.type for event in house.events] == [CLEAR] * 4
     assert [event.sender for event in house.events] == ["@ann:x"] * 4
     assert house.desk.asked == ["$a", "$b", "$c", "$d"]
+
+
+async def test_a_sync_from_nothing_has_devices_and_members_asked_for_anew(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It does not tell who left, nor whose devices changed, since the one before; but what it brings counts."""
+    encryption, told = FakeEncryption(), []
+
+    class Client(Homeserver):
+        async def poll(self, since: str | None, seconds: float, *, full_state: bool = False) -> dict[str, Any]:
+            told.append(since)
+            return await super().poll(since, seconds, full_state=full_state)
+
+    async def start_over() -> None:
+        await trio.lowlevel.checkpoint()
+        told.append("started over")
+
+    encryption.start_over = start_over  # type: ignore[method-assign]
+    encryption.absorbing = lambda: told.append("absorbed")
+    refused = make_request_error(400, "", "M_UNKNOWN_POS", "unknown position")
+    house = house_of(Client(answer("s1"), answer("s2"), refused, answer("s3"), answer("s4")), encryption, since=None)
+    await house.run(20)
+    first = [None, "started over", "absorbed"]
+    assert told[:11] == [*first, "s1", "absorbed", "s2", *first, "s3", "absorbed"]
 
 
 async def test_a_late_key_brings_its_events_once_in_order_and_before_newer_ones(
@@ -293,14 +317,25 @@ async def test_what_is_in_the_clear_is_nobodys_from_when_the_room_is_known_to_be
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     turns = answer("s2", *said("b"), ENCRYPTION, *said("c"))  # what was said before that is not lost
-    house = house_of(Homeserver(answer("s1", *said("a")), turns, answer("s3", *said("d"), secret("e"))), FakeEncryption((ROOM, "s")))
+    house = house_of(
+        Homeserver(answer("s1", *said("a")), turns, answer("s3", *said("d"), secret("e"))),
+        FakeEncryption((ROOM, "s")),
+    )
     house.strict = True
     house.rooms.replace({ROOM: RoomState("join")})
     await house.run(10)
     assert house.bodies == ["a", "b", "c", "d", "e"]
     heard = {event.event_id: event.addressed for event in house.events}
-    assert heard.pop("$enc") is None
     assert heard == {"$a": None, "$b": None, "$c": (), "$d": (), "$e": None}
+
+
+async def test_a_room_that_is_encrypted_once_more_was_encrypted_before(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    house = house_of(Homeserver(answer("s1", *said("a"), ENCRYPTION)), FakeEncryption())
+    house.strict = True
+    await house.run(10)
+    assert [(event.event_id, event.addressed) for event in house.events] == [("$a", ())]
 
 
 @pytest.mark.parametrize("state_first", [True, False])
@@ -572,7 +607,8 @@ async def test_that_is_not_certain_while_a_poll_hangs_or_a_gap_is_filled(
         await trio.sleep(120)
         return await page_back(*args)
 
-    homeserver.poll, homeserver.page_back = hang, slow  # type: ignore[method-assign]
+    homeserver.poll = hang  # type: ignore[method-assign]
+    homeserver.page_back = slow  # type: ignore[method-assign, assignment]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(house.loop.run)
         await trio.sleep(30)

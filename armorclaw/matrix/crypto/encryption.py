@@ -6,6 +6,7 @@ network is done by `run`, or before a message is sent.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -84,6 +85,7 @@ class Encryption:
         olm: OlmAccount,
         devices: DevicePolicy,
         around: Surroundings,
+        counts: Counter[str],
     ) -> None:
         clock = around.clock
         self.account = account
@@ -92,8 +94,8 @@ class Encryption:
         self.on_verification: Callable[[str, str, dict[str, Any], bool], object] = lambda *told: None
         self.on_secret: Callable[[str, str, dict[str, Any], str], object] = lambda *told: None
         self.on_devices: Callable[[str], object] = lambda user: None
-        self.counts: Counter[str] = Counter()
-        """decrypted, encrypted, failed:<reason>, keys_received, messages_refused, unwedged."""
+        self.counts = counts
+        """decrypted, encrypted, failed:<reason>, keys_received, messages_refused, unwedged, withheld."""
         self.db = db
         self._client = client
         self._clock = clock
@@ -114,6 +116,7 @@ class Encryption:
             keys=self._keys,
             policy=devices,
             clock=clock,
+            counts=counts,
         )
         self._requests = KeyRequests(
             client,
@@ -151,6 +154,7 @@ class Encryption:
             counts=self.counts,
             listener=self,
         )
+        self._stands: tuple[str | None, str] | None = None
         self._doubted: deque[tuple[str, tuple[str, str]]] = deque(maxlen=_DOUBTED)
 
     @property
@@ -162,6 +166,40 @@ class Encryption:
     def fingerprint(self) -> str:
         """The device's Ed25519 key, in groups of four as people compare it."""
         return str(self.channels.account.fingerprint)
+
+    @property
+    def device_made_ms(self) -> int:
+        """Since when we are this device."""
+        row = self.db.one("SELECT value FROM facts WHERE name = 'made_ms'")
+        assert row is not None
+        return int(row[0])
+
+    async def resume(self, since: str | None) -> None:
+        """The sync will go on from `since`; to be called before anything else.
+
+        If that is not where this file was left, then encryption was switched off meanwhile, or one of the two stores
+        comes out of a backup. Nobody can tell who left rooms since, nor which steps of a key were taken.
+        """
+        row = self.db.one("SELECT value FROM facts WHERE name = 'synced'")
+        if since is not None:
+            if row is not None and since in json.loads(row[0]):
+                return
+            if row is not None:
+                log.warning("the sync is not where the keys were left: all is asked for anew", account=self.account)
+        with self.db.transaction():
+            await self.start_over()
+            self.db.run("DELETE FROM outbound")
+
+    def stands(self, since: str | None, next_batch: str) -> None:
+        """Note that all of the answer to the sync from `since` was taken in. The next one is from either of both."""
+        if self._stands != (since, next_batch):
+            sql = "INSERT INTO facts VALUES ('synced', ?) ON CONFLICT DO UPDATE SET value = excluded.value"
+            self.db.run(sql, json.dumps([since, next_batch]))
+            self._stands = since, next_batch
+
+    def knows(self, room_id: str) -> bool:
+        """Whether the room is known to be encrypted, which it then is for good."""
+        return self._roster.rules(room_id) is not None
 
     async def run(self) -> None:
         """Publish, ask, answer, repair and tidy until cancelled.
@@ -228,10 +266,9 @@ class Encryption:
         """Until the device's keys are published. Raises MatrixError, and KeysLost if they are another program's."""
         await self._publisher.ensure_device()
 
-    @property
-    def withheld(self) -> int:
-        """How many devices were told that they get no key, in this life."""
-        return self._sharing.withheld
+    def device_missed(self) -> bool:
+        """The homeserver does not tell of our device. Whether it has lost it: then `ensure_device` publishes it."""
+        return self._publisher.missed()
 
     def trust_changed(self, user_id: str) -> None:
         """Somebody verified or blacklisted something of this user: who gets keys is looked at anew."""
@@ -263,7 +300,8 @@ class Encryption:
         """Whether the sender is who made the key, and how far the device is trusted. Raises Undecryptable."""
         key = opened.key
         if key.owner not in (sender, None):
-            raise Undecryptable("mismatch", key.session_id)
+            # whoever has a key can say that it is theirs; the sender's own word may be on its way
+            raise Undecryptable("mismatch", key.session_id, later=True)
         own = self.channels.account
         if sender == self._client.mxid and key.sender_key == own.identity_key:
             if key.signing_key != own.signing_key:
@@ -287,7 +325,7 @@ class Encryption:
         return trust
 
     def _count_failure(self, room_id: str, raw: Raw, error: Undecryptable) -> None:
-        self.counts[f"failed:{error.reason}"] += 1
+        self.counts[f"failed:{error.reason.partition(':')[0]}"] += 1  # the rest is anybody's word
         if not error.later:
             return
         if error.reason == "unverified_device":
@@ -316,8 +354,10 @@ async def open_encryption(
     identity_key: str | None,
     around: Surroundings,
     devices: DevicePolicy | None = None,
+    counts: Counter[str] | None = None,
 ) -> AsyncIterator[Encryption]:
-    """The encryption of the login that `client` has; no network. `identity_key` is what this login had before.
+    """The encryption of the login that `client` has; no network. `identity_key` is what this login had before, and
+    `counts` is gone on with.
 
     Raises KeysLost, and what the store raises for troubles that pass.
     """
@@ -325,16 +365,17 @@ async def open_encryption(
     try:
         await PgCryptoStore.upgrade_table.upgrade(db)
         await trio.to_thread.run_sync(lambda: migrate(db.connection, MIGRATIONS, db.path))
-        olm, store = await _load(db, client, identity_key)
+        olm, store = await _load(db, client, identity_key, around.clock.now_ms())
         await db.sync()
-        yield Encryption(account, client, db, store, olm, devices or DevicePolicy(), around)
+        counts = Counter() if counts is None else counts
+        yield Encryption(account, client, db, store, olm, devices or DevicePolicy(), around, counts)
     finally:
         with trio.move_on_after(CLOSING, shield=True):
             await trio.to_thread.run_sync(db.close, abandon_on_cancel=True)
 
 
 async def _load(
-    db: CryptoDatabase, client: MatrixClient, identity_key: str | None
+    db: CryptoDatabase, client: MatrixClient, identity_key: str | None, now_ms: int
 ) -> tuple[OlmAccount, PgCryptoStore]:
     own, device = str(client.mxid), str(client.device_id)
     boot = await trio.to_thread.run_sync(_boot_id)
@@ -355,6 +396,7 @@ async def _load(
         if not boot or facts.get("boot_id") != boot:
             # the last steps of a key may have been lost with the power, and must not be taken twice
             db.run("DELETE FROM outbound")
+        db.run("INSERT INTO facts VALUES ('made_ms', ?) ON CONFLICT DO NOTHING", str(now_ms))
         for name, value in (("user_id", own), ("device_id", device), ("boot_id", boot)):
             db.run("INSERT INTO facts VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", name, value)
     return olm, store

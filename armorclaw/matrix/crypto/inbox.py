@@ -26,6 +26,7 @@ from armorclaw.matrix.crypto.upkeep import Upkeep
 
 log = get_logger(__name__)
 
+_REQUEST = "m.room_key_request"
 _VERIFICATION = "m.key.verification."
 _SECRET = "m.secret."  # noqa: S105
 _TURN = 20  # messages handled before other tasks have their turn
@@ -110,7 +111,9 @@ class Inbox:
             self._rolled_back = False
         mark, news = _hash(raw), _News()
         with self._db.transaction():
-            if self._db.one("SELECT 1 FROM seen WHERE hash = ?", mark) is None:
+            if raw.get("type") == _REQUEST:  # may be said again in the same words, and is asked twice without harm
+                await self._handle(raw, news)
+            elif self._db.one("SELECT 1 FROM seen WHERE hash = ?", mark) is None:
                 self._db.run("INSERT INTO seen VALUES (?, ?)", mark, self._clock.now_ms())
                 await self._handle(raw, news)
         return news
@@ -121,7 +124,7 @@ class Inbox:
             self._counts["messages_refused"] += 1
         elif type_ == "m.room.encrypted":
             await self._open(sender, content, news)
-        elif type_ == "m.room_key_request":
+        elif type_ == _REQUEST:
             news.calls.append(lambda: self._requests.asked(sender, content))
         elif type_ in ("m.room_key.withheld", "org.matrix.room_key.withheld"):
             self._keys.withhold(sender, content)

@@ -28,6 +28,9 @@ STOCK, LOW = 50, 25
 FALLBACK_PAUSE = 300.0
 """Seconds between two fallback keys: what the homeserver says of the last one may be older than it."""
 
+REPUBLISH_PAUSE = 300.0
+"""Seconds after the device's keys were published in which a homeserver may take its time to tell of them."""
+
 _ALGORITHM = "signed_curve25519"
 
 
@@ -46,6 +49,7 @@ class Publisher:
         self._short = True  # nobody has told yet how many there are
         self._fallback_used = False
         self._fallback_at = -FALLBACK_PAUSE
+        self._published_at = -REPUBLISH_PAUSE
         self._wanted = trio.Event()
 
     def told(self, counts: Mapping[str, int] | None, fallback: Sequence[str] | None) -> None:
@@ -73,6 +77,15 @@ class Publisher:
         if not self._channels.account.shared:
             await self.publish()
 
+    def missed(self) -> bool:
+        """The homeserver does not tell of the device: if that is not new to it, it is published anew."""
+        lost = self._clock.monotonic() - self._published_at >= REPUBLISH_PAUSE
+        if lost:
+            self._channels.account.shared = False
+            self._short = True  # of one-time keys it most likely has none either
+            self._wanted.set()
+        return lost
+
     async def publish(self) -> None:
         """Publish what is due. Raises as `ensure_device`."""
         async with self._lock:
@@ -92,6 +105,8 @@ class Publisher:
             if (body := self._body(with_device=not known)) or not account.shared:
                 await self._upload_new(body)
                 account = self._channels.account  # it may have been read anew
+                if not account.shared:
+                    self._published_at = self._clock.monotonic()
                 account.shared = True
                 account.mark_keys_as_published()
                 await self._store.put_account(account)

@@ -26,6 +26,9 @@ log = get_logger(__name__)
 
 ALGORITHM = "m.megolm.v1.aes-sha2"
 
+VISIBLE = ("rel_type", "event_id", "key", "is_falling_back", "m.in_reply_to")
+"""Of a relation what the homeserver needs: the rest is encrypted with all else."""
+
 OPEN_KEYS = 64
 """Keys kept at hand, unpacked: some kilobytes each, and the ratchet stands where it was last."""
 
@@ -61,7 +64,7 @@ class RoomKeys:
     def __init__(self, db: CryptoDatabase, clock: Clock) -> None:
         self._db = db
         self._clock = clock
-        self._open: OrderedDict[tuple[str, str], RoomKey] = OrderedDict()
+        self._open: OrderedDict[tuple[str, str, str], RoomKey] = OrderedDict()
         db.on_rollback.append(self._open.clear)
 
     def receive(self, letter: Letter) -> tuple[str, str] | None:
@@ -92,23 +95,25 @@ class RoomKeys:
     ) -> tuple[str, str] | None:
         """A key that is there gives way only to one of the same device that reaches further back, or proves more.
 
-        Else anybody in the room could pass the key on as their own, and what its owner says would be nobody's.
+        Anybody in the room can pass the key on as their own: each word stands beside the others, so that what its
+        owner says is nobody else's.
         """
         row = self._db.one(
-            "SELECT sender_key, owner, first_index FROM room_keys WHERE room_id = ? AND session_id = ?",
+            "SELECT owner, first_index FROM room_keys WHERE room_id = ? AND session_id = ? AND sender_key = ?",
             room_id,
             session.id,
+            sender_key,
         )
         if row is not None:
             proven = row["owner"] is None and owner is not None
-            same = row["sender_key"] == sender_key and row["owner"] == owner
+            same = row["owner"] == owner
             longer = session.first_known_index < row["first_index"]
             if not ((proven and not session.first_known_index > row["first_index"]) or (same and longer)):
                 return None
         self._db.run(
             "INSERT INTO room_keys (room_id, session_id, sender_key, signing_key, owner, first_index, pickle, "
-            "received_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (room_id, session_id) DO UPDATE SET "
-            "sender_key = excluded.sender_key, signing_key = excluded.signing_key, owner = excluded.owner, "
+            "received_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (room_id, session_id, sender_key) "
+            "DO UPDATE SET signing_key = excluded.signing_key, owner = excluded.owner, "
             "first_index = excluded.first_index, pickle = excluded.pickle",
             room_id,
             session.id,
@@ -120,7 +125,8 @@ class RoomKeys:
             self._clock.now_ms(),
         )
         self._db.run("DELETE FROM withheld WHERE room_id = ? AND session_id = ?", room_id, session.id)
-        self._open.pop((room_id, session.id), None)
+        for place in [each for each in self._open if each[:2] == (room_id, session.id)]:
+            del self._open[place]
         return room_id, session.id
 
     def withhold(self, sender: str, content: Mapping[str, Any]) -> None:
@@ -143,23 +149,24 @@ class RoomKeys:
             WITHHELD,
         )
 
-    def get(self, room_id: str, session_id: str) -> RoomKey | None:
-        """A key, for opening or passing on."""
-        found = self._open.get((room_id, session_id))
+    def get(self, room_id: str, session_id: str, sender: str = "") -> RoomKey | None:
+        """A key, for opening what `sender` says, or for passing on. Of several devices that call it theirs it is
+        that of the sender, else the one that another device of ours has vouched for, else the first."""
+        place = room_id, session_id, sender
+        found = self._open.get(place)
         if found is not None:
-            self._open.move_to_end((room_id, session_id))
+            self._open.move_to_end(place)
             return found
         row = self._db.one(
             "SELECT number, sender_key, signing_key, owner, pickle FROM room_keys "
-            "WHERE room_id = ? AND session_id = ?",
-            room_id,
-            session_id,
+            "WHERE room_id = ? AND session_id = ? ORDER BY owner IS ? DESC, owner IS NULL DESC, number",
+            *place,
         )
         if row is None:
             return None
         session = InboundGroupSession.from_pickle(row["pickle"], PASSPHRASE)
         found = RoomKey(row["number"], session_id, row["sender_key"], row["signing_key"], row["owner"], session)
-        self._open[room_id, session_id] = found
+        self._open[place] = found
         if len(self._open) > OPEN_KEYS:
             self._open.popitem(last=False)
         return found
@@ -172,9 +179,10 @@ class RoomKeys:
         ciphertext, session_id = content.get("ciphertext"), content.get("session_id")
         if not isinstance(ciphertext, str) or not is_id(session_id):
             raise Undecryptable("malformed")
-        key = self.get(room_id, session_id)
+        sender = str(raw.get("sender"))
+        key = self.get(room_id, session_id, sender)
         if key is None:
-            raise Undecryptable(self._why_missing(room_id, session_id, raw.get("sender")), session_id, later=True)
+            raise Undecryptable(self._why_missing(room_id, session_id, sender), session_id, later=True)
         try:
             plaintext, place = key.session.decrypt(ciphertext)
         except OlmGroupSessionError as error:
@@ -182,11 +190,7 @@ class RoomKeys:
                 raise Undecryptable("no_key", session_id, later=True) from error
             raise Undecryptable("malformed", session_id) from error
         type_, inner = _payload(plaintext, room_id, session_id)
-        relation = content.get("m.relates_to")
-        if relation is None:  # what the homeserver can see is what counts, says the specification
-            inner.pop("m.relates_to", None)
-        else:
-            inner["m.relates_to"] = relation
+        _relate(inner, content.get("m.relates_to"))
         return Opened(type_, inner, key, place)
 
     def heard(self, opened: Opened, event_id: str) -> None:
@@ -199,14 +203,26 @@ class RoomKeys:
         elif bytes(row[0]) != mark:
             raise Undecryptable("replayed", opened.key.session_id)
 
-    def _why_missing(self, room_id: str, session_id: str, sender: Any) -> str:
+    def _why_missing(self, room_id: str, session_id: str, sender: str) -> str:
         row = self._db.one(
             "SELECT code FROM withheld WHERE room_id = ? AND session_id = ? AND sender = ?",
             room_id,
             session_id,
-            str(sender),
+            sender,
         )
         return "no_key" if row is None else f"withheld:{row[0]}"
+
+
+def _relate(inner: dict[str, Any], seen: Any) -> None:
+    """Of a relation what the homeserver can see is what counts, says the specification; the rest stands inside."""
+    said = inner.get("m.relates_to")
+    if isinstance(seen, dict):
+        rest = said.items() if isinstance(said, dict) else ()
+        inner["m.relates_to"] = {name: value for name, value in rest if name not in VISIBLE} | seen
+    elif seen is not None:
+        inner["m.relates_to"] = seen
+    elif isinstance(said, dict):
+        del inner["m.relates_to"]
 
 
 def _named(content: Mapping[str, Any]) -> tuple[str, str, str]:

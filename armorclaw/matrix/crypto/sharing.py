@@ -8,7 +8,7 @@ others from getting it, and is tried again.
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +25,7 @@ from armorclaw.matrix.crypto.database import CryptoDatabase
 from armorclaw.matrix.crypto.device_lists import DeviceLists
 from armorclaw.matrix.crypto.olm import OutboundGroupSession
 from armorclaw.matrix.crypto.policy import DevicePolicy, Trust, is_enough
-from armorclaw.matrix.crypto.room_keys import ALGORITHM, RoomKeys
+from armorclaw.matrix.crypto.room_keys import ALGORITHM, VISIBLE, RoomKeys
 from armorclaw.matrix.crypto.roster import Roster
 from armorclaw.matrix.crypto.standing import Device, Standing
 
@@ -68,7 +68,7 @@ class _Recipient:
 
 
 class Sharing:
-    """All rooms of one account."""
+    """All rooms of one account. `counts` gets `withheld`: devices that get no key."""
 
     def __init__(
         self,
@@ -82,6 +82,7 @@ class Sharing:
         keys: RoomKeys,
         policy: DevicePolicy,
         clock: Clock,
+        counts: Counter[str],
     ) -> None:
         self._client = client
         self._db = db
@@ -94,8 +95,7 @@ class Sharing:
         self._clock = clock
         self._at_hand: OrderedDict[str, _Outbound] = OrderedDict()
         self._locks: dict[str, trio.Lock] = {}  # one for each room we ever spoke in
-        self.withheld = 0
-        """Devices that were told they get no key."""
+        self._counts = counts
         db.on_rollback.append(self._at_hand.clear)
 
     async def encrypt(self, room_id: str, type_: str, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,15 +144,15 @@ class Sharing:
         except BaseException:
             self._at_hand.pop(room_id, None)
             raise
-        encrypted = {
+        encrypted: dict[str, Any] = {
             "algorithm": ALGORITHM,
             "ciphertext": ciphertext,
             "session_id": session_id,
             "sender_key": self._channels.account.identity_key,
             "device_id": str(self._client.device_id),
         }
-        if "m.relates_to" in content:
-            encrypted["m.relates_to"] = content["m.relates_to"]
+        if isinstance(relation := content.get("m.relates_to"), dict):
+            encrypted["m.relates_to"] = {name: relation[name] for name in VISIBLE if name in relation}
         return encrypted
 
     def _find(self, room_id: str) -> _Outbound | None:
@@ -190,7 +190,8 @@ class Sharing:
         await self._roster.complete(room_id)
         rules = self._roster.rules(room_id)
         if rules is None or rules.algorithm != ALGORITHM:
-            raise Refused("room_encrypted: by an algorithm that is not known here", sure=False)
+            why = "it is encrypted in a way that is not known here"
+            raise Refused(f"room_encrypted, unknown_algorithm: {why}", sure=False)
         readers = self._roster.readers(room_id)
         await self._devices.refresh(readers)
         world = self._world(room_id)
@@ -271,7 +272,7 @@ class Sharing:
             await self._channels.put("m.room_key.withheld", told)
         except MatrixError as error:
             log.warning("devices cannot be told that they get no key", room=room_id, why=str(error))
-        self.withheld += len(refused)
+        self._counts["withheld"] += len(refused)
         self._note(room_id, refused)
 
     def _note(self, room_id: str, outcomes: Sequence[tuple[Device, str]]) -> None:

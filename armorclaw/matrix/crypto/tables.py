@@ -8,7 +8,7 @@ from __future__ import annotations
 from armorclaw.store.schema import Migration
 
 _FIRST = """
-CREATE TABLE facts (                 -- boot_id, user_id, device_id, and what trust keeps here
+CREATE TABLE facts (                 -- boot_id, user_id, device_id, made_ms, synced (JSON: from, to), and trust's
     name TEXT PRIMARY KEY,
     value TEXT NOT NULL
 ) WITHOUT ROWID;
@@ -33,7 +33,7 @@ CREATE TABLE room_keys (             -- inbound Megolm sessions
     first_index INTEGER NOT NULL,
     pickle BLOB NOT NULL,
     received_ms INTEGER NOT NULL,
-    UNIQUE (room_id, session_id)
+    UNIQUE (room_id, session_id, sender_key)  -- whoever has a key can say that it is theirs
 );
 CREATE TABLE heard (                 -- messages that were decrypted: the same number twice is a replay
     key INTEGER NOT NULL REFERENCES room_keys (number) ON DELETE CASCADE,

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from armorclaw.matrix.client import MatrixClient
     from armorclaw.matrix.incoming import Incoming
 
+SMALLER = "send a smaller one, or have the homeserver's limit raised (Synapse: max_upload_size)"
+"""What helps against the homeserver's limit."""
+
+_LOOK = "have somebody look at how the homeserver keeps media"
+_ALLOWED = "the homeserver decides that: see that the account may use its media"
 _AUTHENTICATED = "_matrix/client/v1/media"
 _OLD = "_matrix/media/v3"
 _ASK_AGAIN = 3600.0  # seconds after which a homeserver may have changed what it takes
@@ -75,7 +80,8 @@ class MediaStore:
             ) as incoming:
                 uri = (await _json(incoming)).get("content_uri")
         if not isinstance(uri, str) or parts_of_uri(uri) is None:
-            raise ArmorclawError("matrix_refused", "the upload", why="the answer does not say where it is kept")
+            why = "the answer does not say where it is kept"
+            raise ArmorclawError("matrix_refused", "the upload", why=why, hint=_LOOK)
         return uri
 
     @asynccontextmanager
@@ -124,11 +130,13 @@ def _in_our_words(what: str, error: MatrixError) -> ArmorclawError:
 
     status, verdict = getattr(error, "http_status", None), judge(error)
     if status == 413:
-        return ArmorclawError("too_large", what, why=verdict.reason)
+        return ArmorclawError("too_large", what, why=verdict.reason, hint=SMALLER)
     if status == 404:
         return ArmorclawError("not_found", what, why=verdict.reason, hint="it may have been deleted")
     if status is not None and 300 <= status < 400:
         why = "the homeserver keeps it elsewhere, and nothing is fetched from there"
-        return ArmorclawError("matrix_refused", what, why=why)
+        return ArmorclawError("matrix_refused", what, why=why, hint=_LOOK)
     later: dict[str, Any] = {} if verdict.after is None else {"retry_after": verdict.after}
-    return ArmorclawError("unavailable" if verdict.again else "matrix_refused", what, why=verdict.reason, **later)
+    if verdict.again:
+        return ArmorclawError("unavailable", what, why=verdict.reason, **later)
+    return ArmorclawError("matrix_refused", what, why=verdict.reason, hint=_ALLOWED)

@@ -14,7 +14,7 @@ from armorclaw.guard.limits import Quota
 from armorclaw.guard.quotas import Kind as QuotaKind
 from armorclaw.matrix.media.attachment import FileKey, Opening, Sealing
 from armorclaw.matrix.media.content import UNKNOWN_TYPE, Description, Source
-from armorclaw.matrix.media.store import MediaStore
+from armorclaw.matrix.media.store import SMALLER, MediaStore
 from armorclaw.rpc.flow import BYTES_MAX
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Transfers:
                 store = self._store(account, client)
                 most = await store.largest()
                 if most is not None and what.size > most:
-                    raise _too_large(f"a file of {what.size} bytes", most, "the homeserver takes")
+                    raise _too_large(f"a file of {what.size} bytes", most, "the homeserver takes", hint=SMALLER)
                 body = _Counted(pieces, what.size, Sealing() if encrypted else None, self._meter(caller, what.size))
                 if encrypted:  # nobody but the room's members is told what it is
                     uri = await store.upload(body, what.size, UNKNOWN_TYPE, None)
@@ -112,7 +112,8 @@ class Transfers:
                 async with self._store(account, client).download(*source.place) as incoming:
                     if incoming.is_packed:
                         why = "the homeserver sent it packed, which was not asked for"
-                        raise ArmorclawError("matrix_refused", f"the file {source.uri}", why=why)
+                        hint = "switch that off for media, at the homeserver or the proxy before it"
+                        raise ArmorclawError("matrix_refused", f"the file {source.uri}", why=why, hint=hint)
                     if incoming.length is not None:
                         self._check_size(incoming.length)
                     opening = None if source.key is None else Opening(source.key)
@@ -235,8 +236,10 @@ def _within(seconds: float, what: str, why: str) -> Iterator[None]:
         raise ArmorclawError("timed_out", what, why=f"{why} after {seconds:g} s")
 
 
-def _too_large(what: str, most: int, who: str) -> ArmorclawError:
-    return ArmorclawError("too_large", what, why=f"{who} {most} at most", limit=most)
+def _too_large(
+    what: str, most: int, who: str, *, hint: str = "its operator may raise media.max_size"
+) -> ArmorclawError:
+    return ArmorclawError("too_large", what, why=f"{who} {most} at most", hint=hint, limit=most)
 
 
 def _wrong_size(why: str) -> ArmorclawError:

@@ -22,9 +22,14 @@ class Desk(Protocol):
         """An event of our own has come back; in the order of the timeline. What answers it is known by it."""
         ...
 
-    async def place(self, event: Event) -> Event | None:
+    def follows(self, event: Event) -> str | None:
+        """The event that must be placed before it is known whose this one is; None if that makes no difference."""
+        ...
+
+    async def place(self, event: Event, *, in_clear: bool = False) -> Event | None:
         """The event with `addressed` set; None if it is nobody's, which is counted. In the order of the timeline.
 
+        `in_clear` tells of one that should be encrypted, as its room is, and is not: it is for nobody to hear.
         Reads the store if the event relates to another one. Raises what the store raises.
         """
         ...

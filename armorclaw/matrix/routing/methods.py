@@ -88,7 +88,8 @@ class PolicyMethods:
         """Raises not_found for one that is neither in the journal nor among those that were left out last."""
         left_out = router.left_out(place.lineage[0], event_id)
         if left_out is not None:
-            return attrs.evolve(self._explained(place, left_out.sender, left_out.decision), as_it_was=True)
+            was = self._explained(place, left_out.sender, left_out.decision)
+            return attrs.evolve(was, as_it_was=True, was_for=[] if was.kept else None)
         event = await self._journal.of_matrix(place.account, event_id)
         if event is None or event.room_id != place.lineage[0]:
             what = f"event {event_id[:300]} of room {place.lineage[0]} is not kept"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeVar
 
 import attrs
 
@@ -20,11 +21,16 @@ from armorclaw.store import Connection, Database
 
 log = get_logger(__name__)
 
+T = TypeVar("T")
+
 PLACES = 1_000
 """Rooms whose standing is kept ready; of the others it is put together when something is said there."""
 
 OWN_RECENT = 256
 """Events of our own that came back last, with their transaction ids: the store may not know yet what they are."""
+
+PLACED = 1_000
+"""Events placed last, with those they are for: the store has them only when the portion is full that they came in."""
 
 LEFT_OUT = 256
 """Of the events that were nobody's, those that can still be told why."""
@@ -36,7 +42,7 @@ _ADDRESSED = "SELECT addressed FROM journal WHERE account = ? AND event_id = ? A
 
 @attrs.frozen
 class LeftOut:
-    """An event that was nobody's, and why."""
+    """An event that was nobody's to hear, and why; it may be kept for operators."""
 
     event_id: str
     room_id: str
@@ -82,7 +88,9 @@ class Router:
         self._places: dict[str, Place] = {}
         self._as_of: tuple[object, ...] = ()
         self._own: OrderedDict[str, str | None] = OrderedDict()
+        self._placed: OrderedDict[str, Sequence[str]] = OrderedDict()
         self._left_out: deque[LeftOut] = deque(maxlen=LEFT_OUT)
+        self._told_clear: OrderedDict[str, None] = OrderedDict()  # rooms
 
     # -- as a desk
 
@@ -97,21 +105,37 @@ class Router:
         return self._ours(sender) is not None or self._policy.listens(self.standing(room_id), sender)
 
     def own(self, event_id: str, txn_id: str | None) -> None:
-        self._own[event_id] = txn_id
-        if len(self._own) > OWN_RECENT:
-            self._own.popitem(last=False)
+        _remember(self._own, event_id, txn_id, OWN_RECENT)
 
-    async def place(self, event: Event) -> Event | None:
+    def follows(self, event: Event) -> str | None:
+        assert event.room_id is not None, "what is said, is said in a room"
+        said, relation = self._read(event)
+        root = relation.thread or relation.changes
+        if root is None or said.sender is None or not self.hears(event.room_id, said.sender):
+            return None
+        place = self.standing(event.room_id)
+        if not _narrowed(place) or self._policy.decide(place, said).kept:
+            return None
+        return root
+
+    async def place(self, event: Event, *, in_clear: bool = False) -> Event | None:
         assert event.room_id is not None, "what is said, is said in a room"
         place = self.standing(event.room_id)
-        decision = self._policy.decide(place, await self.said(event, place))
+        said = attrs.evolve(await self.said(event, place), in_clear=in_clear)
+        decision = self._policy.decide(place, said)
         self.counts[decision.rule, decision.kept] += 1
         if decision.tell:
             self._on_unrouted(self._account, event.room_id, place.direct is not None)
-        if decision.kept:
-            return event if decision.addressed is None else attrs.evolve(event, addressed=decision.addressed)
-        if event.event_id is not None:
+        if decision.rule == "clear":
+            self._say_clear(event)
+        if event.event_id is not None and (not decision.kept or decision.rule == "clear"):
             self._left_out.append(LeftOut(event.event_id, event.room_id, event.sender, decision))
+        if decision.kept:
+            if decision.addressed is None:
+                return event
+            if event.event_id is not None:
+                _remember(self._placed, event.event_id, decision.addressed, PLACED)
+            return attrs.evolve(event, addressed=decision.addressed)
         log.debug(
             "event is nobody's", account=self._account, room=event.room_id, rule=decision.rule, why=decision.why
         )
@@ -135,17 +159,23 @@ class Router:
 
         Raises what the store raises.
         """
-        said, relation = read_said(event)
-        if said.sender is not None and not said.is_own_word:
-            said = attrs.evolve(said, sender_account=self._ours(said.sender))
+        said, relation = self._read(event)
         if not relation or not self._matters(place, said):
             return said
         sent = {event_id: self._own.get(event_id) for event_id in relation.answers}
-        answers, follows = await self._db.read(lambda conn: self._related(conn, relation, sent))
+        about = [event_id for event_id in (relation.thread, relation.changes) if event_id is not None]
+        placed = {event_id: self._placed[event_id] for event_id in about if event_id in self._placed}
+        answers, follows = await self._db.read(lambda conn: self._related(conn, relation, sent, placed))
         return attrs.evolve(said, answers=answers, follows=follows)
 
+    def _read(self, event: Event) -> tuple[Said, Relation]:
+        said, relation = read_said(event)
+        if said.sender is not None and not said.is_own_word:
+            said = attrs.evolve(said, sender_account=self._ours(said.sender))
+        return said, relation
+
     def left_out(self, room_id: str, event_id: str) -> LeftOut | None:
-        """An event that was nobody's, if that was not long ago."""
+        """An event that was nobody's to hear, if that was not long ago."""
         return next((each for each in self._left_out if (each.room_id, each.event_id) == (room_id, event_id)), None)
 
     def invited(self, room_id: str, state: RoomState, *, wanted: Collection[str]) -> Answer:
@@ -155,7 +185,7 @@ class Router:
 
     def _matters(self, place: Place, said: Said) -> bool:
         """Whether it makes a difference what an event relates to."""
-        if any(each.respond != "always" for each in place.routed):
+        if _narrowed(place):
             return True
         return said.is_reaction and said.sender is not None and self._policy.may_command(said.sender)
 
@@ -199,14 +229,23 @@ class Router:
         return None, ()
 
     def _related(
-        self, conn: Connection, relation: Relation, sent: Mapping[str, str | None]
+        self,
+        conn: Connection,
+        relation: Relation,
+        sent: Mapping[str, str | None],
+        placed: Mapping[str, Sequence[str]],
     ) -> tuple[frozenset[str], frozenset[str]]:
-        """Whom it answers, and whom it follows; `sent` has the transaction ids of events that are ours."""
+        """Whom it answers, and whom it follows; `sent` has the transaction ids of events that are ours, `placed` for
+        whom those are that the store may not have yet."""
+
+        def addressed(event_id: str | None) -> set[str]:
+            if event_id is None:
+                return set()
+            return set(placed[event_id]) if event_id in placed else self._addressed(conn, event_id)
+
         answers = {agent for event_id, txn_id in sent.items() for agent in self._spoke(conn, event_id, txn_id)}
-        if relation.thread is not None:
-            answers |= self._addressed(conn, relation.thread) - {BRIDGE}
-        follows = self._addressed(conn, relation.changes) if relation.changes is not None else set()
-        return frozenset(answers), frozenset(follows)
+        answers |= addressed(relation.thread) - {BRIDGE}
+        return frozenset(answers), frozenset(addressed(relation.changes))
 
     def _spoke(self, conn: Connection, event_id: str, txn_id: str | None) -> set[str]:
         rows = conn.execute(_SPOKE, (self._account, event_id)).fetchall()
@@ -217,3 +256,21 @@ class Router:
     def _addressed(self, conn: Connection, event_id: str) -> set[str]:
         row = conn.execute(_ADDRESSED, (self._account, event_id)).fetchone()
         return set() if row is None else set(json.loads(row[0]))
+
+    def _say_clear(self, event: Event) -> None:
+        assert event.room_id is not None
+        if event.room_id not in self._told_clear:
+            _remember(self._told_clear, event.room_id, None, PLACES)
+            facts = {"account": self._account, "room": event.room_id, "event_id": event.event_id, "by": event.sender}
+            log.warning("message in the clear is nobody's, as the room is encrypted", **facts)
+
+
+def _narrowed(place: Place) -> bool:
+    """Whether some agent there hears only what concerns it."""
+    return any(each.respond != "always" for each in place.routed)
+
+
+def _remember(kept: OrderedDict[str, T], key: str, value: T, limit: int) -> None:
+    kept[key] = value
+    if len(kept) > limit:
+        kept.popitem(last=False)

@@ -35,12 +35,17 @@ log = get_logger(__name__)
 Tell = Callable[[str, Literal["info", "warning", "error"], str], Awaitable[None]]
 """Tells people: the name of an alert, how bad it is, and a sentence."""
 
-State = Literal["unknown", "signed", "unsigned"]
+State = Literal["unknown", "signed", "unsigned", "unpublished"]
+
+
+class DeviceMissingError(MatrixResponseError):
+    """The homeserver does not name our own device: not yet, or no more."""
 
 
 @attrs.frozen
 class Standing:
     """How our device stands: `signed` by the account's own identity, or not, and then what helps (`hint`).
+    `unpublished`: the homeserver does not have its keys, or no more.
 
     `master` is the identity's public key, None if there is none. `private`: we have its keys, and so can sign other
     devices of ours and people we verify.
@@ -90,7 +95,7 @@ class CrossSigning:
         answer = await self.query(self._user_id)
         device = device_in(answer, self._user_id, self._device_id)
         if device is None:
-            raise MatrixResponseError("the homeserver does not name our own device yet")
+            raise DeviceMissingError("the homeserver does not name our own device")
         published = identity_in(answer, self._user_id)
         await self._look_at(published)
         private = self._records.private(self._user_id)

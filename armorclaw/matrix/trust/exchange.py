@@ -46,7 +46,8 @@ KnownKeys = Callable[[str, str | None], Awaitable[Mapping[str, str]]]
 class Exchange:
     """`room_id` is None for one between devices; then `asked` are the devices that the request went to.
 
-    `conclude` is called once with the verification when it is done; it raises MatrixError for what may pass.
+    `conclude` is called once with the verification when it is done. It raises MatrixError for what may pass, and
+    Refused.
     """
 
     def __init__(

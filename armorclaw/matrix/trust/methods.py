@@ -76,8 +76,11 @@ def register(registry: Registry, accounts: Ports, keystore: KeyStore) -> None:
 
     @registry.method("matrix.accept_identity", params=AcceptParams, roles=operator)
     def accept_identity(call: Call, params: AcceptParams) -> None:
-        """Believe the cross-signing identity that somebody has now, although it is not the first that was seen."""
-        accounts.trust(params.account).get().accept_identity(params.user_id)
+        """Believe the cross-signing identity that somebody has now, although it is not the first that was seen.
+
+        Its key is named, lest another one be believed than the one that was looked at.
+        """
+        accounts.trust(params.account).get().accept_identity(params.user_id, params.master)
 
     @registry.method("matrix.recovery_key", params=RecoveryKeyParams, result=RecoveryKey, roles=operator)
     async def recovery_key(call: Call, params: RecoveryKeyParams) -> RecoveryKey:

@@ -48,6 +48,11 @@ class TrustPort:
         return None if state == "unknown" else state == "signed"
 
     @property
+    def unpublished(self) -> bool:
+        """Whether the homeserver has lost the keys of our device: nobody believes what it says, until it has them."""
+        return self._trust is not None and self._trust.standing.state == "unpublished"
+
+    @property
     def hint(self) -> str:
         """What would help a device that is not signed."""
         return self._trust.standing.hint if self._trust is not None else ""

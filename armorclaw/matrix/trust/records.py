@@ -120,10 +120,13 @@ class Records:
     def told(self, user_id: str, master: str) -> None:
         self._db.run("INSERT OR REPLACE INTO told VALUES (?, ?)", user_id, master)
 
-    def accept_identity(self, user_id: str) -> bool:
-        """The identity that a user has now counts as the first; whether there is one."""
-        query = "UPDATE crypto_cross_signing_keys SET first_seen_key = key WHERE user_id = ?"
-        return self._db.run(query, user_id).rowcount > 0
+    def accept_identity(self, user_id: str, master: str) -> bool:
+        """The identity with this master key counts as the first; whether it is the one that the user has now."""
+        query = (
+            "UPDATE crypto_cross_signing_keys SET first_seen_key = key"
+            " WHERE user_id = ? AND usage = 'master' AND key = ?"
+        )
+        return self._db.run(query, user_id, master).rowcount > 0
 
     def _fact(self, name: str) -> str | None:
         row = self._db.one("SELECT value FROM facts WHERE name = ?", name)

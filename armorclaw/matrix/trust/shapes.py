@@ -120,7 +120,8 @@ class RecoveryKey:
 
 @attrs.frozen
 class AcceptParams:
-    """Whose identity is to count as it is now."""
+    """Whose identity is to count as it is now; `master` is its key, as matrix.devices tells it."""
 
     user_id: str = attrs.field(validator=_is_user)  # type: ignore[assignment]
+    master: str
     account: str | None = None

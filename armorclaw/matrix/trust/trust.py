@@ -11,6 +11,7 @@ from mautrix.errors import MatrixError
 from mautrix.types import UserID
 
 from armorclaw.clock import Surroundings
+from armorclaw.delivery.transport import Refused
 from armorclaw.errors import ArmorclawError
 from armorclaw.log import get_logger
 from armorclaw.matrix.client import MatrixClient
@@ -18,7 +19,7 @@ from armorclaw.matrix.crypto.encryption import Encryption
 from armorclaw.matrix.pacing import Pacing
 from armorclaw.matrix.rooms import Rooms
 from armorclaw.matrix.transport import judge
-from armorclaw.matrix.trust.cross_signing import CrossSigning, Standing, Tell
+from armorclaw.matrix.trust.cross_signing import CrossSigning, DeviceMissingError, Standing, Tell
 from armorclaw.matrix.trust.exchange import Putter
 from armorclaw.matrix.trust.identity import devices_in, fingerprint, identity_in
 from armorclaw.matrix.trust.port import GiveRecoveryKey
@@ -34,6 +35,8 @@ log = get_logger(__name__)
 
 PAUSE = 5.0
 """Seconds between two looks at identities, however often a homeserver says that devices have changed."""
+
+LOST = "the homeserver has lost the keys of the device; they are published again"
 
 
 class Trust:
@@ -105,6 +108,11 @@ class Trust:
                 standing = await self._cross_signing.settle()
                 await self._hear_of_ourselves()
                 break
+            except DeviceMissingError as error:
+                if self._encryption.device_missed():
+                    log.warning("the homeserver has lost the keys of the device", account=self.account)
+                    self.standing = Standing("unpublished", LOST)
+                pause, why = pacing.next(), str(error)
             except MatrixError as error:
                 verdict = judge(error)
                 if not verdict.again:
@@ -159,10 +167,11 @@ class Trust:
             await trio.sleep(PAUSE)
             await self._identities.wait()
 
-    def accept_identity(self, user_id: str) -> None:
-        """The identity that the user has now is believed from now on. Raises not_found."""
-        if not self._records.accept_identity(user_id):
-            raise ArmorclawError("not_found", f"{user_id} has no cross-signing identity that is known here")
+    def accept_identity(self, user_id: str, master: str) -> None:
+        """The user's identity with this master key is believed from now on. Raises not_found if theirs is another."""
+        if not self._records.accept_identity(user_id, master):
+            what = f"{user_id} has no cross-signing identity with this master key"
+            raise ArmorclawError("not_found", what, hint="matrix.devices tells the one they have now")
         self._encryption.trust_changed(user_id)
 
     # -- keys
@@ -193,18 +202,25 @@ class Trust:
         return known
 
     async def conclude(self, v: Verification) -> None:
-        """Keep what was proven, here and on the homeserver. Raises MatrixError; then it is done once more."""
+        """Keep what was proven, here and on the homeserver. Raises MatrixError; then it is done once more.
+
+        Raises Refused if the identity is another one by now: the homeserver is asked twice, and may answer as it
+        likes.
+        """
         assert v.their_device is not None
         user, own = v.their_user, v.their_user == self._own.user_id
         answer = await self._cross_signing.query(user)
         await self._machine.query([user])
         device, identity = devices_in(answer, user).get(v.their_device), identity_in(answer, user)
         key = v.proven.get(f"ed25519:{v.their_device}")
+        if masters := v.proven.keys() - {f"ed25519:{v.their_device}"}:
+            now = identity is not None and f"ed25519:{identity.master}" in masters
+            if identity is None or not now or not self._records.accept_identity(user, identity.master):
+                raise Refused(f"{user} has another identity than the one that was proven")
         if key is not None:
             self._records.verify_device(user, v.their_device, key)
         private = self._records.private(self._own.user_id)
-        if identity is not None and v.proven.get(f"ed25519:{identity.master}") == identity.master:
-            self._records.accept_identity(user)
+        if identity is not None and masters:
             if own:
                 self._records.trust_own_master(identity.master)
             elif private is not None:

@@ -268,6 +268,7 @@ async def test_the_homeservers_own_limit_is_known_before_a_byte_goes(world: Worl
     world.server.largest = 5
     error = await world.refusal(world.upload(iter([b"abcdef"]), 6))
     assert (error.name, error.data["limit"]) == ("too_large", 5)
+    assert "homeserver's limit" in error.hint
     await world.upload(iter([b"abcde"]), 5)
     assert len(world.server.uploads) == 1
     assert len(world.server.asked) == 1  # asked once
@@ -276,6 +277,7 @@ async def test_the_homeservers_own_limit_is_known_before_a_byte_goes(world: Worl
 async def test_the_bridges_limit(world: World) -> None:
     error = await world.refusal(world.upload(iter([]), 8 * MIB + 1))
     assert (error.name, error.data["limit"]) == ("too_large", 8 * MIB)
+    assert "media.max_size" in error.hint
     assert not world.server.asked
 
 
@@ -296,6 +298,7 @@ async def test_what_the_homeserver_may_say(world: World, answer: Any, name: str)
     error = await world.refusal(world.upload(iter([b"abc"]), 3))
     assert error.name == name
     assert error.data.get("retry_after") == (1.5 if answer[0] == 429 else None)
+    assert error.hint
 
 
 async def test_a_caller_that_stops_sending(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,6 +377,7 @@ async def test_no_redirect_is_followed(world: World, status: int) -> None:
         error = await world.refusal(world.download())
     assert error.name == "matrix_refused"
     assert "elsewhere" in error.why
+    assert error.hint
     assert elsewhere.asked == []
 
 
@@ -383,7 +387,9 @@ async def test_one_that_is_not_there(world: World) -> None:
 
 async def test_one_that_comes_packed(world: World) -> None:
     world.server.files["f"] = Download([b"x"], 1, headers={"Content-Encoding": "gzip"})
-    assert (await world.refusal(world.download())).name == "matrix_refused"
+    error = await world.refusal(world.download())
+    assert error.name == "matrix_refused"
+    assert error.hint
 
 
 async def test_a_file_that_says_it_is_too_large(world: World) -> None:

@@ -325,3 +325,16 @@ async def test_our_device_must_be_known_first(tmp_path: Path) -> None:
         with pytest.raises(MatrixError):
             await bridge.settle()
         assert home.published == 0
+
+
+async def test_keys_are_on_disk_before_they_are_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody must rely on keys that a power cut takes away."""
+    home = KeyHome()
+    async with device(home, tmp_path) as bridge:
+        monkeypatch.setattr(
+            "armorclaw.matrix.crypto.database._sync", lambda path, first: home.requests.append("sync")
+        )
+        await bridge.settle()
+        upload = next(number for number, each in enumerate(home.requests) if "device_signing/upload" in each)
+        assert "sync" in home.requests[:upload]
+        assert bridge.records.private(BOT) is not None

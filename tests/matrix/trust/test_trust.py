@@ -13,12 +13,16 @@ import trio
 from mautrix.errors import MatrixConnectionError, make_request_error
 
 from armorclaw.clock import Surroundings
+from armorclaw.delivery.transport import Refused
 from armorclaw.errors import ArmorclawError
 from armorclaw.matrix.crypto.encryption import Encryption, open_encryption
+from armorclaw.matrix.crypto.olm import Account
+from armorclaw.matrix.crypto.publishing import REPUBLISH_PAUSE
 from armorclaw.matrix.crypto.vault import Vault
 from armorclaw.matrix.rooms import Rooms
+from armorclaw.matrix.trust.identity import PrivateIdentity
 from armorclaw.matrix.trust.port import TrustPort
-from armorclaw.matrix.trust.trust import PAUSE, Trust
+from armorclaw.matrix.trust.trust import LOST, PAUSE, Trust
 
 from .key_home import KeyHome
 
@@ -33,6 +37,9 @@ class Api:
         self.trouble: Exception | None = None
         self.hangs = -1
         self.requests = 0
+        self.uploads: list[Any] = []
+        self.forgetful = False
+        """Takes the keys of devices, and knows nothing of them afterwards."""
 
     def get_txn_id(self) -> str:
         return f"t{self.requests}"
@@ -45,7 +52,9 @@ class Api:
         if self.trouble is not None:
             raise self.trouble
         if str(path).endswith("keys/upload"):
-            if device := (content or {}).get("device_keys"):
+            self.uploads.append(content or {})
+            device = (content or {}).get("device_keys")
+            if device is not None and not self.forgetful:
                 self.home.devices.setdefault(BOT, {})[device["device_id"]] = device
             return {"one_time_key_counts": {"signed_curve25519": 50}}
         return await self.home.request(BOT, str(method), str(path), content)
@@ -184,4 +193,107 @@ async def test_a_homeserver_that_never_ceases_to_speak_of_devices(
             await trio.sleep(0.1)
         assert api.requests - before <= 2 * (60 / PAUSE + 1)
         assert told == ["matrix_recovery_key"]
+        nursery.cancel_scope.cancel()
+
+
+# -- identities of others
+
+
+def give_identity(api: Api, user_id: str) -> str:
+    """A new one, in place of the one before; its master key."""
+    private, device = PrivateIdentity.generate(user_id), Account()
+    api.home.identities.pop(user_id, None)
+    api.home.add_device(user_id, "PHONE", device)
+    api.home._publish(user_id, private.public_objects("PHONE", device))
+    return private.master.public
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+async def test_what_was_proven_counts_only_for_the_identity_it_was_proven_of(tmp_path: Path, swapped: bool) -> None:
+    api = Api()
+    async with made(tmp_path, api) as (trust, encryption, _):
+        await encryption.ensure_device()
+        first = give_identity(api, BOB)
+        await trust.devices(BOB)
+        genuine = give_identity(api, BOB)
+        asked = api.request
+
+        async def request(method: Any, path: Any, content: Any = None, **more: Any) -> Any:
+            answer = await asked(method, path, content, **more)
+            if swapped and str(path).endswith("keys/query") and BOB in content["device_keys"]:
+                give_identity(api, BOB)  # after it was looked at, and before it is stored
+            return answer
+
+        api.request = request  # type: ignore[method-assign]
+        v: Any = SimpleNamespace(their_user=BOB, their_device="PHONE", proven={f"ed25519:{genuine}": genuine})
+        if swapped:
+            with pytest.raises(Refused, match="another identity"):
+                await trust.conclude(v)
+        else:
+            await trust.conclude(v)
+        identity = trust._records.identity(BOB)
+        assert identity is not None
+        assert identity[1] == (first if swapped else genuine)
+        assert (identity[0] == genuine) is not swapped
+
+
+async def test_only_the_identity_that_somebody_was_shown_is_accepted(tmp_path: Path) -> None:
+    api = Api()
+    async with made(tmp_path, api) as (trust, encryption, _):
+        await encryption.ensure_device()
+        give_identity(api, BOB)
+        await trust.devices(BOB)
+        give_identity(api, BOB)
+        shown = (await trust.devices(BOB)).master
+        assert shown is not None
+        give_identity(api, BOB)
+        assert (await trust.devices(BOB)).identity == "changed"
+        with pytest.raises(ArmorclawError) as other:
+            trust.accept_identity(BOB, shown)
+        assert other.value.name == "not_found"
+        now = await trust.devices(BOB)
+        assert (now.master, now.identity) != (shown, "tofu")
+        assert now.master is not None
+        trust.accept_identity(BOB, now.master)
+        assert (await trust.devices(BOB)).identity == "tofu"
+
+
+# -- a homeserver that lost the keys of our device
+
+
+async def test_keys_of_the_device_that_the_homeserver_lost_are_published_again(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, no_threads: None
+) -> None:
+    async def no_key() -> None:
+        return None
+
+    api, port = Api(), TrustPort("main", no_key)
+    async with made(tmp_path, api) as (trust, _, _), trio.open_nursery() as nursery:
+        nursery.start_soon(trust.run)
+        await trio.sleep(REPUBLISH_PAUSE)
+        keys = api.home.devices[BOT].pop("BRIDGE")["keys"]
+        api.forgetful = True
+        trust._on_devices(BOT)
+        await trio.sleep(10)
+        with port.answered_by(trust):
+            assert (port.unpublished, port.signed, port.hint) == (True, False, LOST)
+            api.forgetful = False
+            await trio.sleep(2 * REPUBLISH_PAUSE)
+            assert api.home.devices[BOT]["BRIDGE"]["keys"] == keys
+            assert (port.unpublished, port.signed, port.hint) == (False, True, "")
+        assert api.uploads[-1].keys() >= {"device_keys", "fallback_keys"}
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_homeserver_that_always_loses_the_keys_gets_them_seldom(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, no_threads: None
+) -> None:
+    """Each time with another fallback key: those before the last are forgotten here."""
+    api = Api()
+    api.forgetful = True
+    async with made(tmp_path, api) as (trust, _, _), trio.open_nursery() as nursery:
+        nursery.start_soon(trust.run)
+        await trio.sleep(3600)
+        assert 2 <= sum("device_keys" in body for body in api.uploads) <= 13
+        assert api.requests < 400
         nursery.cancel_scope.cancel()
