@@ -26,10 +26,14 @@ T = TypeVar("T")
 
 OFF = "room_encrypted: a message there would be in the clear, as encryption is switched off for this account"
 LOST = "the account has lost its keys, and cannot encrypt before it is logged in anew"
+NOT_CURRENT = "the homeserver has not said yet who came and went since the last time"
 
 
 class Encrypts(Knows, echo.Reads, Protocol):
     """As `armorclaw.matrix.crypto.encryption.Encryption`."""
+
+    @property
+    def current(self) -> bool: ...
 
     async def encrypt(self, room_id: str, type: str, content: Mapping[str, Any]) -> dict[str, Any]: ...  # noqa: A002
 
@@ -91,6 +95,8 @@ class Postman:
     async def _encrypted(self, room_id: str, type_: str, content: bytes) -> bytes:
         if self._encryption is None:
             raise Delayed(None, LOST, sure=True) if self._lost else Refused(OFF, sure=False)
+        if not self._encryption.current:
+            raise Delayed(None, NOT_CURRENT, sure=True)
         return ascii_json(await self._before_sending(self._encryption.encrypt(room_id, type_, json.loads(content))))
 
     async def _redact(self, room_id: str, txn_id: str, content: bytes, *, encrypted: bool) -> str:

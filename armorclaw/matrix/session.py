@@ -290,6 +290,11 @@ class Session:
         undecrypted = Undecrypted(name, services.db, clock)
         undecrypted.on_count = self._status.waiting_for_keys
         await undecrypted.load()
+
+        def is_encrypted(room_id: str) -> bool | None:
+            """The keys' own file remembers what was once asked about a room, over restarts."""
+            return (encryption is not None and encryption.knows(room_id)) or self._rooms.encrypted(room_id)
+
         sync = SyncLoop(
             name,
             self._client,
@@ -309,7 +314,7 @@ class Session:
                 encryption=encryption,
                 without="keys_lost" if self._status.encryption == "lost" else "encryption_off",
                 on_verification=trust.verifications.on_room if trust is not None else None,
-                is_encrypted=self._rooms.encrypted,
+                is_encrypted=is_encrypted,
             ),
             undecrypted=undecrypted,
             encryption=encryption,

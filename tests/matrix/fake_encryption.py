@@ -31,6 +31,7 @@ class FakeEncryption:
         self.absorbing: Callable[[], object] = lambda: None
         self.rooms: set[str] = set()
         self.identity_key = "own"
+        self.current = True
         self.device_made_ms = 0
         self.places: list[tuple[str | None, str]] = []
 

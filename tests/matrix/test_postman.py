@@ -99,6 +99,19 @@ async def test_encrypted_where_the_room_is() -> None:
     assert client.sent == [("m.room.encrypted", "t1", sealed(MESSAGE, json.loads(TEXT)))]
 
 
+async def test_no_key_before_it_is_known_who_has_left() -> None:
+    client, encryption = Client(), FakeEncryption()
+    encryption.current = False
+    sender = postman(client, known=RoomState("join", True), encryption=encryption)
+    with pytest.raises(Delayed, match="who came and went") as raised:
+        await sender.put(ROOM, MESSAGE, "t1", TEXT)
+    assert raised.value.sure
+    assert not raised.value.whole
+    assert client.sent == []
+    encryption.current = True
+    assert await sender.put(ROOM, MESSAGE, "t1", TEXT) == "$sent"
+
+
 @pytest.mark.parametrize("membership", ["join", "invite", "leave"])
 async def test_once_encrypted_it_is_never_in_the_clear(membership: str) -> None:
     client = Client()

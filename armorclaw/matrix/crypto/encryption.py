@@ -94,6 +94,8 @@ class Encryption:
         self.on_verification: Callable[[str, str, dict[str, Any], bool], object] = lambda *told: None
         self.on_secret: Callable[[str, str, dict[str, Any], str], object] = lambda *told: None
         self.on_devices: Callable[[str], object] = lambda user: None
+        self.current = False
+        """Whether it has heard, since it was opened, who came and went meanwhile: who left must get no more keys."""
         self.counts = counts
         """decrypted, encrypted, failed:<reason>, keys_received, messages_refused, unwedged, withheld."""
         self.db = db
@@ -192,6 +194,7 @@ class Encryption:
 
     def stands(self, since: str | None, next_batch: str) -> None:
         """Note that all of the answer to the sync from `since` was taken in. The next one is from either of both."""
+        self.current = True
         if self._stands != (since, next_batch):
             sql = "INSERT INTO facts VALUES ('synced', ?) ON CONFLICT DO UPDATE SET value = excluded.value"
             self.db.run(sql, json.dumps([since, next_batch]))
