@@ -51,7 +51,8 @@ class UserPattern:
         if len(text) > LONGEST:
             raise FaultError(f"a Matrix user has at most {LONGEST} characters", _EXAMPLE)
         if server != server.lower():
-            raise FaultError(f"{text!r}: the server's name has capitals", f'write "{local}:{server.lower()}"')
+            fix = f'write "{local}:{server.lower().rstrip(".")}"'
+            raise FaultError(f"{text!r}: the server's name has capitals", fix)
         if server.endswith("."):
             raise FaultError(f"{text!r}: the server's name ends in a dot", f'write "{local}:{server.rstrip(".")}"')
         if not _is_server(server):

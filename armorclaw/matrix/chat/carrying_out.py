@@ -29,7 +29,9 @@ CALL_LIMIT = 20.0
 """Seconds for one order. Methods answer within 4; output may have to be fetched from an engine."""
 
 NONE = "-"
-"""Stands for no agent in `!claw use`."""
+"""Stands in `!claw use` for no choice: what the configuration says holds again."""
+
+_DROP = "Drop what was chosen for this room, and go by the configuration again?"
 
 _MONEY = {"budget": "budget.status", "approve": "budget.approve", "deny": "budget.deny"}
 
@@ -84,10 +86,20 @@ class CarryingOut:
             return f"{order.name.capitalize()} agent {order.agent}?"
         if order.name == "use":
             others = [each.agent for each in given.place.routed if each.agent != order.words[0]]
-            if others:
-                named = "no agent" if order.words[0] == NONE else order.words[0]
-                return f"Have {named} answer in this room, in place of {', '.join(others)}?"
+            if order.words[0] == NONE:
+                chosen = self._table.chosen(given.place.account, [str(given.event.room_id)])
+                return _DROP if others and chosen is not None and len(order.words) == 1 else None
+            if others and self._can_use(given):
+                return f"Have {order.words[0]} answer in this room, in place of {', '.join(others)}?"
         return None
+
+    def _can_use(self, given: Given) -> bool:
+        """What will be refused is not asked about: whoever misspelt a name would confirm it for nothing."""
+        try:
+            self._table.check(*_wanted(given))
+        except ArmorclawError:
+            return False
+        return True
 
     async def check(self, given: Given) -> None:
         """Before anything is asked or done. Raises container_not_found for an agent that this room is not told of."""
@@ -141,8 +153,10 @@ class CarryingOut:
             if rest:
                 raise MisreadError(f"Say it so: {usage('use')}")
             before = await self._table.unuse(account, room_id)
-            return Answer("Nothing was chosen here." if before is None else "What was chosen here holds no more.")
-        respond = cast(Respond, rest[0].casefold() if rest else "always")  # the table tells if it is none
+            if before is None:
+                return Answer("Nothing was chosen here: the configuration says who answers.")
+            return Answer("What was chosen here holds no more: the configuration says who answers.")
+        *_, respond = _wanted(given)
         await self._table.use(account, room_id, agent, respond, by=given.by)
         return Answer(f"{agent} answers here from now on, to: {respond}.")
 
@@ -182,6 +196,14 @@ class CarryingOut:
         found = await self._hands.call(method, **({"id": words[0]} if words else {}))
         facts = found.items() if isinstance(found, Mapping) else ()
         return Answer(listed(f"{given.order.name}:", [f"{name}: {value}" for name, value in facts]))
+
+
+def _wanted(given: Given) -> tuple[str, str, str, Respond]:
+    """What `!claw use` is to choose: account, room, agent, respond. The table tells if the last is none."""
+    agent, *rest = given.order.words
+    room_id = given.event.room_id
+    assert room_id is not None, "orders are given in a room"
+    return given.place.account, room_id, agent, cast(Respond, rest[0].casefold() if rest else "always")
 
 
 def _closely(standing: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ class Verb:
     changes: bool = False
 
 
-_USE = "have an agent answer in this room, - for none, to: always, mention, reply or command"
+_USE = "have an agent answer in this room, to: always, mention, reply or command; - to go by the configuration"
 
 VERBS: Mapping[str, Verb] = {
     "help": Verb("", "this"),

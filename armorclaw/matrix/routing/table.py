@@ -113,15 +113,16 @@ class RouteTable:
         by_room = [entry for rooms in self._by_room.values() for entry in rooms.items()]
         return frozenset(room for room, answering in by_room if any(each.agent == agent for each in answering))
 
-    async def use(self, account: str, room_id: str, agent: str, respond: Respond, *, by: str) -> Chosen:
-        """From now on `agent` answers in the room, in place of what the configuration says. On disk when it returns.
+    def check(self, account: str, room_id: str, agent: str, respond: Respond) -> None:
+        """Whether `agent` may be chosen for the room.
 
         Raises invalid_params for another word than those of `Respond`, container_not_found for an agent that there
         is not, not_routable for one that speaks for another account, queue_full for too many choices.
         """
         if respond not in get_args(Respond):
             words = ", ".join(get_args(Respond))
-            raise ArmorclawError("invalid_params", f"respond = {respond[:40]!r}", why=f"it is one of {words}")
+            what = f"respond = {respond[:40]!r}"
+            raise ArmorclawError("invalid_params", what, why=f"it is one of {words}", hint="name one of these")
         speaks_for = self.account_of(agent)
         if speaks_for is None:
             raise ArmorclawError("container_not_found", f"there is no agent {agent[:80]!r} here")
@@ -132,6 +133,13 @@ class RouteTable:
             raise ArmorclawError(
                 "queue_full", f"there are choices for {CHOSEN_LIMIT} rooms, the most that there may be"
             )
+
+    async def use(self, account: str, room_id: str, agent: str, respond: Respond, *, by: str) -> Chosen:
+        """From now on `agent` answers in the room, in place of what the configuration says. On disk when it returns.
+
+        Raises what `check` raises.
+        """
+        self.check(account, room_id, agent, respond)
         chosen = Chosen(agent, respond, by, self._clock.now_ms())
 
         def work(conn: Connection) -> None:

@@ -170,7 +170,8 @@ class Verifications:
             wanted = [device_id] if device_id is not None else known
             if not wanted or any(each not in known for each in wanted):
                 which = f"device {device_id} of {user_id}" if device_id else f"{user_id}"
-                raise ArmorclawError("not_found", f"{which} has no keys to verify", hint="armorclaw matrix devices")
+                hint = f"its devices are listed by: armorclaw matrix devices {user_id}"
+                raise ArmorclawError("not_found", f"{which} has no keys to verify", hint=hint)
             if direct:
                 return self._start_direct(user_id, wanted)
             if room_id is None and device_id is None and user_id != self._own.user_id:

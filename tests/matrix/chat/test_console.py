@@ -112,7 +112,13 @@ async def test_the_use_of_anothers_room_is_confirmed(world: World, autojump_cloc
         await world.react(world.last)
         await settled()
         assert world.table.chosen("main", [ROOM]) is not None
-        assert (await world.ask("!claw use -")).startswith("Have no agent answer in this room, in place of echo?")
+        assert (await world.ask("!claw use -")).startswith("Drop what was chosen for this room")
+
+
+@pytest.mark.parametrize("order", ["use nobody", "use ada sometimes"])
+async def test_what_cannot_be_chosen_is_not_asked_about(order: str, world: World, autojump_clock: MockClock) -> None:
+    async with world.running():
+        assert (await world.ask(f"!claw {order}")).startswith("That did not work:")
 
 
 async def test_it_is_bound_to_who_asked(world: World, autojump_clock: MockClock) -> None:
