@@ -108,7 +108,7 @@ def test_every_fault_of_a_configuration_is_named_at_once(tmp_path: Path, verb: l
     file = write_config(
         tmp_path,
         bridge={"stat_dir": "x", "uid_base": -1},
-        accounts={"main": {"homeserver": "matrix.org", "user": "@bot:matrix.org", "password": "hunter2"}},
+        accounts={"main": {"homeserver": "ftp://matrix.org", "user": "@bot:matrix.org", "password": "hunter2"}},
         agents={"../../etc": {"image": "x"}, "b": {}},
     )
     done = run(*verb, "--config", file)

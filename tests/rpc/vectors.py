@@ -246,6 +246,6 @@ ELSEWHERE = {
     113: "tests/matrix/test_parts.py::test_users_as_login_takes_them",
     114: "tests/matrix/test_transport.py::test_what_comes_from_outside_is_percent_encoded_in_the_path",
     115: "tests/guard/test_grants.py::test_a_room_is_its_very_id",
-    116: "tests/test_config.py::test_a_homeserver_is_a_plain_url",
+    116: "tests/test_config.py::test_a_homeserver_is_a_plain_url_or_a_server_name",
 }
 """Number → the test that shows it, or shows more of it than its row."""
