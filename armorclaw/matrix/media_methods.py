@@ -11,11 +11,12 @@ from armorclaw.events.journal import Journal
 from armorclaw.events.methods import hears
 from armorclaw.guard.grants import Grants
 from armorclaw.matrix.accounts import Accounts
-from armorclaw.matrix.answer import is_id, is_room_id
+from armorclaw.matrix.answer import is_id
 from armorclaw.matrix.media.attachment import MalformedError
 from armorclaw.matrix.media.content import Description, Source, kind_of
 from armorclaw.matrix.media.shapes import DownloadParams, MediaDownloaded, MediaUploaded, UploadParams
 from armorclaw.matrix.media.transfers import Transfers
+from armorclaw.matrix.permission import account_for
 from armorclaw.rpc.registry import Registry, Role
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class MediaMethods:
         What is answered as `content` is sent by matrix.send. The bytes come by `$/upload`, pieces at most 30 s apart.
         If they are not as many as `size` says, or the call is cancelled before their end, nothing is kept.
         """
-        account = self._account_for(call, params.room_id, params.account)
+        account = account_for(self._accounts, self._grants, call, params.room_id, params.account)
         facts = self._accounts.facts(account)
         encrypted = await facts.must_encrypt(params.room_id)
         what = Description(
@@ -81,7 +82,7 @@ class MediaMethods:
         given = [name for name in ("event_id", "mxc", "file") if getattr(params, name) is not None]
         try:
             if room_id is not None and event_id is not None and given == ["event_id"]:
-                account = self._account_for(call, room_id, params.account)
+                account = account_for(self._accounts, self._grants, call, room_id, params.account)
                 content = await self._content(call, account, room_id, event_id)
                 return account, Source.of_content(content, params.part)
             # an address can hold anything, and is asked of any server it names: an agent's way out
@@ -111,16 +112,3 @@ class MediaMethods:
 
     def _account_of(self, params: DownloadParams) -> str:
         return self._accounts.facts(params.account).account
-
-    def _account_for(self, call: Call, room_id: str, account: str | None) -> str:
-        if not is_room_id(room_id):
-            what, hint = f"room_id {room_id[:80]!r} is no room id", "see the room's settings, advanced"
-            raise ArmorclawError("invalid_params", what, hint=hint, fields=["room_id"])
-        if call.agent is None:
-            return (
-                self._accounts.facts(account).account if account is not None else self._accounts.account_for(room_id)
-            )
-        own = self._grants.account_of(call.agent)
-        if own is None or not self._grants.may(call.agent, room_id):
-            raise ArmorclawError("room_denied", f"agent {call.agent!r} has no grant for room {room_id}")
-        return own

@@ -24,6 +24,22 @@ class Target:
     refers: str | None = None
 
 
+def account_for(accounts: Accounts, grants: Grants, call: Call, room_id: str, account: str | None) -> str:
+    """The account that the caller speaks for in a room; `account` is an operator's choice.
+
+    Raises invalid_params, room_denied, matrix_not_configured.
+    """
+    if not is_room_id(room_id):
+        what, hint = f"room_id {room_id[:80]!r} is no room id", "see the room's settings, advanced"
+        raise ArmorclawError("invalid_params", what, hint=hint, fields=["room_id"])
+    if call.agent is None:
+        return accounts.account_for(room_id) if account is None else accounts.facts(account).account
+    own = grants.account_of(call.agent)
+    if own is None or not grants.may(call.agent, room_id):
+        raise ArmorclawError("room_denied", f"agent {call.agent!r} has no grant for room {room_id}")
+    return own
+
+
 class Permission:
     """Asked by handlers before anything else. What an agent may not know of, and what is not there, look alike."""
 
@@ -33,19 +49,8 @@ class Permission:
         self._outbox = outbox
 
     def account_for(self, call: Call, room_id: str, account: str | None) -> str:
-        """The account that the caller speaks for in a room; `account` is an operator's choice.
-
-        Raises invalid_params, room_denied, matrix_not_configured.
-        """
-        if not is_room_id(room_id):
-            what, hint = f"room_id {room_id[:80]!r} is no room id", "see the room's settings, advanced"
-            raise ArmorclawError("invalid_params", what, hint=hint, fields=["room_id"])
-        if call.agent is None:
-            return self._accounts.account_for(room_id) if account is None else self._accounts.facts(account).account
-        own = self._grants.account_of(call.agent)
-        if own is None or not self._grants.may(call.agent, room_id):
-            raise ArmorclawError("room_denied", f"agent {call.agent!r} has no grant for room {room_id}")
-        return own
+        """As the function of that name."""
+        return account_for(self._accounts, self._grants, call, room_id, account)
 
     async def target(
         self, call: Call, account: str, room_id: str, event_id: str | None, delivery_id: str | None, *, own: bool
