@@ -17,10 +17,10 @@ from armorclaw.clock import Surroundings
 from armorclaw.config import AlertsSection
 from armorclaw.delivery.message import Outgoing
 from armorclaw.delivery.outbox import Outbox
-from armorclaw.errors import ArmorclawError, one_error
+from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import ascii_json
 from armorclaw.events.filter import EventFilter
-from armorclaw.events.inside import Inbox
+from armorclaw.events.inside import Inbox, listen_on
 from armorclaw.events.pushing.subscription import Subscription
 from armorclaw.events.subscriptions import Subscriptions
 from armorclaw.guard.alerts import RANK
@@ -53,9 +53,6 @@ MINUTE = 60.0
 
 TEXT_LIMIT = 2_000
 """Characters of a message: people read it, on a telephone too."""
-
-RETRY_SECONDS = (1.0, 30.0)
-"""Between attempts while the store or the outbox takes nothing: the first, the most."""
 
 _OWNER = "@bridge"  # no agent can have that name
 _NAME = "alerts"
@@ -96,25 +93,7 @@ class AdminRoom:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; started when no alert can be missed. Raises what the store raises before that."""
-        pause, longest = RETRY_SECONDS
-        started = False
-
-        def when_started() -> None:
-            nonlocal started, pause
-            if not started:
-                task_status.started()
-            started, pause = True, RETRY_SECONDS[0]
-
-        while True:
-            try:
-                with one_error():
-                    await self._listen(when_started)
-            except ArmorclawError as error:
-                if not started or not error.kind.retryable:
-                    raise
-                log.warning("alerts wait", why=str(error))
-                await trio.sleep(pause)
-                pause = min(2 * pause, longest)
+        await listen_on(self._listen, "alerts wait", task_status)
 
     async def _listen(self, when_started: Any) -> None:
         """Until something raises; what was not told then comes again."""

@@ -4,16 +4,52 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import trio
 
-from armorclaw.errors import ArmorclawError
+from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.events.pushing.subscription import Subscription
+from armorclaw.log import get_logger
+
+log = get_logger(__name__)
 
 INBOX_BYTES = 256 * 1024
 """Of events that wait to be taken; more wait in the journal. The subscription's window bounds them too."""
+
+
+RETRY_SECONDS = (1.0, 30.0)
+"""Between attempts while the store or the outbox takes nothing: the first, the most."""
+
+
+async def listen_on(
+    listen: Callable[[Callable[[], object]], Awaitable[None]], waits: str, task_status: trio.TaskStatus[None]
+) -> None:
+    """Have `listen` follow the journal until cancelled, anew when it raises what may pass; `waits` is logged then.
+
+    It calls what it is given once nothing can be missed, which is when this has started; whatever it raises before
+    that is raised.
+    """
+    pause, longest = RETRY_SECONDS
+    started = False
+
+    def when_started() -> None:
+        nonlocal started, pause
+        if not started:
+            task_status.started()
+        started, pause = True, RETRY_SECONDS[0]
+
+    while True:
+        try:
+            with one_error():
+                await listen(when_started)
+        except ArmorclawError as error:
+            if not started or not error.kind.retryable:
+                raise
+            log.warning(waits, why=str(error))
+            await trio.sleep(pause)
+            pause = min(2 * pause, longest)
 
 
 class Inbox:

@@ -19,10 +19,10 @@ import trio
 from armorclaw.clock import Clock
 from armorclaw.delivery.message import Outgoing
 from armorclaw.delivery.outbox import Outbox
-from armorclaw.errors import ArmorclawError, one_error
+from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event, ascii_json
 from armorclaw.events.filter import EventFilter
-from armorclaw.events.inside import Inbox
+from armorclaw.events.inside import Inbox, listen_on
 from armorclaw.events.journal import Journal
 from armorclaw.events.methods import is_for_part
 from armorclaw.events.pushing.subscription import Subscription
@@ -48,9 +48,6 @@ ORDERS = Rate(0.5, 10)
 
 PEOPLE = 256
 """Whose rate is remembered."""
-
-RETRY_SECONDS = (1.0, 30.0)
-"""Between attempts while the store or the outbox takes nothing: the first, the most."""
 
 _INTERRUPTED = "I was interrupted over that. See whether it was done, and give the order again if not."
 _NAME = "commands"
@@ -92,25 +89,7 @@ class Console:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; started when no order can be missed. Raises what the store raises before that."""
-        pause, longest = RETRY_SECONDS
-        started = False
-
-        def when_started() -> None:
-            nonlocal started, pause
-            if not started:
-                task_status.started()
-            started, pause = True, RETRY_SECONDS[0]
-
-        while True:
-            try:
-                with one_error():
-                    await self._listen(when_started)
-            except ArmorclawError as error:
-                if not started or not error.kind.retryable:
-                    raise
-                log.warning("orders wait", why=str(error))
-                await trio.sleep(pause)
-                pause = min(2 * pause, longest)
+        await listen_on(self._listen, "orders wait", task_status)
 
     async def _listen(self, when_started: Callable[[], object]) -> None:
         """Until something raises; what was not dealt with then comes again."""
