@@ -18,7 +18,7 @@ from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
 from armorclaw.events.pushing.relay import Relay
 from armorclaw.events.pushing.subscription import Subscription
-from armorclaw.matrix.session import Session
+from armorclaw.matrix.postman import Postman
 from armorclaw.rpc.peer import Peer
 from armorclaw.rpc.registry import Role
 from armorclaw.rpc.unix import bind_unix, serve_unix
@@ -102,7 +102,7 @@ async def test_events_cross_from_nursery_to_nursery_through_channels_alone(
     homeserver, hops = Homeserver(), Hops()
     for owner, name in (
         *((Journal, "publish"), (Relay, "tell"), (Subscription, "offer"), (Peer, "push")),
-        (Session, "put"),
+        (Postman, "put"),
     ):
         hops.watch(monkeypatch, owner, name)
     async with fake_homeserver(homeserver.answer) as fake, trio.open_nursery() as agents:
@@ -145,7 +145,7 @@ async def test_events_cross_from_nursery_to_nursery_through_channels_alone(
         assert within(task, agents)
 
     # and back: what the agent asked for is done by the session's task, not by the agent's
-    ((sender, _),) = hops.of("Session.put")
+    ((sender, _),) = hops.of("Postman.put")
     assert not within(sender, agents)
 
 
