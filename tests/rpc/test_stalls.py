@@ -10,8 +10,7 @@ import gc
 import json
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import attrs
 import pytest
@@ -22,6 +21,7 @@ from armorclaw.rpc.ears import Ears
 from armorclaw.rpc.framing import MAX_DEPTH, MAX_FRAME
 from armorclaw.rpc.peer import Peer
 from armorclaw.rpc.registry import Role
+from tests.turns import turns
 
 from .conftest import House
 
@@ -51,33 +51,6 @@ def yardstick() -> float:
         gc.enable()
     assert len(value) > 300_000
     return taken
-
-
-class Turns(trio.abc.Instrument):
-    """The longest step of any task."""
-
-    def __init__(self) -> None:
-        self.longest = 0.0
-        self._began = time.thread_time()
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self._began = time.thread_time()
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.longest = max(self.longest, time.thread_time() - self._began)
-
-
-@contextmanager
-def turns() -> Iterator[Turns]:
-    gc.collect()
-    gc.freeze()  # what pytest holds is no part of it
-    found = Turns()
-    trio.lowlevel.add_instrument(found)
-    try:
-        yield found
-    finally:
-        trio.lowlevel.remove_instrument(found)
-        gc.unfreeze()
 
 
 def streams() -> list[trio.SocketStream]:
