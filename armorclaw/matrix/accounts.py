@@ -28,8 +28,9 @@ from armorclaw.matrix.entry import Entry, KeyReader
 from armorclaw.matrix.facts import Facts
 from armorclaw.matrix.rooms import RoomState
 from armorclaw.matrix.routing.service import Routing
+from armorclaw.matrix.services import Services
 from armorclaw.matrix.shapes import AccountStanding
-from armorclaw.matrix.status import SessionState, SessionStatus
+from armorclaw.matrix.status import SessionState, SessionStatus, login_command
 from armorclaw.matrix.trust.port import TrustPort
 from armorclaw.store import Database
 from armorclaw.structure import Secret
@@ -60,7 +61,7 @@ class AlertPort(Protocol):
 
 
 class Accounts:
-    """All accounts. `agents` names those that had grants before this was made; later grants are followed.
+    """All accounts. Grants are followed from now on.
 
     `own_rooms`, by account, are those that the bridge itself wants to be in. Without `routing` everybody is heard in
     rooms that are granted by name, as with an empty configuration. `receipts` hears what becomes of our
@@ -81,24 +82,15 @@ class Accounts:
         vault: Vault | None = None,
         routing: Routing | None = None,
         keystore: KeyReader | None = None,
-        agents: Iterable[str] = (),
         own_rooms: Mapping[str, Iterable[str]] = MappingProxyType({}),
     ) -> None:
-        self._db = db
-        self._journal = journal
-        self._outbox = outbox
-        self._around = around
-        self._receipts = receipts
+        self._services = Services(db, journal, outbox, around, self._alert, receipts, vault)
         self._alerts = alerts
-        self._vault = vault
         self._pools: Pools | None = None
-        known = tuple(agents)
         if routing is None:
             routing = Routing(AccessSection(), (), {}, db=db, outbox=outbox, grants=grants, clock=around.clock)
         self._entries = {
-            name: Entry(
-                account, grants, routing, around, agents=known, own=own_rooms.get(name, ()), keystore=keystore
-            )
+            name: Entry(account, grants, routing, around, own=own_rooms.get(name, ()), keystore=keystore)
             for name, account in accounts.items()
         }
         self._supervisor = Supervisor("matrix", dynamic=True, around=around, on_change=log_crash)
@@ -107,8 +99,8 @@ class Accounts:
     async def load(self) -> None:
         """Read how the rooms of all accounts stood last. Raises what the store raises."""
         for name, entry in self._entries.items():
-            entry.rooms.replace(await self._db.read(entry.rooms.load))
-            entry.granted.replace(await self._db.read(partial(aliases.load, account=name)))
+            entry.rooms.replace(await self._services.db.read(entry.rooms.load))
+            entry.granted.replace(await self._services.db.read(partial(aliases.load, account=name)))
 
     def beyond_names(self, account: str, agent: str, names: Iterable[str]) -> frozenset[str]:
         """What an agent is granted beside these rooms, ids and aliases: by what is known of the account's rooms."""
@@ -138,7 +130,7 @@ class Accounts:
 
     def reports(self) -> list[AccountStanding]:
         """The state of all accounts."""
-        waiting = self._outbox.lengths()
+        waiting = self._services.outbox.lengths()
         return [entry.report(waiting.get(name, 0)) for name, entry in self._entries.items()]
 
     def decrypt_failures(self) -> dict[str, int]:
@@ -255,8 +247,9 @@ class Accounts:
     async def _log_in(self, entry: Entry, user: str, password: Secret) -> None:
         from armorclaw.matrix.relogin import log_in_anew
 
+        services = self._services
         fresh = await log_in_anew(
-            self._db, entry.account, user, password, self._around, self._shared_pools(), self._vault
+            services.db, entry.account, user, password, services.around, self._shared_pools(), services.vault
         )
         entry.password = password
         # whole, as the homeserver writes it; the token of the configuration is an older one
@@ -283,32 +276,9 @@ class Accounts:
         return ChildSpec(entry.account.name, run, restart=Restart.PERMANENT, backoff=_BACKOFF, start_timeout=math.inf)
 
     def _session(self, entry: Entry) -> Session:
-        from armorclaw.matrix.given import Given
-        from armorclaw.matrix.session import Services, Session
+        from armorclaw.matrix.session import Session
 
-        return Session(
-            entry.account,
-            Services(
-                self._db,
-                self._journal,
-                self._outbox,
-                self._around,
-                self._shared_pools(),
-                receipts=self._receipts,
-                vault=self._vault,
-                alert=self._alert,
-            ),
-            rooms=entry.rooms,
-            granted=entry.granted,
-            router=entry.router,
-            status=entry.status,
-            facts=entry.facts,
-            markers=entry.markers,
-            typists=entry.typists,
-            trust=entry.trust,
-            given=Given(lambda: entry.password or entry.account.find_password(), entry.account.find_access_token),
-            turn=entry.logging_in,
-        )
+        return Session(entry, self._services, self._shared_pools())
 
     def _shared_pools(self) -> Pools:
         from armorclaw.matrix.pools import Pools
@@ -319,7 +289,7 @@ class Accounts:
 
     async def _call_for_login(self, entry: Entry, error: ArmorclawError) -> None:
         entry.status.logged_out(error.why)
-        await self._alert("matrix_login_failed", "error", str(error))
+        await self._alert("matrix_login_failed", "error", f"{error}; log it in: {login_command(entry.account)}")
 
     async def _alert(self, name: str, severity: Literal["info", "warning", "error"], text: str) -> None:
         if self._alerts is not None:

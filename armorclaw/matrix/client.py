@@ -15,8 +15,9 @@ from mautrix.errors import MatrixError, MatrixResponseError, MNotFound
 from mautrix.types import DeviceID, RoomAlias, RoomID, SerializerError, UserID
 
 from armorclaw.matrix.answer import Raw, events_in, is_room_id
+from armorclaw.matrix.failures import judge
 from armorclaw.matrix.tokens import Tokens, read_tokens
-from armorclaw.matrix.transport import TrioHTTPAPI, judge
+from armorclaw.matrix.transport import TrioHTTPAPI
 from armorclaw.matrix.versions import Versions, ask
 
 POLL_SECONDS = 30.0

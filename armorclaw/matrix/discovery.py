@@ -19,11 +19,12 @@ from armorclaw.config import Account
 from armorclaw.errors import ArmorclawError
 from armorclaw.log import get_logger
 from armorclaw.matrix import versions
+from armorclaw.matrix.failures import in_words, judge
 from armorclaw.matrix.incoming import Incoming
 from armorclaw.matrix.pacing import Pacing
 from armorclaw.matrix.pools import Pools
 from armorclaw.matrix.status import SessionStatus
-from armorclaw.matrix.transport import CONNECT_TIMEOUT, in_words, judge, open_api
+from armorclaw.matrix.transport import CONNECT_TIMEOUT, open_api
 
 log = get_logger(__name__)
 

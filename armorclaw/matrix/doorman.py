@@ -13,11 +13,11 @@ from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.guard.policy import Answer
 from armorclaw.log import get_logger
 from armorclaw.matrix.client import MatrixClient
+from armorclaw.matrix.failures import Verdict, judge
 from armorclaw.matrix.granted import Granted
 from armorclaw.matrix.pacing import Pacing
 from armorclaw.matrix.rooms import Rooms, RoomState
 from armorclaw.matrix.routing.router import Router
-from armorclaw.matrix.transport import Verdict, judge
 
 log = get_logger(__name__)
 

@@ -9,14 +9,12 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from mautrix.errors import MatrixError
-
 from armorclaw.delivery.transport import Refused
 from armorclaw.matrix.answer import Raw
 from armorclaw.matrix.client import MatrixClient
 from armorclaw.matrix.crypto.failures import Undecryptable
+from armorclaw.matrix.failures import as_attempt
 from armorclaw.matrix.reading import ENCRYPTED, Decrypts
-from armorclaw.matrix.transport import judge
 
 PAGE = 200
 PAGES = 50
@@ -103,10 +101,8 @@ async def _own_since(client: MatrixClient, room_id: str, types: list[str], since
     found: list[Raw] = []
     at: str | None = None
     for _ in range(PAGES):
-        try:
+        with as_attempt():
             chunk, at = await client.latest(room_id, PAGE, start=at, filter=only)
-        except MatrixError as error:
-            raise judge(error).exception() from error
         for raw in chunk:
             if _time(raw) < since_ms:
                 return found

@@ -7,7 +7,6 @@ faster than its pauses allow, whatever the homeserver answers.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Literal, Protocol
 
 import trio
@@ -19,13 +18,14 @@ from armorclaw.errors import ArmorclawError
 from armorclaw.log import get_logger
 from armorclaw.matrix import login
 from armorclaw.matrix.client import MatrixClient
+from armorclaw.matrix.failures import Verdict, judge
 from armorclaw.matrix.given import Given
 from armorclaw.matrix.login import Login
 from armorclaw.matrix.pacing import Pacing
 from armorclaw.matrix.renewal import Renewal
+from armorclaw.matrix.services import Alert
 from armorclaw.matrix.status import SessionStatus, login_command
 from armorclaw.matrix.tokens import Tokens
-from armorclaw.matrix.transport import Verdict, judge
 from armorclaw.store import Database
 
 log = get_logger(__name__)
@@ -36,9 +36,6 @@ REFUSED_PAUSE = 30.0
 _LOG_OUT_TIMEOUT = 3.0
 _MINUTE, _HOUR = 60.0, 3600.0
 _MISTAKES = 3  # of a homeserver that says a token is unknown when it is not, before it gets another login
-
-Alert = Callable[[str, Literal["info", "warning", "error"], str], Awaitable[None]]
-"""Tells people: the name of the alert, how bad it is, and a sentence."""
 
 
 class Keys(Protocol):
@@ -66,8 +63,8 @@ class Entrance:
         given: Given,
         *,
         turn: trio.Lock,
+        alert: Alert,
         keys: Keys | None = None,
-        alert: Alert | None = None,
         base_url: str | None = None,
     ) -> None:
         self._account = account
@@ -248,8 +245,7 @@ class Entrance:
 
     async def _tell(self, name: str, severity: Literal["warning", "error"], text: str) -> None:
         log.warning(name.replace("_", " "), account=self._account.name, why=text)
-        if self._alert is not None:
-            await self._alert(name, severity, text)
+        await self._alert(name, severity, text)
 
 
 async def set_aside(keys: Keys | None, account: str, why: str) -> str | None:

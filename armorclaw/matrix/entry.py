@@ -41,7 +41,6 @@ class Entry:
         routing: Routing,
         around: Surroundings,
         *,
-        agents: Iterable[str],
         own: Iterable[str],
         keystore: KeyReader | None,
     ) -> None:
@@ -49,7 +48,7 @@ class Entry:
         self.trust = TrustPort(account.name, partial(self._recovery_key, keystore))
         self.rooms = Rooms(account.name, around.clock)
         self.granted = Granted(
-            account.name, grants, agents, own, rooms=self.rooms, table=routing.table, policy=routing.policy
+            account.name, grants, own, rooms=self.rooms, table=routing.table, policy=routing.policy
         )
         self.status = SessionStatus(account.name, account.homeserver, around.clock)
         self.router = routing.open(account, self.granted, self.rooms, self.status)

@@ -10,25 +10,28 @@ import trio
 
 from armorclaw.errors import ArmorclawError
 from armorclaw.matrix.cache import Cache, Key, members_of, profile_of, state_of
+from armorclaw.matrix.reading import Decrypts
 from armorclaw.matrix.rooms import Knows, Rooms
 
 if TYPE_CHECKING:
     from armorclaw.matrix.client import MatrixClient
-    from armorclaw.matrix.crypto.encryption import Decrypted
 
 ANSWER = 3.5
 """Seconds for one question; clients of the wire give up after 5."""
 
-_REFUSED = "the homeserver decides that: see that the account is in the room, and has the rights there"
+REFUSED = (
+    "the homeserver decides that: see that the account is still in the room (armorclaw call matrix.rooms), and that"
+    " its power level is enough there"
+)
+"""What to do about M_FORBIDDEN in a room."""
+
 
 Raw = Mapping[str, Any]
 T = TypeVar("T")
 
 
-class Reads(Knows, Protocol):
+class Reads(Knows, Decrypts, Protocol):
     """As `armorclaw.matrix.crypto.encryption.Encryption`."""
-
-    async def decrypt(self, room_id: str, raw: Raw) -> Decrypted: ...
 
 
 class Facts:
@@ -41,7 +44,7 @@ class Facts:
         self.cache = Cache()
         self.account = account
         """Its name."""
-        self._rooms = rooms
+        self.rooms = rooms
         self._client: MatrixClient | None = None
         self._encryption: Reads | None = None
 
@@ -68,15 +71,15 @@ class Facts:
 
         def ask() -> Awaitable[Raw | None]:
             what = f"encryption of {room_id}"
-            return self._told(what, lambda: self.client.state(room_id, "m.room.encryption", ""))
+            return self.done(what, lambda client: client.state(room_id, "m.room.encryption", ""))
 
-        return await self._rooms.find_out(room_id, self._encryption, ask)
+        return await self.rooms.find_out(room_id, self._encryption, ask)
 
     async def content(self, room_id: str, event_id: str) -> Raw:
         """What an event of a room says, decrypted if it is encrypted. Raises not_found for none that we may see, or
         can read."""
         what = f"event {event_id} of {room_id}"
-        event: Raw | None = await self._told(what, lambda: self.client.event(room_id, event_id))
+        event = await self.done(what, lambda client: client.event(room_id, event_id))
         if event is None:
             raise ArmorclawError("not_found", what)
         if event.get("type") == "m.room.encrypted" and self._encryption is not None:
@@ -93,52 +96,31 @@ class Facts:
     async def done(self, what: str, do: Callable[[MatrixClient], Awaitable[T]]) -> T:
         """Have something done in time that is no question. What it was told to do, a homeserver that takes longer may
         do all the same."""
-        result: T = await self._told(what, lambda: do(self.client))
-        return result
+        return await self._told(what, lambda: do(self.client))
 
     async def members(self, room_id: str) -> Mapping[str, Raw]:
         """Who has joined the room, by user id: `display_name` and `avatar_url` as the homeserver gives them."""
-        found: Mapping[str, Raw] = await self._ask(
-            members_of(room_id), lambda client: client.members(room_id), room_id=room_id
-        )
-        return found
+        return await self._ask(members_of(room_id), lambda client: client.members(room_id), room_id=room_id)
 
     async def state(self, room_id: str, type_: str, state_key: str) -> Raw | None:
         """The content of one piece of the room's state; None if there is none."""
-        found: Raw | None = await self._ask(
-            state_of(room_id, type_, state_key),
-            lambda client: client.state(room_id, type_, state_key),
-            room_id=room_id,
-        )
-        return found
+        key = state_of(room_id, type_, state_key)
+        return await self._ask(key, lambda client: client.state(room_id, type_, state_key), room_id=room_id)
 
     async def profile(self, user_id: str) -> Raw | None:
         """What the user's own homeserver says of them; None if there is no such user."""
-        found: Raw | None = await self._ask(profile_of(user_id), lambda client: client.profile(user_id))
-        return found
+        return await self._ask(profile_of(user_id), lambda client: client.profile(user_id))
 
-    async def _ask(
-        self, key: Key, ask: Callable[[MatrixClient], Awaitable[Any]], *, room_id: str | None = None
-    ) -> Any:
+    async def _ask(self, key: Key, ask: Callable[[MatrixClient], Awaitable[T]], *, room_id: str | None = None) -> T:
         what = f"{key[0]} of {key[1]}"
-        keep = room_id is None or self._rooms.joined(room_id)
+        keep = room_id is None or self.rooms.joined(room_id)
         return await self._told(what, lambda: self.cache.get(key, lambda: ask(self.client), keep=keep))
 
-    async def _told(self, what: str, ask: Callable[[], Awaitable[Any]]) -> Any:
-        from mautrix.errors import MatrixError
-
-        from armorclaw.matrix.transport import judge
+    async def _told(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
+        from armorclaw.matrix.failures import as_errors
 
         try:
-            with trio.fail_after(ANSWER):
+            with trio.fail_after(ANSWER), as_errors(what, hint=REFUSED):
                 return await ask()
         except trio.TooSlowError:
             raise ArmorclawError("timed_out", what, why="the homeserver has not answered in time") from None
-        except MatrixError as error:
-            verdict = judge(error)
-            raise ArmorclawError(
-                "unavailable" if verdict.again else "matrix_refused",
-                what,
-                why=verdict.reason,
-                hint="" if verdict.again else _REFUSED,
-            ) from error

@@ -15,9 +15,9 @@ from mautrix.errors import MatrixError
 from armorclaw.log import get_logger
 from armorclaw.matrix.answer import Raw
 from armorclaw.matrix.client import MatrixClient
+from armorclaw.matrix.failures import judge
 from armorclaw.matrix.portions import BREATH, BREATH_BYTES, size_of
 from armorclaw.matrix.reading import Item
-from armorclaw.matrix.transport import judge
 
 log = get_logger(__name__)
 

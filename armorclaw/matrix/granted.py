@@ -16,7 +16,7 @@ LONGEST_LINE = 32
 
 
 class Granted:
-    """Follows the grants from now on; `agents` names those that may have some already.
+    """Follows the grants from now on.
 
     `own` are rooms, ids or aliases, that the account is to be in for the bridge itself: no agent hears them by that,
     and what is said there is not kept. What is granted by name is completed here: by the room's id where it is an
@@ -28,7 +28,6 @@ class Granted:
         self,
         account: str,
         grants: Grants,
-        agents: Iterable[str] = (),
         own: Iterable[str] = (),
         *,
         rooms: Rooms | None = None,
@@ -55,8 +54,6 @@ class Granted:
         grants.on_change(self._note)
         if table is not None:
             table.on_change(self._note_choice)
-        for agent in agents:
-            self._note(agent)
 
     # -- rooms
 

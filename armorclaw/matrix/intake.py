@@ -38,7 +38,7 @@ class Intake:
         self._journal = journal
         self._receipts = receipts
 
-    async def take(self, batch: Batch, *, also: Callable[[Connection], object]) -> list[Event]:
+    async def take(self, batch: Batch, *, also: Callable[[Connection], object] = lambda conn: None) -> list[Event]:
         """Journal all that is new and do `also`, in one transaction; returns the new events.
 
         Survives kill -9. A power cut may take it back whole, and then the token that `also` keeps brings it again.

@@ -12,6 +12,7 @@ from armorclaw.config import Account
 from armorclaw.errors import ArmorclawError
 from armorclaw.matrix import aliases
 from armorclaw.matrix.client import MatrixClient, same_user
+from armorclaw.matrix.status import login_command
 from armorclaw.matrix.tokens import Tokens, is_token
 from armorclaw.store import Connection
 from armorclaw.structure import Secret
@@ -24,7 +25,8 @@ class Login:
     `homeserver` is as the configuration names it, `base_url` where discovery found it, None for one given by its URL.
     An empty `access_token` says that the homeserver has forgotten the login before, and that the next one is to be of
     `device_id`. `expires_ms` is when the access token ends, in milliseconds since the epoch, None if nobody said.
-    `next_batch` is where the sync stands, None before the first. `identity_key` is the Curve25519 key of the device's
+    `next_batch` is where the sync stands, None before the first; `told` says that a sync has told all that is kept of
+    the account's rooms, since the login. `identity_key` is the Curve25519 key of the device's
     encryption, None as long as it has published none. `given` is the fingerprint of the token that the configuration
     had at that time: a login that came later, or renewed itself, is not undone by the old token standing there.
     `begun` says that another login of the same device was asked for: if its answer was lost, the homeserver no longer
@@ -41,7 +43,8 @@ class Login:
     identity_key: str | None = None
     base_url: str | None = None
     given: str | None = None
-    begun: bool = False
+    told: bool = attrs.field(default=False, converter=bool)
+    begun: bool = attrs.field(default=False, converter=bool)
 
     def is_of(self, account: Account) -> bool:
         """Whether it is of this user on this homeserver."""
@@ -64,7 +67,7 @@ _COLUMNS = ", ".join(field.name for field in attrs.fields(Login))
 def load(db: Connection, account: str) -> Login | None:
     """Runs in the store."""
     row = db.execute(f"SELECT {_COLUMNS} FROM accounts WHERE name = ?", [account]).fetchone()  # noqa: S608
-    return None if row is None else attrs.evolve(Login(*row), begun=bool(row[-1]))
+    return None if row is None else Login(*row)
 
 
 def save(db: Connection, account: str, login: Login) -> Login:
@@ -116,12 +119,6 @@ def save_place(db: Connection, account: str, next_batch: str | None) -> None:
     """Runs in the store, in the transaction of what came with the token."""
     told = int(next_batch is not None)
     db.execute("UPDATE accounts SET next_batch = ?, told = ? WHERE name = ?", [next_batch, told, account])
-
-
-def all_told(db: Connection, account: str) -> bool:
-    """Runs in the store. Whether a sync has told all that is kept of the account's rooms, since the login."""
-    row = db.execute("SELECT told FROM accounts WHERE name = ?", [account]).fetchone()
-    return row is not None and bool(row[0])
 
 
 def save_base_url(db: Connection, account: str, base_url: str) -> None:
@@ -220,5 +217,5 @@ def fresh_login(
 def not_let_in(account: Account, why: str) -> ArmorclawError:
     """The error that waits for a person."""
     what = f"account {account.name!r} ({account.user} at {account.homeserver})"
-    hint = f"check accounts.{account.name} in the configuration, or call matrix.login"
+    hint = f"check accounts.{account.name} in the configuration, or run: {login_command(account)}"
     return ArmorclawError("matrix_login_failed", what, why=why, hint=hint)

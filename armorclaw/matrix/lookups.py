@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 ANSWER_BYTES = 256 * 1024
 """Of one answer: names can be long, and homeservers can say anything."""
 
-DEPTH = DEPTH_LIMIT
-"""Of objects and lists within each other: more is nobody's honest state, and too much for many a reader of JSON."""
-
 _NAME_LIMIT = 1024  # characters of a name or an address that are passed on
 _ROLES = frozenset({Role.OPERATOR, Role.AGENT})
 
@@ -84,7 +81,7 @@ class Lookups:
         content = await facts.state(params.room_id, params.type, params.state_key)
         what = f"{params.type} of {params.room_id}"
         try:
-            size = 0 if _is_deeper(content, DEPTH) else len(ascii_json(content))
+            size = 0 if _is_deeper(content, DEPTH_LIMIT) else len(ascii_json(content))
         except ValueError:
             size = 0
         if not size:  # too deep, or with numbers that JSON has not

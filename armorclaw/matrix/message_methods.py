@@ -18,6 +18,7 @@ from armorclaw.matrix.accounts import Accounts
 from armorclaw.matrix.compose import content
 from armorclaw.matrix.compose.content import Content, Draft
 from armorclaw.matrix.compose.markdown import is_loaded
+from armorclaw.matrix.facts import REFUSED
 from armorclaw.matrix.message_shapes import (
     EditParams,
     MatrixSent,
@@ -289,9 +290,9 @@ def _sent(delivery: Delivery, parts: list[str] | None) -> MatrixSent:
             hint = "" if word == "room_encrypted" else _OTHER_ROOM
             what = f"room {delivery.room_id} is encrypted"
             raise ArmorclawError("room_encrypted", what, why=why, hint=hint, delivery_id=delivery.delivery_id)
-        raise ArmorclawError(
-            "matrix_refused", f"room {delivery.room_id}", why=reason, delivery_id=delivery.delivery_id
-        )
+        hint = REFUSED if "M_FORBIDDEN" in reason else ""
+        what = f"room {delivery.room_id}"
+        raise ArmorclawError("matrix_refused", what, why=reason, hint=hint, delivery_id=delivery.delivery_id)
     # whether it was delivered and read by now is told by delivery.status
     status: Literal["queued", "sent"] = "queued" if delivery.event_id is None else "sent"
     return MatrixSent(delivery.event_id, delivery.room_id, delivery.delivery_id, status, parts)

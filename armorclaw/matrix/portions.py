@@ -56,7 +56,7 @@ async def put(
     receipts: Sequence[Receipt],
     *,
     read: Callable[[Item], Awaitable[Entry | None]],
-    also: Callable[[Connection], object],
+    also: Callable[[Connection], object] = lambda conn: None,
 ) -> None:
     """Read it all, take it in, in order, and do `also` in the last transaction, for most answers the only one.
 
@@ -80,19 +80,15 @@ async def put(
         if entry is None:
             continue
         if portion and (len(portion) == PORTION or size + grown > PORTION_BYTES):
-            await intake.take(Batch(portion), also=_nothing)
+            await intake.take(Batch(portion))
             portion, size = [], 0
         portion.append(entry)
         size += grown
     if len(receipts) > PORTION:
         if portion:
-            await intake.take(Batch(portion), also=_nothing)
+            await intake.take(Batch(portion))
             portion = []
         while len(receipts) > PORTION:
-            await intake.take(Batch((), receipts[:PORTION]), also=_nothing)
+            await intake.take(Batch((), receipts[:PORTION]))
             receipts = receipts[PORTION:]
     await intake.take(Batch(portion, receipts), also=also)
-
-
-def _nothing(db: Connection) -> None:
-    pass

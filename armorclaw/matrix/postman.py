@@ -18,9 +18,9 @@ from armorclaw.events.event import ascii_json
 from armorclaw.matrix import echo
 from armorclaw.matrix.answer import is_id
 from armorclaw.matrix.client import MatrixClient
+from armorclaw.matrix.failures import as_attempt, judge
 from armorclaw.matrix.reading import ENCRYPTED, IN_THE_CLEAR, REDACTION
 from armorclaw.matrix.rooms import Knows, Rooms
-from armorclaw.matrix.transport import judge
 
 T = TypeVar("T")
 
@@ -106,10 +106,8 @@ class Postman:
             raise Refused("a redaction must say what it `redacts`", sure=False)
         if encrypted or not isinstance(reason, str):
             reason = None  # it would be in the clear
-        try:
+        with as_attempt():
             return await self._client.redact_event(room_id, event_id, txn_id, reason)
-        except MatrixError as error:
-            raise judge(error).exception() from error
 
     async def _before_sending(self, doing: Awaitable[T]) -> T:
         """Nothing was sent yet if this fails; and of earlier attempts that says nothing."""

@@ -109,9 +109,9 @@ class Reader:
         self._account = account
         self._own = own
         self._clock = clock
-        self._desk = desk
+        self.desk = desk
         self._outcomes = outcomes
-        self._undecrypted = undecrypted
+        self.undecrypted = undecrypted
         self._encryption = encryption
         self._without = without
         self._on_verification = on_verification
@@ -169,19 +169,19 @@ class Reader:
             case Event() | Echo():
                 return await self._place(item)
             case InClear():
-                return await self._desk.place(item.event, in_clear=True)
+                return await self.desk.place(item.event, in_clear=True)
             case Redacted():
                 return attrs.evolve(item, by=None if item.by is None else await self._place(item.by))
             case Sealed():
                 return await self._open(item)
             case Late():
-                kept = await self._undecrypted.get(item.seq)
+                kept = await self.undecrypted.get(item.seq)
                 return None if kept is None else await self._open_kept(kept)
 
     async def _place(self, item: Event | Echo) -> Event | Echo | None:
         if isinstance(item, Event):
-            return await self._desk.place(item)
-        self._desk.own(item.event_id, item.txn_id)
+            return await self.desk.place(item)
+        self.desk.own(item.event_id, item.txn_id)
         return item
 
     async def _open(self, sealed: Sealed) -> Entry | None:
@@ -192,7 +192,7 @@ class Reader:
         try:
             event = await self._decrypted(raw, room_id)
         except Undecryptable as error:
-            if not self._desk.hears(room_id, raw["sender"]):
+            if not self.desk.hears(room_id, raw["sender"]):
                 return None
             if self._encryption is not None:
                 self._outcomes.undecryptable()
@@ -204,7 +204,7 @@ class Reader:
             return waiting
         if event is None:
             return None
-        return await self._behind(event, raw, room_id) or await self._desk.place(event)
+        return await self._behind(event, raw, room_id) or await self.desk.place(event)
 
     async def _open_kept(self, kept: Kept) -> Settled | Waiting | None:
         """None if it is to wait on."""
@@ -214,13 +214,13 @@ class Reader:
         except Undecryptable as error:
             if error.later and not kept.last:
                 return None
-            heard = self._desk.hears(kept.room_id, raw["sender"])
+            heard = self.desk.hears(kept.room_id, raw["sender"])
             event = self._lost(raw, kept.room_id, error.reason) if heard else None
         else:
             if event is not None:
                 if not kept.last and (waiting := await self._behind(event, raw, kept.room_id)) is not None:
                     return waiting
-                event = await self._desk.place(event)
+                event = await self.desk.place(event)
         return Settled(kept.room_id, kept.event_id, event)
 
     async def _decrypted(self, raw: Raw, room_id: str) -> Event | None:
@@ -236,11 +236,11 @@ class Reader:
 
     async def _behind(self, event: Event, raw: Raw, room_id: str) -> Waiting | None:
         """It waits for the key of the one on which it depends whose this one is, if that one waits."""
-        root = self._desk.follows(event) if self._fates or self._undecrypted.count else None
+        root = self.desk.follows(event) if self._fates or self.undecrypted.count else None
         if root is None:
             return None
         known = (room_id, root) in self._fates
-        session = self._fates[room_id, root] if known else await self._undecrypted.session_of(room_id, root)
+        session = self._fates[room_id, root] if known else await self.undecrypted.session_of(room_id, root)
         if session is None:
             return None
         facts = {"account": self._account, "room": room_id, "event_id": event.event_id}
@@ -251,7 +251,7 @@ class Reader:
         if self._on_verification is not None and _verifies(raw):
             self._on_verification(room_id, raw["event_id"], raw["sender"], raw["type"], raw["content"])
             return None
-        if not self._desk.covers(room_id):
+        if not self.desk.covers(room_id):
             return None
         event = to_event(raw, room_id, self._account, self._clock.now_ms())
         if event is None:

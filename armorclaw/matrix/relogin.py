@@ -11,10 +11,11 @@ from armorclaw.matrix import login
 from armorclaw.matrix.client import MatrixClient
 from armorclaw.matrix.discovery import DiscoveryError, discover
 from armorclaw.matrix.entrance import Keys, set_aside
+from armorclaw.matrix.failures import as_error, judge
 from armorclaw.matrix.given import at_hand
 from armorclaw.matrix.login import Login
 from armorclaw.matrix.pools import Pools
-from armorclaw.matrix.transport import judge, open_api
+from armorclaw.matrix.transport import open_api
 from armorclaw.store import Database
 from armorclaw.structure import Secret
 
@@ -45,12 +46,11 @@ async def log_in_anew(
         try:
             tokens = await login.with_password(client, account, user, password, device)
         except MatrixError as error:
-            verdict = judge(error)
-            if verdict.sure:
+            if judge(error).sure:
                 await db.write(lambda conn: login.begin(conn, account.name, False))
-            name = "unavailable" if verdict.again else "matrix_login_failed"
-            what = f"login of {user} at {account.homeserver}"
-            raise ArmorclawError(name, what, why=verdict.reason) from error
+            raise as_error(
+                error, f"login of {user} at {account.homeserver}", refused="matrix_login_failed"
+            ) from error
     given = at_hand(account.find_access_token)
     fresh = login.fresh_login(account, client, tokens, around, base_url=base_url, given=given)
     nobody_in = stored is None or not stored.access_token  # else the keys may be in use: who opens them next decides

@@ -13,10 +13,10 @@ from armorclaw.errors import ArmorclawError
 from armorclaw.log import get_logger
 from armorclaw.matrix import login
 from armorclaw.matrix.client import MatrixClient
+from armorclaw.matrix.failures import judge
 from armorclaw.matrix.login import Login
 from armorclaw.matrix.pacing import Pacing
 from armorclaw.matrix.tokens import Tokens
-from armorclaw.matrix.transport import judge
 from armorclaw.store import Database
 
 log = get_logger(__name__)

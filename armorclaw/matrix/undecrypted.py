@@ -135,13 +135,11 @@ class Undecrypted:
 
         Until that these keys are not forgotten. Raises as `load`.
         """
-        self._trying = set(self._keys or ())
-        found: set[int] = set()
-        if self.count and (self._keys or self._keys is None):
-            found.update(await self.of(self._keys))
-        if self.count and self.any_due:
-            found.update(await self.due())
-        return sorted(found)
+        came = None if self._keys is None else frozenset(self._keys)
+        self._trying = set(came or ())
+        if not self.count or not (came or came is None or self.any_due):
+            return []
+        return await self._db.read(lambda conn: self._numbers(conn, came))
 
     def tried(self) -> None:
         """What came of the candidates is in the store."""
@@ -151,22 +149,12 @@ class Undecrypted:
         """Have memory know what is in the table. Raises what the store raises."""
         self.noted(await self._db.read(self.look))
 
-    async def of(self, sessions: Iterable[Session] | None) -> list[int]:
-        """The numbers of those of some sessions, or of all, in the order they came. Raises as `load`."""
-        return await self._db.read(lambda conn: self._numbers(conn, sessions))
-
     async def session_of(self, room_id: str, event_id: str) -> str | None:
         """Of one that waits, the session whose key it waits for; None if it does not. Raises as `load`."""
         query = "SELECT session_id FROM undecrypted WHERE account = ? AND room_id = ? AND event_id = ?"
         args = [self._account, room_id, event_id]
         row = await self._db.read(lambda conn: conn.execute(query, args).fetchone()) if self.count else None
         return None if row is None else row[0]
-
-    async def due(self) -> list[int]:
-        """The numbers of those that have waited too long. Raises as `load`."""
-        before = self._clock.now_ms() - MAX_AGE_MS
-        query = "SELECT seq FROM undecrypted WHERE account = ? AND since_ms <= ? ORDER BY seq"
-        return await self._db.read(lambda conn: [seq for (seq,) in conn.execute(query, [self._account, before])])
 
     async def get(self, seq: int) -> Kept | None:
         """One of them, if it waits still. Raises as `load`."""
@@ -220,11 +208,15 @@ class Undecrypted:
         return self.oldest_ms is not None and self.oldest_ms <= self._clock.now_ms() - MAX_AGE_MS
 
     def _numbers(self, conn: Connection, sessions: Iterable[Session] | None) -> list[int]:
+        """Those of these sessions and those that have waited too long, or all, in the order they came."""
+        query = "SELECT seq FROM undecrypted WHERE account = ?"
         if sessions is None:
-            rows = conn.execute("SELECT seq FROM undecrypted WHERE account = ?", [self._account])
-            return sorted(seq for (seq,) in rows)
-        query = "SELECT seq FROM undecrypted WHERE account = ? AND room_id = ? AND session_id = ?"
-        return sorted(seq for each in sessions for (seq,) in conn.execute(query, [self._account, *each]))
+            return sorted(seq for (seq,) in conn.execute(query, [self._account]))
+        before = self._clock.now_ms() - MAX_AGE_MS
+        found = {seq for (seq,) in conn.execute(f"{query} AND since_ms <= ?", [self._account, before])}
+        of_session = f"{query} AND room_id = ? AND session_id = ?"
+        found.update(seq for each in sessions for (seq,) in conn.execute(of_session, [self._account, *each]))
+        return sorted(found)
 
     def _over(self, conn: Connection, session: Session) -> list[int]:
         """The oldest of a session beyond its bound."""

@@ -117,7 +117,7 @@ class Bench:
     def accounts(
         self, *accounts: Account, alerts: Any = None, vault: Vault | None = None, agents: Sequence[str] = ("echo",)
     ) -> Accounts:
-        return Accounts(
+        made = Accounts(
             {account.name: account for account in accounts},
             db=self.db,
             journal=self.journal,
@@ -127,8 +127,13 @@ class Bench:
             receipts=self.outbox.receipts,
             alerts=alerts,
             vault=vault,
-            agents=agents,
         )
+        for agent in agents:  # in a bridge they are granted once the accounts are there, and follow that
+            if (account := self.grants.account_of(agent)) is not None:
+                rooms = self.grants.rooms_of(agent)
+                self.grants.forget(agent)
+                self.grants.set(agent, account, rooms)
+        return made
 
     def messages(self) -> list[str]:
         """The bodies of the messages that were journalled, in order."""

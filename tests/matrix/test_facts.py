@@ -132,7 +132,7 @@ async def test_without_an_answer_nothing_is_taken_for_granted(
     with pytest.raises(ArmorclawError) as caught:
         await told(rooms_of(None), Client(answer))
     assert caught.value.name == name
-    assert ("has the rights there" in caught.value.hint) is (name == "matrix_refused")
+    assert ("power level" in caught.value.hint) is (name == "matrix_refused")
     assert caught.value.hint
 
 

@@ -12,8 +12,8 @@ from mautrix.errors import MatrixConnectionError, make_request_error
 
 from armorclaw.errors import ArmorclawError
 from armorclaw.matrix import gaps, portions
+from armorclaw.matrix.decoding import NotJSONError
 from armorclaw.matrix.rooms import RoomState
-from armorclaw.matrix.transport import NotJSONError
 from armorclaw.store import Connection
 
 from .test_sync import ROOM, Homeserver, House, Step, answer, own, read_by, said
@@ -75,7 +75,7 @@ async def test_a_room_that_cannot_be_fetched_does_not_hold_up_the_others(
     homeserver.forever = lambda: replies.get(homeserver.polls[-1][1] or "", {"next_batch": "s2"})
     house = house_of(homeserver, BAD)
     await house.run(20)
-    assert house.loop.since == "s2"
+    assert house.processor.since == "s2"
     assert [event.event_id for event in house.events if event.room_id == ROOM] == ["$older", "$newer"]
     of_bad = [event for event in house.events if event.room_id == BAD]
     assert [(event.type, event.event_id) for event in of_bad] == [
@@ -130,7 +130,7 @@ async def test_a_token_that_is_unknown_while_a_gap_is_filled_ends_the_loop(
     house = House(Rooms(cut("s1", room=said("a")), pages=pages))
     with trio.fail_after(5):
         await house.loop.run()
-    assert house.loop.since == "s0"
+    assert house.processor.since == "s0"
 
 
 async def test_a_gap_behind_an_empty_timeline_is_filled(autojump_clock: trio.testing.MockClock) -> None:
@@ -204,7 +204,7 @@ async def test_a_long_answer_goes_in_by_portions_in_order(size: int, autojump_cl
     assert len(watching.portions) > 4
     assert max(count for count, _ in watching.portions) <= portions.PORTION
     assert max(taken for _, taken in watching.portions) <= portions.PORTION_BYTES
-    assert house.loop.since == "s1"
+    assert house.processor.since == "s1"
 
 
 async def test_many_receipts_go_in_by_portions(autojump_clock: trio.testing.MockClock) -> None:
@@ -246,4 +246,4 @@ async def test_a_store_that_fails_between_portions_costs_nothing_and_tells_nothi
     assert house.bodies == list("bcdefghijklm")
     assert [event.type for event in house.events].count("gap") == 1
     assert house.events[0].type == "gap"
-    assert house.loop.since == "s1"
+    assert house.processor.since == "s1"

@@ -391,3 +391,4 @@ async def test_a_room_that_refuses_is_an_error_with_its_reason(
             await methods_of(bench, accounts)("matrix.send", room_id=room, message="let me in")
         assert caught.value.name == "matrix_refused"
         assert "M_FORBIDDEN" in caught.value.why
+        assert "power level" in caught.value.hint

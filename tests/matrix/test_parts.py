@@ -17,6 +17,7 @@ from armorclaw.delivery.transport import Delayed
 from armorclaw.health import health
 from armorclaw.matrix import aliases
 from armorclaw.matrix.client import may_be_same, same_user, user_identifier
+from armorclaw.matrix.failures import judge
 from armorclaw.matrix.login import (
     Login,
     device_for,
@@ -32,7 +33,6 @@ from armorclaw.matrix.pacing import Pacing, Surge
 from armorclaw.matrix.rooms import Rooms, RoomState
 from armorclaw.matrix.status import FAILURES_SECONDS, FRESH_SECONDS, KEY_COMES_SECONDS, SessionStatus
 from armorclaw.matrix.tokens import Tokens, read_tokens
-from armorclaw.matrix.transport import judge
 from armorclaw.store.schema import MIGRATIONS
 from armorclaw.structure import Secret
 

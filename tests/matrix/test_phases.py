@@ -46,8 +46,8 @@ async def test_a_request_ends_while_its_answer_is_read_on_a_thread(monkeypatch: 
         await trio.lowlevel.checkpoint()
         return Reply({"large": "x" * 1000})
 
-    monkeypatch.setattr("armorclaw.matrix.transport._read_whole", slow)
-    monkeypatch.setattr("armorclaw.matrix.transport._DECODE_INLINE", 10)
+    monkeypatch.setattr("armorclaw.matrix.decoding._read_whole", slow)
+    monkeypatch.setattr("armorclaw.matrix.decoding._DECODE_INLINE", 10)
     async with fake_homeserver(answer) as fake, open_api(fake.url, Clock()) as api, trio.open_nursery() as nursery:
         nursery.start_soon(api.request, Method.GET, "_matrix/client/versions")
         await until(began.is_set)

@@ -321,7 +321,9 @@ async def test_a_wrong_password_is_tried_once_and_a_later_login_mends_it(
     class Alerts:
         async def raise_alert(self, name: str, severity: str, text: str, *, agent: str | None = None) -> None:
             alerts.append(name)
+            texts.append(text)
 
+    texts: list[str] = []
     bot = await person("bot")
     account = Account(homeserver.url, bot.name, password=Secret("wrong"))
     async with running(bench.accounts(account, alerts=Alerts()), connected=False) as accounts:
@@ -332,6 +334,7 @@ async def test_a_wrong_password_is_tried_once_and_a_later_login_mends_it(
         assert status.user_id == bot.user_id
         await until(lambda: _state(accounts) is SessionState.CONNECTED)
     assert alerts == ["matrix_login_failed"]
+    assert texts[0].endswith(f"; log it in: armorclaw matrix login {bot.name} --account main")
 
 
 async def test_files_of_secrets_are_needed_only_once(

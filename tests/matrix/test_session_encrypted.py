@@ -105,6 +105,23 @@ async def _delivered(side: Living, delivery_id: str) -> bool:
     return (await side.bench.outbox.status(delivery_id)).state == "delivered"
 
 
+async def test_room_keys_are_kept_as_long_as_the_account_is_told(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from armorclaw.matrix.crypto.pruning import Pruning
+
+    found: list[int] = []
+
+    def make(*each: Any, days: int, **more: Any) -> Pruning:
+        found.append(days)
+        return Pruning(*each, days=days, **more)
+
+    monkeypatch.setattr("armorclaw.matrix.crypto.encryption.Pruning", make)
+    async with sides[0].live(keep_room_keys_days=7):
+        pass
+    assert found == [7]
+
+
 async def test_what_was_said_while_we_were_away_is_read_in_order(sides: tuple[Side, Side]) -> None:
     """More than one answer holds, so that there is a gap to be filled; and our keys are those from before."""
     ann, bob = sides

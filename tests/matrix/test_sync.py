@@ -23,9 +23,11 @@ from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
 from armorclaw.guard.grants import Grants
 from armorclaw.matrix import cache, gaps
-from armorclaw.matrix.cache import Cache, Key
+from armorclaw.matrix.cache import Key
+from armorclaw.matrix.facts import Facts
 from armorclaw.matrix.intake import Intake
-from armorclaw.matrix.login import Login, all_told, load, save
+from armorclaw.matrix.login import Login, load, save
+from armorclaw.matrix.processing import Processor
 from armorclaw.matrix.reading import OnVerification, Reader
 from armorclaw.matrix.rooms import Rooms, RoomState
 from armorclaw.matrix.status import SessionState, SessionStatus
@@ -132,50 +134,41 @@ class House:
         if store is None:
             save(self.conn, "main", Login("http://x", BOT, "DEVICE", "token"))
             self.conn.execute("UPDATE accounts SET next_batch = ?, told = ?", [since, since is not None])
-        else:
-            since = self.place
         around = Surroundings(Clock(wall=lambda: self.now, boottime=boottime), random.Random(1))
         db: Any = self.db
         journal = Journal(db, around.clock)
         self.events: list[Event] = []
         journal.subscribe_hub(self.events.extend)
         self.receipts = Receipts(around.clock)
-        self.cache = Cache()
         self.grants = grants = Grants()
         grants.set("echo", "main", [ROOM])
         self.rooms = Rooms("main", around.clock)
         self.rooms.apply({ROOM: RoomState("join")})
+        facts = Facts("main", self.rooms)
+        self.cache = facts.cache
         self.status = SessionStatus("main", "http://x", around.clock)
         self.connected = self.moves = 0
         self.desk = Desk(grants)
         self.undecrypted = Undecrypted("main", db, around.clock)
-        self.loop = SyncLoop(
+        stored = load(self.conn, "main")
+        assert stored is not None
+        client: Any = homeserver
+        reader = Reader(
             "main",
-            homeserver,  # type: ignore[arg-type]
-            since,
-            told=all_told(self.conn, "main"),
-            intake=Intake("main", db, journal, self.receipts, self.undecrypted),
-            cache=self.cache,
-            rooms=self.rooms,
+            BOT,
+            around.clock,
             desk=self.desk,
-            reader=Reader(
-                "main",
-                BOT,
-                around.clock,
-                desk=self.desk,
-                outcomes=self.status,
-                undecrypted=self.undecrypted,
-                encryption=encryption,
-                on_verification=on_verification,
-                is_encrypted=lambda room_id: self.strict and self.rooms.encrypted(room_id),
-            ),
+            outcomes=self.status,
             undecrypted=self.undecrypted,
             encryption=encryption,
-            status=self.status,
-            around=around,
-            connected=self.count,
-            moved=self.count_moves,
+            on_verification=on_verification,
+            is_encrypted=lambda room_id: self.strict and self.rooms.encrypted(room_id),
         )
+        intake = Intake("main", db, journal, self.receipts, self.undecrypted)
+        self.processor = Processor(
+            client, stored, facts, reader, intake, encryption, around.clock, moved=self.count_moves
+        )
+        self.loop = SyncLoop(client, self.processor, self.status, around, connected=self.count)
 
     @property
     def conn(self) -> sqlite3.Connection:
@@ -223,7 +216,7 @@ async def test_events_come_once_and_in_order(autojump_clock: trio.testing.MockCl
     house = House(Homeserver(answer("s1", *said("a", "b"), own), answer("s2", *said("b", "c"))))
     await house.run(100)
     assert house.bodies == ["a", "b", "c"]
-    assert house.loop.since == "s2"
+    assert house.processor.since == "s2"
     assert [since for _, since, _ in house.homeserver.polls[:3]] == ["s0", "s1", "s2"]
     assert house.homeserver.polls[0][2] == 0  # the first answer is wanted at once
     assert house.homeserver.polls[1][2] == 30

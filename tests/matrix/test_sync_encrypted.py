@@ -534,7 +534,7 @@ async def test_whoever_may_have_come_or_gone_unseen_is_asked_for_anew(
     if why == "joined":
         house.rooms.replace({ROOM: RoomState("leave", True)})
     elif why in ("first", "over"):
-        house.loop.since = None
+        house.processor.since = None
     await house.run(10)
     assert encryption.log == [("forget", ROOM), ("state", ROOM, "m.room.member", "@bob:x")]
 

@@ -19,9 +19,11 @@ from mautrix.errors import MatrixConnectionError, MatrixError, MatrixRequestErro
 
 from armorclaw.clock import Clock
 from armorclaw.delivery.transport import Delayed, Refused
-from armorclaw.matrix import transport
+from armorclaw.matrix import decoding, transport
 from armorclaw.matrix.client import MatrixClient
-from armorclaw.matrix.transport import NotJSONError, judge, open_api
+from armorclaw.matrix.decoding import NotJSONError
+from armorclaw.matrix.failures import judge
+from armorclaw.matrix.transport import open_api
 
 from .fake_homeserver import Asked, FakeHomeserver, Raw, Reply, fake_homeserver
 
@@ -201,7 +203,7 @@ async def test_compressed_answers_are_read_and_too_large_ones_are_not(monkeypatc
     packed = {"content-encoding": "gzip"}
     async with fake_homeserver(always(Reply(gzip.compress(b'{"a": 1}'), headers=packed))) as fake:
         assert await ask(fake.url) == {"a": 1}
-    monkeypatch.setattr(transport, "MAX_ANSWER", 100_000)
+    monkeypatch.setattr(decoding, "MAX_ANSWER", 100_000)
     for reply in (Reply(gzip.compress(b" " * 10_000_000), headers=packed), Reply(b" " * 10_000_000)):
         async with fake_homeserver(always(reply)) as fake:
             with pytest.raises(MatrixConnectionError):

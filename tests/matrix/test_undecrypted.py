@@ -25,7 +25,8 @@ class Shelf:
         self.db = InlineDatabase()
         db: Any = self.db
         self.conn: Any = self.db.conn
-        self.events = Undecrypted("main", db, Clock(wall=lambda: self.now))
+        self.clock = Clock(wall=lambda: self.now)
+        self.events = Undecrypted("main", db, self.clock)
 
     def keep(self, *waiting: Waiting) -> list[dict[str, Any]]:
         """What is told of those that are given up."""
@@ -34,8 +35,15 @@ class Shelf:
         return [event.plain()["content"] for event in told]
 
     async def ids(self, *sessions: tuple[str, str]) -> list[str]:
-        """Event ids of those that wait, of some sessions or of all."""
-        numbers = await self.events.of(sessions or None)
+        """Event ids of those to be tried when the keys of some sessions come; of all, when any may have come."""
+        db: Any = self.db
+        events = Undecrypted("main", db, self.clock)
+        await events.load()
+        if sessions:
+            await events.candidates()
+            events.tried()
+            assert events.keys_came(sessions) is (events.count > 0)
+        numbers = await events.candidates()
         return [kept.event_id for seq in numbers if (kept := await self.events.get(seq)) is not None]
 
 
@@ -126,18 +134,21 @@ async def test_accounts_do_not_count_for_each_other(shelf: Shelf, monkeypatch: p
     second = Undecrypted("second", db, Clock())
     second.keep(shelf.conn, [waiting("$1")])
     assert shelf.keep(waiting("$1")) == []
-    assert await second.of(None) == [1]
-    assert await shelf.events.of(None) == [2]
+    await second.load()
+    assert await second.candidates() == [1]
+    assert await shelf.events.candidates() == [2]
 
 
 async def test_the_day_is_over(shelf: Shelf) -> None:
     shelf.keep(waiting("$1"))
+    shelf.events.tried()
     shelf.now += MAX_AGE_MS / 1000 - 1
     shelf.keep(waiting("$2"))
     before = shelf.events.any_due
+    assert await shelf.events.candidates() == []
     shelf.now += 1
     assert (before, shelf.events.any_due) == (False, True)
-    assert await shelf.events.due() == [1]
+    assert await shelf.events.candidates() == [1]
     kept = await shelf.events.get(1)
     assert kept is not None
     assert kept.last

@@ -25,7 +25,7 @@ from armorclaw.matrix.crypto.policy import Trust
 from armorclaw.matrix.crypto.room_keys import ALGORITHM, RoomKeys
 from armorclaw.matrix.crypto.sharing import Sharing
 from armorclaw.matrix.crypto.standing import Device, Standing
-from armorclaw.matrix.transport import judge
+from armorclaw.matrix.failures import judge
 
 log = get_logger(__name__)
 

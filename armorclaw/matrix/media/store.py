@@ -21,8 +21,6 @@ from armorclaw.errors import ArmorclawError
 from armorclaw.matrix.media.content import parts_of_uri
 
 if TYPE_CHECKING:
-    from mautrix.errors import MatrixError
-
     from armorclaw.matrix.client import MatrixClient
     from armorclaw.matrix.incoming import Incoming
 
@@ -119,24 +117,18 @@ async def _json(incoming: Incoming) -> dict[str, Any]:
 def _told(what: str) -> Iterator[None]:
     from mautrix.errors import MatrixError
 
+    from armorclaw.matrix.failures import as_error, judge
+
     try:
         yield
     except MatrixError as error:
-        raise _in_our_words(what, error) from error
-
-
-def _in_our_words(what: str, error: MatrixError) -> ArmorclawError:
-    from armorclaw.matrix.transport import judge
-
-    status, verdict = getattr(error, "http_status", None), judge(error)
-    if status == 413:
-        return ArmorclawError("too_large", what, why=verdict.reason, hint=SMALLER)
-    if status == 404:
-        return ArmorclawError("not_found", what, why=verdict.reason, hint="it may have been deleted")
-    if status is not None and 300 <= status < 400:
-        why = "the homeserver keeps it elsewhere, and nothing is fetched from there"
-        return ArmorclawError("matrix_refused", what, why=why, hint=_LOOK)
-    later: dict[str, Any] = {} if verdict.after is None else {"retry_after": verdict.after}
-    if verdict.again:
-        return ArmorclawError("unavailable", what, why=verdict.reason, **later)
-    return ArmorclawError("matrix_refused", what, why=verdict.reason, hint=_ALLOWED)
+        status = getattr(error, "http_status", 0)
+        if status == 413:
+            raise ArmorclawError("too_large", what, why=judge(error).reason, hint=SMALLER) from error
+        if status == 404:
+            why, hint = judge(error).reason, "it may have been deleted"
+            raise ArmorclawError("not_found", what, why=why, hint=hint) from error
+        if 300 <= status < 400:
+            why = "the homeserver keeps it elsewhere, and nothing is fetched from there"
+            raise ArmorclawError("matrix_refused", what, why=why, hint=_LOOK) from error
+        raise as_error(error, what, hint=_ALLOWED) from error

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
@@ -16,9 +15,9 @@ from armorclaw.errors import ArmorclawError
 from armorclaw.log import get_logger
 from armorclaw.matrix.client import MatrixClient
 from armorclaw.matrix.crypto.encryption import Encryption
+from armorclaw.matrix.failures import as_errors, judge
 from armorclaw.matrix.pacing import Pacing
 from armorclaw.matrix.rooms import Rooms
-from armorclaw.matrix.transport import judge
 from armorclaw.matrix.trust.cross_signing import CrossSigning, DeviceMissingError, Standing, Tell
 from armorclaw.matrix.trust.exchange import Putter
 from armorclaw.matrix.trust.identity import devices_in, fingerprint, identity_in
@@ -237,7 +236,7 @@ class Trust:
     async def devices(self, user_id: str | None) -> MatrixDevices:
         """Of a user, by default ourselves, as the homeserver has them now. Raises unavailable, matrix_refused."""
         user = user_id or self._own.user_id
-        with _in_words(f"devices of {user}"):
+        with as_errors(f"devices of {user}"):
             await self._machine.query([user])
         stored = await self._machine.crypto_store.get_devices(UserID(user)) or {}
         names = {str(device_id): device.name for device_id, device in stored.items()}
@@ -282,17 +281,5 @@ class Trust:
 
     async def new_recovery_key(self) -> str:
         """In place of the one before. Raises conflict, unavailable, matrix_refused."""
-        with _in_words(f"recovery key of account {self.account!r}"):
+        with as_errors(f"recovery key of account {self.account!r}"):
             return await self._cross_signing.renew_recovery_key()
-
-
-@contextmanager
-def _in_words(what: str) -> Iterator[None]:
-    """What the homeserver says as an error of ours."""
-    try:
-        yield
-    except MatrixError as error:
-        verdict = judge(error)
-        raise ArmorclawError(
-            "unavailable" if verdict.again else "matrix_refused", what, why=verdict.reason
-        ) from error
