@@ -42,6 +42,11 @@ def _no_placeholder(host: str) -> None:
         raise FaultError(f"{host!r} is the placeholder of the example", "write the URL of your own homeserver")
 
 
+def _days(instance: object, attribute: attrs.Attribute[Any], value: int) -> None:
+    if not 0 <= value <= 36_500:
+        raise FaultError(f"{value} days", "write a number of days from 1 to 36500, or 0 for ever")
+
+
 def _room_ids(instance: object, attribute: attrs.Attribute[Any], value: Mapping[str, str]) -> None:
     for room_id in value:
         if not room_id.startswith("!") or len(room_id) > 255:
@@ -58,7 +63,8 @@ class Account:
 
     `homeserver` is its URL, or a server name such as `example.org`, which is asked where its homeserver is. What a
     server name leads to has addresses of the Internet only, unless `allow_private`. Without `encryption` encrypted
-    rooms are left alone. `invites`: which invitations it accepts (`armorclaw.config.access`).
+    rooms are left alone. Keys with which nothing was read for `keep_room_keys_days` are deleted; 0 keeps them for
+    ever. `invites`: which invitations it accepts (`armorclaw.config.access`).
 
     `unverified_devices` says which devices get keys and are believed, `unverified_devices_in` where that differs, by
     room id: `yes` all, `no` only verified ones, `tofu` those that the identity of their owner has signed that was
@@ -75,6 +81,7 @@ class Account:
     device_id: str | None = None
     read_receipts: bool = True
     encryption: bool = True
+    keep_room_keys_days: int = attrs.field(default=365, validator=_days)
     allow_private: bool = False
     invites: Invites = "granted"
     unverified_devices: DeviceRule = "tofu"

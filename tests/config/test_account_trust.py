@@ -30,6 +30,12 @@ def test_rooms_may_differ() -> None:
     assert dict(made.unverified_devices_in) == {"!a:b": "no", "!c": "tofu"}
 
 
+def test_room_keys_are_kept_for_a_year_or_as_one_says() -> None:
+    assert account().keep_room_keys_days == 365
+    assert account(keep_room_keys_days=0).keep_room_keys_days == 0
+    assert account(keep_room_keys_days=30).keep_room_keys_days == 30
+
+
 @pytest.mark.parametrize(
     ("more", "place"),
     [
@@ -37,6 +43,9 @@ def test_rooms_may_differ() -> None:
         ({"unverified_devices_in": {"!a:b": "maybe"}}, "accounts.main.unverified_devices_in"),
         ({"unverified_devices_in": {"#a:b": "no"}}, "accounts.main.unverified_devices_in"),
         ({"unverified_devices_in": "no"}, "accounts.main.unverified_devices_in"),
+        ({"keep_room_keys_days": -1}, "accounts.main.keep_room_keys_days"),
+        ({"keep_room_keys_days": 36_501}, "accounts.main.keep_room_keys_days"),
+        ({"keep_room_keys_days": 0.5}, "accounts.main.keep_room_keys_days"),
         ({"recovery_key": "EsTE s92N"}, "accounts.main.recovery_key"),
     ],
 )

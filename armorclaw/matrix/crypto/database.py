@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 from mautrix.util.logging import TraceLogger
@@ -36,6 +36,8 @@ CACHE_KIB = 256
 
 CROWDED = 512
 """Rows changed after which the log, of about a page for each, is moved into the file."""
+
+T = TypeVar("T")
 
 _POSITION = re.compile(r"\$(\d+)")
 
@@ -60,6 +62,7 @@ class CryptoDatabase(async_db.Database):
         self._moved = 0
         self._synced = -1
         self._disk = trio.CapacityLimiter(1)
+        self._lookers = trio.CapacityLimiter(1)  # of its own: a sync is not to wait for who looks
         connection.row_factory = Row
 
     @staticmethod
@@ -148,6 +151,20 @@ class CryptoDatabase(async_db.Database):
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         finally:
             connection.close()
+
+    async def look(self, read: Callable[[Connection], T]) -> T:
+        """What takes longer to read, in a thread, on a connection of its own. Raises as the rest of this class."""
+        return await trio.to_thread.run_sync(self._look, read, limiter=self._lookers, abandon_on_cancel=True)
+
+    def _look(self, read: Callable[[Connection], T]) -> T:
+        try:
+            connection = open_connection(self.path, self._key)
+            try:
+                return read(connection)
+            finally:
+                connection.close()
+        except Error as error:
+            raise self._failure(error) from error
 
     def close(self) -> None:
         """On a thread; the log goes into the file."""

@@ -30,6 +30,7 @@ from armorclaw.matrix.crypto.failures import KeysLost, Undecryptable
 from armorclaw.matrix.crypto.inbox import Inbox
 from armorclaw.matrix.crypto.machine import Machine
 from armorclaw.matrix.crypto.policy import DevicePolicy, Trust, is_enough
+from armorclaw.matrix.crypto.pruning import Pruning
 from armorclaw.matrix.crypto.publishing import Publisher
 from armorclaw.matrix.crypto.requests import KeyRequests
 from armorclaw.matrix.crypto.room_keys import Opened, RoomKeys
@@ -50,6 +51,9 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 MEETING = 2.0
 """Seconds that a sync waits for the devices of people who wrote for the first time."""
+
+KEEP_ROOM_KEYS_DAYS = 365
+"""Days for which a room key is kept that opens nothing."""
 
 CLOSING = 5.0
 """Seconds that closing the file may take."""
@@ -86,6 +90,7 @@ class Encryption:
         devices: DevicePolicy,
         around: Surroundings,
         counts: Counter[str],
+        keep_room_keys_days: int,
     ) -> None:
         clock = around.clock
         self.account = account
@@ -97,7 +102,7 @@ class Encryption:
         self.current = False
         """Whether it has heard, since it was opened, who came and went meanwhile: who left must get no more keys."""
         self.counts = counts
-        """decrypted, encrypted, failed:<reason>, keys_received, messages_refused, unwedged, withheld."""
+        """decrypted, encrypted, failed:<reason>, keys_pruned, keys_received, messages_refused, unwedged, withheld."""
         self.db = db
         self._client = client
         self._clock = clock
@@ -139,6 +144,7 @@ class Encryption:
             standing=self.standing,
             requests=self._requests,
             publisher=self._publisher,
+            pruning=Pruning(account, db, self._keys, clock, days=keep_room_keys_days, counts=counts),
             around=around,
             counts=self.counts,
         )
@@ -331,6 +337,7 @@ class Encryption:
         self.counts[f"failed:{error.reason.partition(':')[0]}"] += 1  # the rest is anybody's word
         if not error.later:
             return
+        self._keys.waited_with(room_id, error.session_id)
         if error.reason == "unverified_device":
             sender = str(raw.get("sender"))
             self._doubted.append((sender, (room_id, error.session_id)))
@@ -358,9 +365,10 @@ async def open_encryption(
     around: Surroundings,
     devices: DevicePolicy | None = None,
     counts: Counter[str] | None = None,
+    keep_room_keys_days: int = KEEP_ROOM_KEYS_DAYS,
 ) -> AsyncIterator[Encryption]:
     """The encryption of the login that `client` has; no network. `identity_key` is what this login had before, and
-    `counts` is gone on with.
+    `counts` is gone on with. Room keys that open nothing are kept for `keep_room_keys_days`, with 0 for ever.
 
     Raises KeysLost, and what the store raises for troubles that pass.
     """
@@ -371,7 +379,8 @@ async def open_encryption(
         olm, store = await _load(db, client, identity_key, around.clock.now_ms())
         await db.sync()
         counts = Counter() if counts is None else counts
-        yield Encryption(account, client, db, store, olm, devices or DevicePolicy(), around, counts)
+        policy = devices or DevicePolicy()
+        yield Encryption(account, client, db, store, olm, policy, around, counts, keep_room_keys_days)
     finally:
         with trio.move_on_after(CLOSING, shield=True):
             await trio.to_thread.run_sync(db.close, abandon_on_cancel=True)

@@ -17,7 +17,8 @@ class KeysLost(Exception):  # noqa: N818 - a state of the account, told apart fr
 class Undecryptable(Exception):  # noqa: N818
     """An event cannot be read, or must not be believed.
 
-    `reason` is one of: no_key, withheld:<code>, replayed, unverified_device, mismatch, malformed, unknown_algorithm.
+    `reason` is one of: no_key, key_deleted, withheld:<code>, replayed, unverified_device, mismatch, malformed,
+    unknown_algorithm.
     `later`: what is missing may come yet, and then `Encryption.on_keys` names the `session_id`.
     """
 

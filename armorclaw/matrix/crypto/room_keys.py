@@ -35,6 +35,16 @@ OPEN_KEYS = 64
 WITHHELD = 1000
 """Notes of withheld keys that are kept; the oldest go. Anybody may send them."""
 
+CLAIMS = 10
+"""Devices of one user that may call the same key theirs. It is one, unless somebody lies."""
+
+USE_GRAIN_MS = 3600 * 1000
+"""How often at most it is written down that a key is used, or waited with."""
+
+MAX_CLOSED = 250_000
+"""Sessions known to be closed, some 40 bytes each; of more the oldest are dropped, and then nothing that was
+forwarded is taken any more: it may be of one of them."""
+
 
 @attrs.frozen
 class RoomKey:
@@ -81,6 +91,9 @@ class RoomKeys:
         sender_key, signing_key = content.get("sender_key"), content.get("sender_claimed_ed25519_key")
         if not isinstance(sender_key, str) or not isinstance(signing_key, str):
             raise OlmError("the forwarded key does not say whose it is")
+        first = self._db.one("SELECT min(number) FROM closed")
+        if first is not None and first[0] is not None and first[0] > 1:
+            raise OlmError("a forwarded key may be one of the many that were deleted")
         session = InboundGroupSession.import_session(text)
         if session.id != session_id:
             raise OlmError("the key is of another session")
@@ -96,8 +109,10 @@ class RoomKeys:
         """A key that is there gives way only to one of the same device that reaches further back, or proves more.
 
         Anybody in the room can pass the key on as their own: each word stands beside the others, so that what its
-        owner says is nobody else's.
+        owner says is nobody else's. Raises OlmError for one that was deleted, or that too many call theirs.
         """
+        if self.is_closed(room_id, session.id):
+            raise OlmError("the key is one that was used and deleted")
         row = self._db.one(
             "SELECT owner, first_index FROM room_keys WHERE room_id = ? AND session_id = ? AND sender_key = ?",
             room_id,
@@ -110,6 +125,11 @@ class RoomKeys:
             longer = session.first_known_index < row["first_index"]
             if not ((proven and not session.first_known_index > row["first_index"]) or (same and longer)):
                 return None
+        else:
+            sql = "SELECT count(*) FROM room_keys WHERE room_id = ? AND session_id = ? AND owner IS ?"
+            claims = self._db.one(sql, room_id, session.id, owner)
+            if claims is not None and claims[0] >= CLAIMS:
+                raise OlmError("too many devices of the same user call the key theirs")
         self._db.run(
             "INSERT INTO room_keys (room_id, session_id, sender_key, signing_key, owner, first_index, pickle, "
             "received_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (room_id, session_id, sender_key) "
@@ -125,9 +145,35 @@ class RoomKeys:
             self._clock.now_ms(),
         )
         self._db.run("DELETE FROM withheld WHERE room_id = ? AND session_id = ?", room_id, session.id)
-        for place in [each for each in self._open if each[:2] == (room_id, session.id)]:
-            del self._open[place]
+        self.put_away(room_id, session.id)
         return room_id, session.id
+
+    def put_away(self, room_id: str, session_id: str) -> None:
+        """What is at hand of a session is no longer what is in the file."""
+        for place in [each for each in self._open if each[:2] == (room_id, session_id)]:
+            del self._open[place]
+
+    def close(self, room_id: str, session_id: str) -> None:
+        """From now on nothing of this session is read, and no key of it is taken. Again, it does nothing."""
+        self._db.run("INSERT INTO closed (mark) VALUES (?) ON CONFLICT DO NOTHING", _mark(room_id, session_id))
+        self._db.run("DELETE FROM closed WHERE number <= (SELECT max(number) FROM closed) - ?", MAX_CLOSED)
+        self.put_away(room_id, session_id)
+
+    def is_closed(self, room_id: str, session_id: str) -> bool:
+        """Whether this is a session that was closed."""
+        return self._db.one("SELECT 1 FROM closed WHERE mark = ?", _mark(room_id, session_id)) is not None
+
+    def waited_with(self, room_id: str, session_id: str) -> None:
+        """A message waits for another key of this session, or for what its device is: the keys are not idle."""
+        now = self._clock.now_ms()
+        self._db.run(
+            "UPDATE room_keys SET received_ms = ?1, used_ms = CASE WHEN used_ms IS NOT NULL THEN ?1 END "
+            "WHERE room_id = ?2 AND session_id = ?3 AND coalesce(used_ms, received_ms) < ?4",
+            now,
+            room_id,
+            session_id,
+            now - USE_GRAIN_MS,
+        )
 
     def withhold(self, sender: str, content: Mapping[str, Any]) -> None:
         """Note what an m.room_key.withheld says. It is anybody's word, so it explains and decides nothing."""
@@ -157,6 +203,8 @@ class RoomKeys:
         if found is not None:
             self._open.move_to_end(place)
             return found
+        if self.is_closed(room_id, session_id):  # its last rows may be there yet
+            return None
         row = self._db.one(
             "SELECT number, sender_key, signing_key, owner, pickle FROM room_keys "
             "WHERE room_id = ? AND session_id = ? ORDER BY owner IS ? DESC, owner IS NULL DESC, number",
@@ -182,6 +230,8 @@ class RoomKeys:
         sender = str(raw.get("sender"))
         key = self.get(room_id, session_id, sender)
         if key is None:
+            if self.is_closed(room_id, session_id):
+                raise Undecryptable("key_deleted", session_id)
             raise Undecryptable(self._why_missing(room_id, session_id, sender), session_id, later=True)
         try:
             plaintext, place = key.session.decrypt(ciphertext)
@@ -198,10 +248,14 @@ class RoomKeys:
         mark = hashlib.sha256(event_id.encode("utf-8", "surrogatepass")).digest()[:12]
         key, place = opened.key.number, opened.place
         row = self._db.one("SELECT event FROM heard WHERE key = ? AND place = ?", key, place)
+        if row is not None and bytes(row[0]) != mark:
+            raise Undecryptable("replayed", opened.key.session_id)
+        now = self._clock.now_ms()
+        # before its first mark, lest a key that has some is ever taken for one that has none
+        sql = "UPDATE room_keys SET used_ms = ?1 WHERE number = ?2 AND coalesce(used_ms NOT BETWEEN ?3 AND ?1, 1)"
+        self._db.run(sql, now, key, now - USE_GRAIN_MS)
         if row is None:
             self._db.run("INSERT INTO heard VALUES (?, ?, ?)", key, place, mark)
-        elif bytes(row[0]) != mark:
-            raise Undecryptable("replayed", opened.key.session_id)
 
     def _why_missing(self, room_id: str, session_id: str, sender: str) -> str:
         row = self._db.one(
@@ -211,6 +265,10 @@ class RoomKeys:
             sender,
         )
         return "no_key" if row is None else f"withheld:{row[0]}"
+
+
+def _mark(room_id: str, session_id: str) -> bytes:
+    return hashlib.sha256(f"{room_id}\0{session_id}".encode("utf-8", "surrogatepass")).digest()[:12]
 
 
 def _relate(inner: dict[str, Any], seen: Any) -> None:

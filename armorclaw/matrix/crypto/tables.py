@@ -102,4 +102,17 @@ CREATE TABLE told (                  -- cross-signing identities that are not th
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS = (Migration(1, "the first schema of a crypto file", _FIRST),)
+_PRUNING = """
+ALTER TABLE room_keys ADD COLUMN used_ms INTEGER;  -- last, give or take an hour; NULL: it has opened nothing
+UPDATE room_keys SET used_ms = received_ms WHERE EXISTS (SELECT 1 FROM heard WHERE heard.key = room_keys.number);
+CREATE INDEX room_keys_idle ON room_keys (used_ms, received_ms);
+CREATE TABLE closed (                -- sessions that opened something and whose keys were deleted
+    number INTEGER PRIMARY KEY,      -- from 1 on, one by one; the first is no longer there once any was dropped
+    mark BLOB NOT NULL UNIQUE        -- of a hash of room and session, 12 bytes
+);
+"""
+
+MIGRATIONS = (
+    Migration(1, "the first schema of a crypto file", _FIRST),
+    Migration(2, "room keys are deleted when they are no longer used", _PRUNING),
+)

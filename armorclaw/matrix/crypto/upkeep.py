@@ -15,11 +15,12 @@ from armorclaw.log import get_logger
 from armorclaw.matrix.crypto.channels import Channels
 from armorclaw.matrix.crypto.database import CryptoDatabase
 from armorclaw.matrix.crypto.device_lists import DeviceLists
+from armorclaw.matrix.crypto.pruning import Pruning
 from armorclaw.matrix.crypto.publishing import Publisher
 from armorclaw.matrix.crypto.requests import KeyRequests
 from armorclaw.matrix.crypto.standing import Standing
+from armorclaw.matrix.failures import judge
 from armorclaw.matrix.pacing import Pacing
-from armorclaw.matrix.transport import judge
 from armorclaw.store.connection import Error
 
 log = get_logger(__name__)
@@ -62,6 +63,7 @@ class Upkeep:
         standing: Standing,
         requests: KeyRequests,
         publisher: Publisher,
+        pruning: Pruning,
         around: Surroundings,
         counts: Counter[str],
     ) -> None:
@@ -72,6 +74,7 @@ class Upkeep:
         self._standing = standing
         self._requests = requests
         self._publisher = publisher
+        self._pruning = pruning
         self._clock = around.clock
         self._random = around.random
         self._counts = counts
@@ -135,13 +138,18 @@ class Upkeep:
         looked = -TIDY_PAUSE
         while True:
             now = self._clock.monotonic()
+            more = False
             try:
-                if now - looked >= TIDY_PAUSE:
+                if due := now - looked >= TIDY_PAUSE:
                     looked = now
                     self._db.run("DELETE FROM seen WHERE at_ms < ?", self._clock.now_ms() - SEEN_MS)
+                more = await self._pruning.prune(now=due)
                 await self._db.checkpoint()
             except (ArmorclawError, Error, OSError) as error:
                 log.warning("the file of the keys cannot be tidied", account=self._account, why=str(error))
+                more = False
+            if more:
+                continue
             with trio.move_on_after(TIDY_PAUSE * self._random.uniform(0.75, 1.25)):
                 await self._db.crowded.wait()
 
