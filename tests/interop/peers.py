@@ -67,8 +67,15 @@ class Program:
         self._process.stdout.close()
         self._stderr.close()
 
+    def kill(self) -> None:
+        """As a crash would."""
+        self._process.kill()
+        self._process.wait()
+
     def said(self) -> str:
         """The end of its stderr."""
+        if self._stderr.closed:
+            return "(it was killed)"
         size = self._stderr.seek(0, os.SEEK_END)
         return os.pread(self._stderr.fileno(), _STDERR_SHOWN, max(0, size - _STDERR_SHOWN)).decode(errors="replace")
 
@@ -288,9 +295,6 @@ class Peers:
         user: tuple[str, str] | None = None,
     ) -> Peer:
         """A new device: of somebody new, of the person that another peer is, or of `user` with a password."""
-        if kind not in self.attended:
-            self.attended[kind] = self.program_of(kind)
-            self.nursery.start_soon(self.attended[kind].listen)
         if of is not None:
             user_id, password = of.user_id, of.password
         elif user is not None:
@@ -300,11 +304,24 @@ class Peers:
             register = self.homeserver.register
             user_id = await trio.to_thread.run_sync(register, f"{name}-{secrets.token_hex(4)}", password)
         number = next(_numbers)
-        peer = Peer(
-            self.attended[kind], number, user_id, password, self.folder / f"peer-{number}", self.homeserver.url
-        )
+        store = self.folder / f"peer-{number}"
+        peer = Peer(self._program(kind), number, user_id, password, store, self.homeserver.url)
         await peer.open(name)
         return peer
+
+    async def crash(self, peer: Peer) -> None:
+        """kill -9 of the process that this device is in, with all others there, and the same device in a new one."""
+        kind = peer.program.kind
+        self.attended.pop(kind).kill()
+        peer.program = self._program(kind)
+        peer.seen.clear()
+        await peer.open()
+
+    def _program(self, kind: Kind) -> Program:
+        if kind not in self.attended:
+            self.attended[kind] = self.program_of(kind)
+            self.nursery.start_soon(self.attended[kind].listen)
+        return self.attended[kind]
 
     async def clear(self) -> None:
         for program in self.attended.values():

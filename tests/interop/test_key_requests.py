@@ -27,6 +27,29 @@ async def test_we_ask_another_device_of_ours(peers: Peers, bot: Bot, tmp_path: P
         assert (await ours.hears("not for the bridge")).sender == alice.user_id
 
 
+async def test_we_ask_a_device_that_was_compared(peers: Peers, bot: Bot) -> None:
+    """matrix-nio passes on to devices that it has verified by emoji what they ask for: it comes late, and once."""
+    alice = await peers("nio")
+    room = await room_of(bot, alice)
+    own = await peers("nio", user=(bot.user_id, bot.password))
+    await alice.until_member(room, bot.user_id)
+    await alice.say(room, "first")
+    await own.sees("first")
+    await alice.do("pause")
+    async with bot.open(room) as ours:
+        await own.knows(bot.user_id, ours.device_id)
+        assert (await compare(ours, own, we_start=True)).result["verified"]
+        await alice.say(room, "not for the bridge")
+        await own.wait("a key request", lambda seen: seen.get("type") == "m.room_key_request")
+        assert (await ours.hears("not for the bridge")).sender == alice.user_id
+        await alice.do("sync")
+        await alice.knows(bot.user_id, ours.device_id)
+        await alice.say(room, "for everybody")
+        await ours.hears("for everybody")
+        assert ours.read(room) == ["not for the bridge", "for everybody"]
+        assert ours.standing.undecryptable_waiting == 0
+
+
 async def test_another_device_of_ours_asks_us(peers: Peers, bot: Bot) -> None:
     """One that has the recovery key which the bridge made, and with it the trust of the bridge."""
     alice = await peers("mautrix")

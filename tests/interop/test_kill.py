@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from functools import partial
-
-import attrs
 import trio
 
-from armorclaw.errors import ArmorclawError
-from armorclaw.testing.handles import BridgeProcess
-from armorclaw.testing.proxy import FaultProxy
+from tests.interop.daemons import behind_a_proxy, in_thread
 from tests.interop.ours import Bot, eventually, joined, room_of
-from tests.interop.peers import POLL, SECONDS, Kind, Peer, Peers
-
-in_thread = trio.to_thread.run_sync
+from tests.interop.peers import Kind, Peers
 
 FIRST_LIFE = (
     "POST login",
@@ -29,80 +20,6 @@ FIRST_LIFE = (
 
 SENDING = ("POST keys_claim", "PUT sendToDevice", "PUT send", "PUT send")
 """The same of a message: whose devices there are, the room key for them, the message itself."""
-
-
-@attrs.define
-class Daemon:
-    """A daemon behind a proxy that loses answers, and what it was heard to have."""
-
-    process: BridgeProcess
-    proxy: FaultProxy
-    heard: list[str] = attrs.field(factory=list)
-    _cursor: str = ""
-
-    async def start(self) -> None:
-        await in_thread(self.process.start)
-        await self.receive()
-
-    async def kill(self) -> None:
-        await in_thread(self.process.kill)
-
-    async def receive(self) -> list[str]:
-        """What it has taken in since the first call, each body as often as it has it."""
-        while True:
-            call = partial(self.process.call, "matrix.receive", cursor=self._cursor, limit=100)
-            answer = await in_thread(call)
-            self._cursor = answer["cursor"]
-            if not answer["events"]:
-                return self.heard
-            self.heard += [
-                event["content"]["body"] for event in answer["events"] if event["type"] == "m.room.message"
-            ]
-
-    async def send(self, room: str, *bodies: str) -> None:
-        """One after the other, until it is killed."""
-        for body in bodies:
-            call = partial(self.process.call, "matrix.send", room_id=room, message=body, idempotency_key=body)
-            try:
-                await in_thread(call)
-            except ArmorclawError as error:
-                if error.name in ("unavailable", "daemon_unreachable"):
-                    return
-                raise
-
-    async def is_signed(self) -> bool | None:
-        """Whether the identity of its account vouches for its device."""
-        return (await in_thread(self.process.call, "matrix.devices"))["signed"] or None
-
-    async def until_lost(self, what: str, times: int = 1) -> None:
-        with trio.fail_after(SECONDS):
-            while self.proxy.lost[what] < times:  # noqa: ASYNC110 - it is in another thread
-                await trio.sleep(POLL / 10)
-
-    async def converse(self, alice: Peer, room: str, words: str) -> None:
-        """That all is well."""
-        await alice.say(room, f"{words}, theirs")
-
-        async def look() -> bool | None:
-            return f"{words}, theirs" in await self.receive() or None
-
-        await eventually(look, "what alice says is heard")
-        await self.send(room, f"{words}, ours")
-        assert (await alice.sees(f"{words}, ours"))["encrypted"]
-
-
-@asynccontextmanager
-async def behind_a_proxy(bot: Bot, room: str) -> AsyncIterator[Daemon]:
-    with FaultProxy(bot.homeserver.url) as proxy:
-        daemon = Daemon(bot.daemon(room, url=proxy.url), proxy)
-        try:
-            yield daemon
-        except BaseException:
-            print(daemon.process.log.read_text()[-5000:])
-            raise
-        finally:
-            with trio.CancelScope(shield=True):
-                await daemon.kill()
 
 
 async def test_in_its_first_life(peers: Peers, bot: Bot, kind: Kind) -> None:

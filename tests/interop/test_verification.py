@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import trio
@@ -12,6 +12,17 @@ from tests.interop.ours import Bot, Ours, joined, room_of
 from tests.interop.peers import Peer, Peers
 
 Answer = Callable[[dict[str, Any]], Awaitable[bool]]
+
+
+class Side(Protocol):
+    """Ours, in this loop or as a process."""
+
+    @property
+    def bot(self) -> Bot: ...
+    @property
+    def bridge(self) -> Any: ...
+    @property
+    def device_id(self) -> str: ...
 
 
 class Verifying:
@@ -24,7 +35,7 @@ class Verifying:
         self.say = trio.Event()
         self.same = True
 
-    async def run(self, ours: Ours, *, task_status: trio.TaskStatus[None], **params: Any) -> None:
+    async def run(self, ours: Side, *, task_status: trio.TaskStatus[None], **params: Any) -> None:
         async with ours.bridge.stream("matrix.verify", **params) as stream:
             task_status.started()
             async for step in stream:
@@ -45,7 +56,7 @@ class Verifying:
 
 
 async def compare(
-    ours: Ours, alice: Peer, *, we_start: bool, same: bool = True, who_differs: str = "us"
+    ours: Side, alice: Peer, *, we_start: bool, same: bool = True, who_differs: str = "us"
 ) -> Verifying:
     """Both sides up to the end; whoever differs says that what is shown is not the same."""
     verifying = Verifying()
@@ -60,7 +71,7 @@ async def compare(
             else:
                 transaction = await alice.do("sas_start", user_id=ours.bot.user_id, device_id=ours.device_id)
             await verifying.compared.wait()
-            await alice.wait("the key", lambda seen: seen.get("kind") == "KeyVerificationKey")
+            await has_our_key(alice, transaction)
             assert await alice.do("sas_emoji", transaction_id=transaction) == verifying.emoji
             verifying.same = same or who_differs == "them"
             verifying.say.set()
@@ -71,16 +82,25 @@ async def compare(
     return verifying
 
 
+async def has_our_key(alice: Peer, transaction: str) -> None:
+    """Until it can show something."""
+
+    def wanted(seen: dict[str, Any]) -> bool:
+        return seen.get("kind") == "KeyVerificationKey" and seen["transaction_id"] == transaction
+
+    await alice.wait("the key", wanted)
+
+
 @pytest.mark.parametrize("we_start", [True, False], ids=["we start", "they start"])
 async def test_emoji_are_compared(peers: Peers, bot: Bot, we_start: bool) -> None:
     alice = await peers("nio")
     room = await room_of(bot, alice)
     async with bot.open(room) as ours:
-        await _acquainted(ours, alice, room)
+        await acquainted(ours, alice, room)
         done = await compare(ours, alice, we_start=we_start)
         assert done.result["verified"], done.result
         await alice.until("trust", lambda trust: trust == "verified", user_id=bot.user_id, device_id=ours.device_id)
-        assert await _trust_in(ours, alice) == "verified"
+        assert await trust_in(ours, alice) == "verified"
 
 
 @pytest.mark.parametrize("who", ["us", "them"])
@@ -88,11 +108,11 @@ async def test_what_is_shown_differs(peers: Peers, bot: Bot, who: str) -> None:
     alice = await peers("nio")
     room = await room_of(bot, alice)
     async with bot.open(room) as ours:
-        await _acquainted(ours, alice, room)
+        await acquainted(ours, alice, room)
         done = await compare(ours, alice, we_start=who == "us", same=False, who_differs=who)
         assert (done.result["verified"], done.result["code"]) == (False, "m.mismatched_sas")
         await alice.until("trust", lambda trust: trust != "verified", user_id=bot.user_id, device_id=ours.device_id)
-        assert await _trust_in(ours, alice) != "verified"
+        assert await trust_in(ours, alice) != "verified"
 
 
 async def test_identities_vouch_for_devices(peers: Peers, bot: Bot) -> None:
@@ -101,16 +121,16 @@ async def test_identities_vouch_for_devices(peers: Peers, bot: Bot) -> None:
     room = await room_of(bot, alice)
     await alice.do("cross_sign")
     async with bot.open(room) as ours:
-        await _acquainted(ours, alice, room)
+        await acquainted(ours, alice, room)
         await alice.until("trust", _is_tofu, user_id=bot.user_id, device_id=ours.device_id)
-        assert await _trust_in(ours, alice) == "tofu"
+        assert await trust_in(ours, alice) == "tofu"
 
 
 def _is_tofu(trust: str) -> bool:
     return trust == "cross_signed_tofu"
 
 
-async def _acquainted(ours: Ours, alice: Peer, room: str) -> None:
+async def acquainted(ours: Ours, alice: Peer, room: str) -> None:
     """Both know each other's devices."""
     await joined(room, ours.bot, alice)
     await ours.say(room, "hello")
@@ -120,7 +140,7 @@ async def _acquainted(ours: Ours, alice: Peer, room: str) -> None:
     await alice.knows(ours.bot.user_id, ours.device_id)
 
 
-async def _trust_in(ours: Ours, alice: Peer) -> str:
+async def trust_in(ours: Side, alice: Peer) -> str:
     answer = await ours.bridge.call("matrix.devices", user_id=alice.user_id)
     (trust,) = (device["trust"] for device in answer["devices"] if device["device_id"] == alice.device_id)
     return str(trust)

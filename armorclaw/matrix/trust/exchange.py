@@ -17,8 +17,8 @@ from armorclaw.delivery.transport import Delayed, Refused
 from armorclaw.events.event import ascii_json
 from armorclaw.log import get_logger
 from armorclaw.matrix.client import MatrixClient
+from armorclaw.matrix.failures import judge
 from armorclaw.matrix.pacing import Pacing
-from armorclaw.matrix.transport import judge
 from armorclaw.matrix.trust.verification import PREFIX, Message, Phase, Verification
 
 log = get_logger(__name__)
@@ -109,6 +109,14 @@ class Exchange:
 
     def cancel(self) -> None:
         self.verification.cancel()
+        self.note()
+
+    def supersede(self) -> None:
+        """The same device has begun another one."""
+        unanswered = self.verification.asks_us
+        self.verification.cancel("m.unexpected_message", "the same device has begun another one")
+        if unanswered:
+            self.verification.pending.clear()  # nothing was said, and another device of ours may be at it
         self.note()
 
     async def drive(self) -> None:

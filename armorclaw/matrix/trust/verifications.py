@@ -17,12 +17,12 @@ from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import ascii_json
 from armorclaw.log import get_logger
 from armorclaw.matrix.client import MatrixClient
+from armorclaw.matrix.failures import judge
 from armorclaw.matrix.rooms import Rooms
-from armorclaw.matrix.transport import judge
 from armorclaw.matrix.trust.cross_signing import Tell
 from armorclaw.matrix.trust.exchange import Exchange, Putter, send_to_devices
 from armorclaw.matrix.trust.sas import End
-from armorclaw.matrix.trust.verification import METHOD, PREFIX, Message, Verification
+from armorclaw.matrix.trust.verification import METHOD, PREFIX, Message, Phase, Verification
 
 log = get_logger(__name__)
 
@@ -144,6 +144,7 @@ class Verifications:
         if len(self._unanswered) >= UNANSWERED or len(waiting) >= FROM_ONE:
             log.warning("too many verifications: request not heard", **facts)
             return
+        self._supersede(sender, device)
         verification = self._new(txn, sender, device, in_room=room_id is not None, we_asked=False)
         exchange = self._exchange(verification, room_id)
         if start:
@@ -151,6 +152,17 @@ class Verifications:
         self._unanswered.append(exchange)
         log.info("somebody asks to be verified", **facts)
         self._begin(exchange)
+
+    def _supersede(self, user_id: str, device_id: str) -> None:
+        """A device that begins anew has given up what it was at: it may have crashed, and never answers again.
+
+        What we asked it for ourselves stands until it has answered: both may have begun at the same time.
+        """
+        for former in self._exchanges.values():
+            v = former.verification
+            answered = v.phase in (Phase.ACCEPTED, Phase.SHOWN, Phase.CONFIRMED)
+            if (v.their_user, v.their_device) == (user_id, device_id) and (answered or not v.we_asked):
+                former.supersede()
 
     # -- what goes out
 
@@ -236,9 +248,12 @@ class Verifications:
 
     async def next_request(self) -> Exchange:
         """The oldest request that nobody has taken yet; waits for one. It is the taker's from then on."""
-        while not self._unanswered:
+        while True:
+            while self._unanswered:
+                exchange = self._unanswered.pop(0)
+                if not exchange.over:  # else it was superseded just now
+                    return exchange
             await self._news.wait()
-        return self._unanswered.pop(0)
 
     def _new(self, txn: str, user_id: str, device_id: str | None, *, in_room: bool, we_asked: bool) -> Verification:
         return Verification(

@@ -98,6 +98,9 @@ class NioDevice(Device):
                 for where, event in batch:
                     if where == room_id:
                         self._event(room_id, event)
+            for event in answer.to_device_events:
+                if isinstance(event, nio.RoomKeyRequest | nio.RoomKeyRequestCancellation):  # callbacks hear of none
+                    self._to_device(event)
             await self._upkeep()
         for room_id in answer.rooms.invite:
             self.tell("invite", room_id=room_id)

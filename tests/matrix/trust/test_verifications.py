@@ -180,6 +180,32 @@ async def test_a_request_that_is_taken_back_waits_no_more(autojump_clock: trio.t
         assert not alice.post.sent
 
 
+async def test_a_device_that_begins_anew_has_given_up_what_was_before(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It crashed: what is answered is the newest. What was not accepted here may be at work elsewhere: no cancel."""
+    async with home() as alice:
+        alice.asked_by(BOB.user_id, "first")
+        alice.asked_by("@carol:hs", "hers", from_device="CDEV")
+        alice.asked_by(BOB.user_id, "of another device", from_device="TABLET")
+        alice.asked_by(BOB.user_id, "second")
+        taken = [await alice.verifications.next_request() for _ in range(3)]
+        assert [each.verification.transaction_id for each in taken] == ["hers", "of another device", "second"]
+        await trio.sleep(1)
+        assert not alice.post.sent
+        taken[2].accept()
+        await trio.sleep(1)
+        alice.asked_by(BOB.user_id, "third")
+        await trio.sleep(1)
+        assert (taken[2].over, taken[2].verification.code) == (True, "m.unexpected_message")
+        assert alice.post.kinds() == ["ready", "cancel"]
+        assert alice.waiting == ["third"]
+        asked = await alice.verifications.ask(BOB.user_id, "BDEV")
+        alice.asked_by(BOB.user_id, "crossing", from_device="BDEV")
+        await trio.sleep(1)
+        assert not asked.over
+
+
 async def test_a_start_without_a_request(autojump_clock: trio.testing.MockClock) -> None:
     async with home() as alice:
         start = {
