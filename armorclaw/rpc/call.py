@@ -94,3 +94,15 @@ def known_in(error: BaseException) -> ArmorclawError | None:
         if None not in inner:
             return inner[0]
     return None
+
+
+def apart(error: BaseException) -> tuple[BaseException, Exception | None]:
+    """What a handler raised that is being cancelled: what has to go on up, and what is only its caller's answer.
+
+    A nursery of its own may have both: a task that was cancelled, and one that failed as its caller had gone.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        cancelled, rest = error.split(trio.Cancelled)
+        if cancelled is not None and isinstance(rest, ExceptionGroup):
+            return cancelled, rest
+    return error, None

@@ -21,7 +21,7 @@ import trio
 from armorclaw.errors import ArmorclawError, trace
 from armorclaw.log import get_logger
 from armorclaw.rpc.asking import Asking
-from armorclaw.rpc.call import Call, known_in
+from armorclaw.rpc.call import Call, apart, known_in
 from armorclaw.rpc.codec import MsgspecCodec
 from armorclaw.rpc.framing import MAX_FRAME
 from armorclaw.rpc.jsonrpc import Core, Event, Notification, Pause, Request, Response, Send
@@ -416,10 +416,11 @@ class Peer:
                 answer = self._failure(call, message, self._streams.fault(message) or late)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is the caller's answer
             answer = self._failure(call, message, error)
-        except BaseException:
+        except BaseException as error:  # noqa: BLE001 - what is no answer is raised again
             ending = ArmorclawError("unavailable", f"{method.name} was cut short: the connection is being closed")
-            answer = self._failure(call, message, ending)
-            raise
+            cancellation, failure = apart(error)
+            answer = self._failure(call, message, failure or ending)
+            raise cancellation from error.__cause__
         finally:
             self._in_flight -= 1
             self._registry.answering[method.name] -= 1
@@ -439,17 +440,16 @@ class Peer:
         close_all(call.take_fds())
         known = known_in(error)
         if known is None:
-            number = f"{self._random.getrandbits(48):012x}"
-            method = message.method
-            self._quiet(log.error, "handler failed", kind=method, method=method, error_id=number, trace=trace(error))
+            number, name = f"{self._random.getrandbits(48):012x}", message.method
+            self._quiet(log.error, "handler failed", kind=name, method=name, error_id=number, trace=trace(error))
             known = ArmorclawError("internal", "something went wrong inside the bridge", error_id=number)
         if type(message) is Request:
             try:
                 return self._core.error(message, known.payload())
             except (ValueError, TypeError):  # data that is no JSON: then without
                 return self._core.error(message, {"code": known.kind.code, "message": ascii(str(known))})
-        known_method = message.method if message.method in self._methods else None  # no text of strangers in the log
-        self._quiet(log.info, "notification failed", method=known_method, error=known.name, agent=self.agent)
+        heard = message.method if message.method in self._methods else None  # no text of strangers in the log
+        self._quiet(log.info, "notification failed", method=heard, error=known.name, agent=self.agent)
         return b""
 
     def _refusal(self, name: str) -> ArmorclawError:

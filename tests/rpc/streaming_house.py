@@ -53,6 +53,8 @@ class StreamingHouse:
         method("keep", result=Total, upload=bytes, roles=EVERYONE)(self.keep)
         method("never", upload=int, roles=EVERYONE)(self.never)
         method("twice", chunk=int, upload=int, roles=EVERYONE)(self.twice)
+        method("both", chunk=int, upload=int, roles=EVERYONE)(self.both)
+        method("slips", chunk=int, upload=int, roles=EVERYONE)(self.slips)
         method("mirror", result=Total, chunk=bytes, upload=bytes, roles=EVERYONE)(self.mirror)
         method("first", upload=int, roles=EVERYONE)(self.first)
         method("enough", result=Total, upload=int, roles=EVERYONE)(self.enough)
@@ -134,6 +136,22 @@ class StreamingHouse:
         with self._noted(call):
             async for number in call.uploads():
                 await call.send(2 * number)
+
+    async def both(self, call: Call, params: NoParams) -> None:
+        """As `matrix.verify`: one task waits for the caller, another one for something else."""
+        with self._noted(call):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                self.got = [each async for each in call.uploads()]
+
+    async def slips(self, call: Call, params: NoParams) -> None:
+        with self._noted(call):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                try:
+                    self.got = [each async for each in call.uploads()]
+                except ArmorclawError as error:
+                    raise RuntimeError("canary") from error
 
     async def mirror(self, call: Call, params: NoParams) -> Total:
         count = 0

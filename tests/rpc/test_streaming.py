@@ -623,6 +623,22 @@ async def test_a_half_closed_caller_that_leaves_ends_its_streams(
         assert streaming.cancelled == ["asleep"]
 
 
+@pytest.mark.parametrize(("method", "logged"), [("both", []), ("slips", ["handler failed"])])
+async def test_who_leaves_in_the_middle_fails_its_call_and_not_the_connection(
+    socket_pair: Streams, streaming: StreamingHouse, method: str, logged: list[str]
+) -> None:
+    """A handler with a nursery has two ends then: the upload is cut short, and the connection is cancelled."""
+    with structlog.testing.capture_logs() as logs:
+        async with serving(socket_pair[0], streaming.registry) as peer:
+            await Raw(socket_pair[1]).send(call(method))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            await socket_pair[1].aclose()
+            with trio.fail_after(2):
+                await peer.closed.wait()
+            assert streaming.running == 0
+    assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == logged
+
+
 async def test_a_bridge_that_stops_says_so(socket_pair: Streams, streaming: StreamingHouse) -> None:
     async with serving(socket_pair[0], streaming.registry) as peer:
         raw = Raw(socket_pair[1])
