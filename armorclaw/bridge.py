@@ -212,6 +212,7 @@ class Bridge:
             ),
             Rooms(
                 standing=self.routing.standing,
+                in_room=self.routing.in_room,
                 may_command=self.routing.policy.may_command,
                 is_private=self._is_for_operators,
             ),

@@ -31,8 +31,8 @@ _ROWS = (
     # JSON-RPC 2.0, section 5.1
     ErrorKind("parse_error", -32700, 2, False, "send one JSON value per request"),
     ErrorKind("invalid_request", -32600, 2, False, "see docs/protocol.md for the envelope"),
-    ErrorKind("method_not_found", -32601, 2, False, "see docs/protocol.md for the methods"),
-    ErrorKind("invalid_params", -32602, 2, False, "see docs/protocol.md for the parameters"),
+    ErrorKind("method_not_found", -32601, 2, False, "armorclaw call rpc.discover lists the methods"),
+    ErrorKind("invalid_params", -32602, 2, False, "armorclaw call rpc.discover says what each method takes"),
     ErrorKind("internal", -32603, 1, False, "see the log of the bridge"),
     # the number that the Language Server Protocol gave it, as the notification of the same name
     ErrorKind("cancelled", -32800, 130, False, "its caller cancelled it"),
@@ -54,7 +54,7 @@ _ROWS = (
     ErrorKind(
         "matrix_not_configured", -32012, 1, False, "add [accounts.main] with a homeserver to the configuration"
     ),
-    ErrorKind("matrix_login_failed", -32013, 1, False, "check the user and the password"),
+    ErrorKind("matrix_login_failed", -32013, 1, False, "check user and password, then: armorclaw matrix login"),
     ErrorKind("matrix_refused", -32014, 1, False, ""),
     ErrorKind("message_denied", -32080, 5, False, "an agent may change and remove only what it sent itself"),
     ErrorKind("media_damaged", -32090, 1, False, "do not use what came of it; have it sent again"),

@@ -924,10 +924,12 @@ class Methods:
         text: str = "hello",
         event: str | None = None,
     ) -> Explained:
-        """Which rule decides who hears what is said in a room.
+        """Which rule decides who hears what is said in a room. Raises not_found for a room that the account is not
+        in, unless it is asked about an event of it.
 
         `room` is an id or an alias. `sender` says `text` there, by default somebody who is heard, and a few words; or
-        `event` names what was said. `account` is by default the one that is in the room.
+        `event` names what was said. `account` is by default the one that is in the room, of several the one that
+        answers orders there.
         """
         return await ask(
             self._caller,

@@ -42,6 +42,11 @@ def test_no_client_reads_a_folder_or_a_long_text() -> None:
     assert len(ArmorclawError("conflict", "x" * 5000).payload()["message"]) == TEXT_LIMIT
 
 
+def test_no_hint_sends_people_to_files_that_are_not_installed() -> None:
+    sent = {name for name, kind in ERRORS.items() if "docs/" in kind.hint}
+    assert sent <= {"invalid_request"}  # whoever writes envelopes writes a client
+
+
 def test_an_unknown_name_is_a_slip_of_ours() -> None:
     with pytest.raises(KeyError):
         ArmorclawError("no_such_error", "x")

@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Protocol
+from typing import Any, Generic, Optional, Protocol, TypeVar
 
 from armorclaw.agent.streams import Progress
 
 
-class Line(Protocol):
+class _AnyLine(Protocol):
     """To whoever called, for one call."""
 
     @property
     def cancelled(self) -> bool: ...
     def progress(self, progress: Progress) -> None: ...
+
+
+class Line(_AnyLine, Protocol):
     def send(self, chunk: Any) -> None: ...
 
 
-class AsyncLine(Protocol):
-    @property
-    def cancelled(self) -> bool: ...
-    def progress(self, progress: Progress) -> None: ...
+class AsyncLine(_AnyLine, Protocol):
     async def send(self, chunk: Any) -> None: ...
 
 
-class _AnyCall:
-    def __init__(self, method: str, params: Any) -> None:
+L = TypeVar("L", bound=_AnyLine)
+
+
+class _AnyCall(Generic[L]):
+    def __init__(self, method: str, params: Any, line: L) -> None:
         self.method = method
         """The name it was called by."""
         self.params = params
         """As they were sent: mostly an object of JSON; None when there are none."""
+        self._line = line
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.method}>"
-
-
-class Call(_AnyCall):
-    """A call that an operator makes to this agent. Handlers of a blocking `Agent` get these."""
-
-    def __init__(self, method: str, params: Any, line: Line) -> None:
-        super().__init__(method, params)
-        self._line = line
 
     @property
     def cancelled(self) -> bool:
@@ -53,6 +49,10 @@ class Call(_AnyCall):
         """
         self._line.progress(Progress(done, total, message))
 
+
+class Call(_AnyCall[Line]):
+    """A call that an operator makes to this agent. Handlers of a blocking `Agent` get these."""
+
     def send(self, chunk: Any) -> None:
         """Send a piece of the result, any JSON; bytes go as base64 text. Waits until the caller can take it.
 
@@ -62,24 +62,11 @@ class Call(_AnyCall):
         self._line.send(chunk)
 
 
-class AsyncCall(_AnyCall):
+class AsyncCall(_AnyCall[AsyncLine]):
     """A call that an operator makes to this agent. Handlers of an `AsyncAgent` get these.
 
     When nobody wants the answer any more, the handler is cancelled.
     """
-
-    def __init__(self, method: str, params: Any, line: AsyncLine) -> None:
-        super().__init__(method, params)
-        self._line = line
-
-    @property
-    def cancelled(self) -> bool:
-        """As `Call.cancelled`."""
-        return self._line.cancelled
-
-    def progress(self, done: float, total: Optional[float] = None, message: str = "") -> None:
-        """As `Call.progress`."""
-        self._line.progress(Progress(done, total, message))
 
     async def send(self, chunk: Any) -> None:
         """As `Call.send`."""

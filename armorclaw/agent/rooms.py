@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Generic, Optional, TypeVar, Union
 
 from armorclaw.agent.answers import PACE, Answer, AsyncAnswer, Draft, Typing
 from armorclaw.agent.events import Delivery, Keys
 from armorclaw.agent.files import File, Path, Source
 from armorclaw.agent.saying import AsyncSender, Params, Said, Sender, about, id_of, message_params
 
+S = TypeVar("S", bound=Union[Sender, AsyncSender])
 
-class _AnyRoom:
-    def __init__(self, room_id: str, keys: Keys, again: bool) -> None:
+
+class _AnyRoom(Generic[S]):
+    def __init__(self, agent: S, room_id: str, keys: Keys, *, again: bool = False) -> None:
         self.room_id = room_id
+        self._agent = agent
         self._keys = keys
         self._again = again
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.room_id}>"
+
+    def typing(self) -> Typing:
+        """Show people that the agent is typing, for the length of a block: `with room.typing():`, or
+        `async with`."""
+        return Typing(self._agent.post, self.room_id)
 
     def _message(self, text: str, msgtype: str, key: Optional[str], more: dict[str, Any]) -> tuple[str, Params]:
         key = self._keys.next() if key is None else key
@@ -50,16 +58,12 @@ class _AnyRoom:
         return Draft(params, pace=pace, again=self._again)
 
 
-class Room(_AnyRoom):
+class Room(_AnyRoom[Sender]):
     """A room of a blocking agent: `msg.room`, or `agent.in_room(…)`. All raise AgentError when the bridge refuses.
 
     What is said through `msg.room` has the event and a number as idempotency key, so that a handler that runs again
     says nothing twice; through `agent.in_room` each call says something new.
     """
-
-    def __init__(self, agent: Sender, room_id: str, keys: Keys, *, again: bool = False) -> None:
-        super().__init__(room_id, keys, again)
-        self._agent = agent
 
     def send(
         self,
@@ -123,10 +127,6 @@ class Room(_AnyRoom):
         """Show people that everything up to an event is read. What is acknowledged is so by itself."""
         self._agent.call("matrix.read", room_id=self.room_id, event_id=event_id)
 
-    def typing(self) -> Typing:
-        """Show people that the agent is typing, for the length of a block: `with room.typing():`"""
-        return Typing(self._agent.post, self.room_id)
-
     def stream(
         self,
         msgtype: str = "m.text",
@@ -145,12 +145,8 @@ class Room(_AnyRoom):
         return Answer(self._agent, self._draft(msgtype, pace, markdown, more), self.room_id)
 
 
-class AsyncRoom(_AnyRoom):
+class AsyncRoom(_AnyRoom[AsyncSender]):
     """As `Room`, awaited."""
-
-    def __init__(self, agent: AsyncSender, room_id: str, keys: Keys, *, again: bool = False) -> None:
-        super().__init__(room_id, keys, again)
-        self._agent = agent
 
     async def send(
         self,
@@ -205,10 +201,6 @@ class AsyncRoom(_AnyRoom):
     async def mark_read(self, event_id: str) -> None:
         """As `Room.mark_read`."""
         await self._agent.call("matrix.read", room_id=self.room_id, event_id=event_id)
-
-    def typing(self) -> Typing:
-        """As `Room.typing`; `async with` will do, too."""
-        return Typing(self._agent.post, self.room_id)
 
     def stream(
         self,

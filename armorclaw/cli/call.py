@@ -26,8 +26,8 @@ from armorclaw.cli.options import TIMEOUT, Bridge, Seconds, client, stdin
 def command(bridge: Bridge, method: str, text: str | None, timeout: float) -> None:
     """Call a method of the bridge.
 
-    docs/protocol.md has them all. The result is JSON on one line; a method that streams has a line for each piece
-    before it, and Ctrl-C cancels it.
+    `armorclaw call rpc.discover` has them all, with what each takes. The result is JSON on one line; a method that
+    streams has a line for each piece before it, and Ctrl-C cancels it.
     """
     params = _parsed(text)
     with (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +13,7 @@ from armorclaw.cli import show
 from armorclaw.cli.options import CONFIG, JSON, SETTINGS, group
 
 if TYPE_CHECKING:
+    from armorclaw.config import Config, Route
     from armorclaw.config_layers import Effective
 
 
@@ -29,7 +31,8 @@ def check(config: str | None, settings: tuple[str, ...], as_json: bool) -> None:
     found = _effective(config, settings)
     if as_json:
         made = found.config
-        show.as_json({"files": found.files, "accounts": list(made.accounts), "agents": list(made.agents)})
+        names = {"accounts": list(made.accounts), "agents": list(made.agents)}
+        show.as_json({"files": found.files, **names, "routes": [_route(made, each) for each in made.routes]})
     else:
         for line in lines(found):
             show.line(line)
@@ -68,4 +71,15 @@ def lines(found: Effective) -> list[str]:
         work = agent.image or agent.code or " ".join(agent.command) or "of the embedding program"
         granted = f"{show.count(len(agent.rooms), 'room')}, {show.count(len(agent.keys), 'key')}"
         shown.append(f"agent    {agent.name:<16} {agent.runtime:<12} {granted}  {work}")
+    for route in map(partial(_route, config), config.routes):
+        where = route.get("room", "direct chats")
+        shown.append(f"route    {route['account']:<16} {where} → {route['agent']}  {route['respond']}")
     return shown
+
+
+def _route(config: Config, route: Route) -> dict[str, Any]:
+    """As it works: with the account that it is for."""
+    agent = config.agents.get(route.agent)
+    account = route.account or ("main" if agent is None else agent.account)
+    place: dict[str, Any] = {"dm": True} if route.dm else {"room": route.room}
+    return {"account": account, **place, "agent": route.agent, "respond": route.respond}

@@ -46,6 +46,8 @@ def lines(answer: dict[str, Any]) -> list[str]:
     then = "decided then" if answer["as_it_was"] else "decides"
     shown.append(f"rule     {answer['rule']} {then}{where}: {answer['why']}")
     kept = "nobody; it is kept for operators" if answer["kept"] else "nobody; it is not kept"
+    if deaf := answer.get("deaf"):
+        kept = f"nobody: {deaf}"
     shown.append(f"heard by {', '.join(answer['agents']) or kept}")
     if (was_for := answer.get("was_for")) is not None:
         shown.append(f"         when it came it was for {', '.join(was_for) or 'nobody'}")

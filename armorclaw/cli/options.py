@@ -93,8 +93,22 @@ def client(verb: Verb) -> Verb:
             why = f"{type(error).__name__}: {error}"
             hint = "compare the versions: armorclaw version; armorclaw call status"
             raise ArmorclawError("remote_failed", "the answer makes no sense here", why=why, hint=hint) from error
+        except Exception as error:
+            _name_the_verb(error)
+            raise
 
     return run
+
+
+def _name_the_verb(error: Exception) -> None:
+    """What a verb was given is explained by its help, not by that of the method behind it."""
+    from armorclaw.errors import ERRORS, ArmorclawError  # only now: who raised it has paid for that
+
+    context = click.get_current_context()
+    if context.info_name == "call" or not isinstance(error, ArmorclawError) or error.name != "invalid_params":
+        return
+    if error.hint == ERRORS["invalid_params"].hint:
+        error.hint = f"{context.command_path} --help"
 
 
 def group(name: str) -> Callable[[Verb], click.Group]:
@@ -105,9 +119,19 @@ def group(name: str) -> Callable[[Verb], click.Group]:
 YES = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
-def confirm(question: str, *, yes: bool) -> None:
-    """Ask a person; a program that leaves out --yes is not asked. Ends with DECLINED for a no."""
-    if not yes and _asks_a_person() and not click.confirm(question, err=True):
+def confirm(question: str, *, yes: bool, by_all: bool = False) -> None:
+    """Ask a person; a program that leaves out --yes is not asked. Ends with DECLINED for a no.
+
+    With `by_all` a program has to give --yes: it raises invalid_params where nobody can be asked.
+    """
+    if yes:
+        return
+    if by_all and not _asks_a_person():
+        from armorclaw.errors import ArmorclawError
+
+        why = "a person is asked first, and there is no terminal to ask on"
+        raise ArmorclawError("invalid_params", "nothing was done", why=why, hint="give --yes to have it done")
+    if _asks_a_person() and not click.confirm(question, err=True):
         raise click.exceptions.Exit(DECLINED)
 
 

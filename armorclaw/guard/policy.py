@@ -70,7 +70,8 @@ class Said:
     account of this bridge that sent it. `answers` are agents to whose messages it relates, as reply, in a thread, or
     by a reaction, or who were addressed where that thread began; BRIDGE is among them for a message of the bridge
     itself. `follows` are those to whom the message was addressed that this one changes or removes. `in_clear`: it
-    should be encrypted, as the room is, and is not, so that only the homeserver says who said it.
+    should be encrypted, as the room is, and is not, so that only the homeserver says who said it. `answered_by` is
+    another account of this bridge in the room, to which it falls to answer what the bridge is asked there.
     """
 
     sender: str | None
@@ -85,6 +86,7 @@ class Said:
     follows: frozenset[str] = frozenset()
     is_own_word: bool = False
     in_clear: bool = False
+    answered_by: str | None = None
 
 
 @attrs.frozen
@@ -228,6 +230,8 @@ class Policy:
         if said.sender is None or said.is_own_word or not self.may_command(said.sender):
             return None
         if said.is_text and _begins_with(said.body, COMMAND):
+            if said.answered_by is not None:
+                return Decision("order", f"an order that account {said.answered_by} answers", "access.commands")
             return Decision("order", "an order of somebody who may give some", "access.commands", True, (BRIDGE,))
         if said.is_reaction and BRIDGE in said.answers:
             return Decision("order", "a reaction to what the bridge said", "access.commands", True, (BRIDGE,))
@@ -266,8 +270,8 @@ class Policy:
 
 
 def _unrouted(place: Place, said: Said) -> Decision:
-    asks = said.is_text and (place.direct is not None or _mentions(place, said))
-    return Decision("unrouted", "no agent is routed here", "routes", tell=asks)
+    asks = said.is_text and (place.direct is not None or mentions(place, said))
+    return Decision("unrouted", "no agent is routed here", "routes", tell=asks and said.answered_by is None)
 
 
 def _silenced(said: Said, rule: Rule, why: str, where: str) -> Decision:
@@ -287,10 +291,10 @@ def _concerns(place: Place, routed: Routed, said: Said) -> bool:
         return True
     if routed.respond == "command":
         return False
-    return routed.agent in said.answers or (routed.respond == "mention" and _mentions(place, said))
+    return routed.agent in said.answers or (routed.respond == "mention" and mentions(place, said))
 
 
-def _mentions(place: Place, said: Said) -> bool:
+def mentions(place: Place, said: Said) -> bool:
     """Whether the account is mentioned: as the message says, or in words where it says nothing of it."""
     if said.mentions is not None:
         return place.user_id in said.mentions

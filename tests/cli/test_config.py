@@ -43,7 +43,39 @@ def test_what_would_run(run: Run, file: Path) -> None:
         "agent    echo             auto         1 room, 1 key  /srv/echo",
     ]
     said = json.loads(run("config", "check", "--config", str(file), "--json").out)
-    assert said == {"files": [str(file)], "accounts": ["main"], "agents": ["echo"]}
+    assert said == {"files": [str(file)], "accounts": ["main"], "agents": ["echo"], "routes": []}
+
+
+ROUTES = """
+[access]
+trusted = ["@alice:here.org"]
+[accounts.second]
+homeserver = "https://m.here.org"
+user = "@two:here.org"
+[agents.other]
+code = "/srv/other"
+account = "second"
+[[routes]]
+room = "#books:here.org"
+agent = "other"
+respond = "mention"
+[[routes]]
+dm = true
+agent = "echo"
+"""
+
+
+def test_who_would_answer_where(run: Run, file: Path) -> None:
+    file.write_text(file.read_text() + ROUTES)
+    assert run("config", "check", "--config", str(file)).out.splitlines()[-2:] == [
+        "route    second           #books:here.org → other  mention",
+        "route    main             direct chats → echo  always",
+    ]
+    said = json.loads(run("config", "check", "--config", str(file), "--json").out)
+    assert said["routes"] == [
+        {"account": "second", "room": "#books:here.org", "agent": "other", "respond": "mention"},
+        {"account": "main", "dm": True, "agent": "echo", "respond": "always"},
+    ]
 
 
 def test_what_is_wrong(run: Run, file: Path) -> None:

@@ -45,6 +45,11 @@ def test_where_nobody_hears() -> None:
     assert kept[-1] == "heard by nobody; it is kept for operators"
 
 
+def test_what_an_account_is_deaf_to() -> None:
+    deaf = "the room is encrypted, and accounts.main.encryption is off; switch it on"
+    assert lines({**ANSWER, "kept": False, "agents": [], "deaf": deaf})[-1] == f"heard by nobody: {deaf}"
+
+
 def test_a_direct_chat_and_what_was_said_there() -> None:
     more = {"direct": "@alice:x", "replaces": ["!old:x"], "may_command": True, "was_for": ["other"], "where": ""}
     shown = lines({**ANSWER, **more})

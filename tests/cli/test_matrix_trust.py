@@ -127,11 +127,21 @@ def test_of_somebody_without_an_identity_there_is_nothing_to_accept(run: Run, fa
 def test_recovery_key(run: Run, fake: FakeBridge) -> None:
     fake.answers["matrix.recovery_key"] = {"account": "main", "recovery_key": "EsTE s92N"}
     assert run("matrix", "recovery-key").out == "EsTE s92N\n"
-    assert run("matrix", "recovery-key", "other", "--new").out == "EsTE s92N\n"
+    assert run("matrix", "recovery-key", "other", "--new", "--yes").out == "EsTE s92N\n"
     fake.answers["matrix.recovery_key"] = {"account": "main", "stored": "rk"}
     assert run("matrix", "recovery-key", "--store", "rk").out == "stored rk\n"
     assert fake.asked == [
         ("matrix.recovery_key", {}),
         ("matrix.recovery_key", {"account": "other", "new": True}),
         ("matrix.recovery_key", {"store": "rk"}),
+    ]
+
+
+def test_a_recovery_key_is_not_replaced_unasked(run: Run, fake: FakeBridge) -> None:
+    done = run("matrix", "recovery-key", "--new")
+    assert (done.status, done.out, fake.asked) == (2, "", [])
+    assert done.err.splitlines() == [
+        "armorclaw: nothing was done",
+        "why: a person is asked first, and there is no terminal to ask on",
+        "hint: give --yes to have it done",
     ]

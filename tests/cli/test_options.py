@@ -10,7 +10,8 @@ import termios
 
 import pytest
 
-from tests.cli.conftest import FakeBridge
+from armorclaw.errors import ERRORS, ArmorclawError
+from tests.cli.conftest import FakeBridge, Run
 
 
 def at_terminal(fake: FakeBridge, typed: str, *words: str) -> tuple[int, str]:
@@ -63,6 +64,24 @@ def test_a_person_who_said_yes_is_not_asked(fake: FakeBridge) -> None:
     fake.answers["delivery.cancel"] = {"state": "cancelled"}
     status, shown = at_terminal(fake, "", "outbox", "drop", "d_1", "--yes")
     assert (status, shown) == (0, "cancelled d_1\r\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["explain", "lobby"], "hint: armorclaw explain --help"),
+        (["matrix", "devices", "alice"], "hint: armorclaw matrix devices --help"),
+        (["call", "policy.explain"], "hint: " + ERRORS["invalid_params"].hint),
+    ],
+)
+def test_whoever_mistook_a_verb_is_told_what_to_run(fake: FakeBridge, run: Run, words: list[str], hint: str) -> None:
+    for method in ("policy.explain", "matrix.devices"):
+        fake.answers[method] = ArmorclawError("invalid_params", "that is no room")
+    done = run(*words)
+    assert (done.status, done.err.splitlines()) == (2, ["armorclaw: that is no room", hint])
+    for method in ("policy.explain", "matrix.devices"):
+        fake.answers[method] = ArmorclawError("invalid_params", "that is no room", hint="give its id")
+    assert run(*words).err.splitlines()[-1] == "hint: give its id"
 
 
 def test_states_have_colours_on_a_terminal(fake: FakeBridge) -> None:

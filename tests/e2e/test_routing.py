@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -268,6 +269,43 @@ async def test_where_nobody_answers_it_is_said_once(
             await bridge._attaching.running["echo"].send(room, "no more")
     told_so = [body for body in await answers(alice, room, bot) if "No agent answers" in body]
     assert len(told_so) == 1
+
+
+async def test_of_two_accounts_in_a_room_one_answers(
+    homeserver: Homeserver, people: MakePerson, armorclaw_folder: Path
+) -> None:
+    one, two, alice = await people("one"), await people("two"), await people("alice")
+    made = config(
+        armorclaw_folder,
+        {"main": account(one, homeserver), "second": account(two, homeserver)},
+        {"echo": inside(), "other": inside(account="second")},
+        access=AccessSection(trusted=(alice.user_id,), commands=(alice.user_id,)),
+    )
+    async with running(made) as (bridge, _):
+        room = await alice.create_room(one.user_id, two.user_id)
+        for bot in (one, two):
+            await joined(alice, room, bot)
+        await until(lambda: len(bridge.routing.in_room(room)) == 2)
+        expected = [
+            ("!claw who", one, "Nobody answers here."),
+            ("!claw use other command", two, "other answers here from now on"),
+            ("!claw who", two, "Here answers:"),
+            (f"!claw who {one.user_id}", one, "account second"),
+        ]
+
+        async def heard() -> list[dict[str, Any]]:
+            return [raw for raw in await alice.read(room) if raw["sender"] != alice.user_id]
+
+        async def is_answered(times: int) -> bool:
+            return len(await heard()) >= times
+
+        for times, (order, _, _) in enumerate(expected, 1):
+            await say(alice, room, order)
+            await until(partial(is_answered, times), 40)
+        await trio.sleep(QUIET)
+        found = await heard()
+        assert [raw["sender"] for raw in found] == [bot.user_id for _, bot, _ in expected]
+        assert all(words in raw["content"]["body"] for raw, (*_, words) in zip(found, expected, strict=True))
 
 
 async def test_a_room_that_is_replaced_takes_its_agents_along(

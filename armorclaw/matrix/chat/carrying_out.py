@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import attrs
@@ -40,13 +40,19 @@ _MONEY = {"budget": "budget.status", "approve": "budget.approve", "deny": "budge
 class Given:
     """An order as it was given: in which message, and in a room that stands so.
 
-    `sees_all`: only people who may see everything read the answer, as far as can be told.
+    `sees_all`: only people who may see everything read the answer, as far as can be told. `others` is how the room
+    stands for other accounts of the bridge in it, for which this one answers.
     """
 
     order: Order
     event: Event
     place: Place
     sees_all: bool = False
+    others: Sequence[Place] = ()
+
+    @property
+    def places(self) -> Sequence[Place]:
+        return (self.place, *self.others)
 
     @property
     def by(self) -> str:
@@ -55,7 +61,8 @@ class Given:
 
     def concerns(self, agent: str) -> bool:
         """Whether this room may be told of an agent at all."""
-        return self.sees_all or agent in self.place.hearing or any(each.agent == agent for each in self.place.routed)
+        told = {agent for place in self.places for agent in (*place.hearing, *(each.agent for each in place.routed))}
+        return self.sees_all or agent in told
 
 
 class CarryingOut:
@@ -140,7 +147,11 @@ class CarryingOut:
         return listed(f"Agents{where}:", sorted(lines)) if lines else f"There are no agents{where}."
 
     async def _who(self, given: Given) -> Answer:
-        lines = [f"{each.agent}, to: {each.respond} ({each.origin})" for each in given.place.routed]
+        lines = [
+            f"{each.agent}, to: {each.respond} ({each.origin}{f', account {place.account}' if given.others else ''})"
+            for place in given.places
+            for each in place.routed
+        ]
         if lines:
             return Answer(listed("Here answers:", lines))
         return Answer("Nobody answers here. Choose an agent: !claw use AGENT")

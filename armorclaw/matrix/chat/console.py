@@ -126,8 +126,10 @@ class Console:
         place = self._rooms.standing(*_where(event))
         if not words.is_text or place is None or not self._has_turn(event, again=again):
             return
+        names = (place.user_id, place.display_name)
         try:
-            given = Given(read_order(words.body), event, place, sees_all=self._sees_all(event, place))
+            order = read_order(words.body, *names)
+            given = Given(order, event, place, sees_all=self._sees_all(event, place), others=self._others(place))
             await self._carrying_out.check(given)
         except MisreadError as error:
             await self._say(event, Answer(str(error)))
@@ -196,6 +198,9 @@ class Console:
         await self._say(pending.given.event, Answer(text), key=f"{_ANSWERED}off:{pending.given.event.id}")
 
     # -- who, where
+
+    def _others(self, place: Place) -> list[Place]:
+        return [each for each in self._rooms.in_room(place.lineage[0]) if each.account != place.account]
 
     def _sees_all(self, event: Event, place: Place) -> bool:
         """In a direct chat with who asks, and where operators are told of alerts: others may be in other rooms."""

@@ -36,9 +36,11 @@ class Hands:
 
 @attrs.frozen
 class Rooms:
-    """`standing` is how a room of an account stands, None if the account is gone. `may_command` tells whether a
-    person may give orders, `is_private` whether a room of an account is one of operators alone, as that of alerts."""
+    """`standing` is how a room of an account stands, None if the account is gone; `in_room` how it stands for each
+    account that hears it. `may_command` tells whether a person may give orders, `is_private` whether a room of an
+    account is one of operators alone, as that of alerts."""
 
     standing: Callable[[str, str], Place | None]
+    in_room: Callable[[str], Sequence[Place]]
     may_command: Callable[[str], bool]
     is_private: Callable[[str, str], bool]

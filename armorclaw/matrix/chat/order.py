@@ -69,9 +69,26 @@ class Order:
         return " ".join((self.name, *self.words))
 
 
-def read_order(body: str) -> Order:
-    """From a message that begins with `!claw`. Raises MisreadError."""
-    _, *words = body[:LONGEST].split() or [""]
+def read_order(body: str, *names: str | None) -> Order:
+    """From a message that begins with `!claw`. Raises MisreadError.
+
+    `names` are those of the account: an order may say by them whom it asks, but what is an order as it stands is
+    that, since an agent may have the same name.
+    """
+    body = body[:LONGEST]
+    try:
+        return _read(body)
+    except MisreadError:
+        without = body
+        for name in filter(None, names):
+            without = without.replace(name, " ")
+        if without == body:
+            raise
+        return _read(without)
+
+
+def _read(body: str) -> Order:
+    _, *words = [each for each in body.split() if each.strip(":,")] or [""]
     if not words:
         return Order("help")
     name, *rest = words

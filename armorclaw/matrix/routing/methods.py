@@ -48,12 +48,18 @@ class PolicyMethods:
         method("policy.explain", params=ExplainParams, result=Explained, roles={Role.OPERATOR})(self.explain)
 
     async def explain(self, call: Call, params: ExplainParams) -> Explained:
-        """Which rule decides who hears what is said in a room."""
+        """Which rule decides who hears what is said in a room.
+
+        Raises not_found for a room that the account is not in, unless it is asked about an event of it.
+        """
         account, room_id = self._where(params)
         router = self._routing.routers[account]
         place = router.standing(room_id)
         if params.event is not None:
             return await self._of_event(router, place, params.event)
+        state = self._accounts.rooms(account).get(room_id)
+        if state is None or state.membership != "join":
+            raise self._outside(params, account, room_id, "" if state is None else state.membership)
         sender = params.sender or self._routing.policy.somebody(place)
         said = Event.make(
             "m.room.message",
@@ -64,8 +70,10 @@ class PolicyMethods:
             sender=sender,
             event_id="$hypothetical",
         )
-        decision = self._routing.policy.decide(place, await router.said(said, place))
-        return self._explained(place, sender, decision)
+        found = self._explained(place, sender, router.decide(place, await router.said(said, place)))
+        if deaf := self._routing.deaf(account, room_id):
+            return attrs.evolve(found, deaf=deaf, kept=False, agents=[])
+        return found
 
     def _where(self, params: ExplainParams) -> tuple[str, str]:
         """Raises matrix_not_configured, invalid_params, not_found."""
@@ -73,16 +81,30 @@ class PolicyMethods:
         if params.room.startswith("#"):
             for name in names:
                 if (room_id := self._accounts.room_id(name, params.room)) is not None:
-                    return name, room_id
+                    return params.account or self._account_in(room_id) or name, room_id
             what = f"the room of {params.room[:300]} is not known"
             raise ArmorclawError("not_found", what, hint="give its id; aliases are known where they are granted")
         if not is_room_id(params.room):
             what = f"{params.room[:300]!r} is neither a room id nor an alias"
             raise ArmorclawError("invalid_params", what, fields=["room"])
         if params.account is None:
-            return self._accounts.account_for(params.room), params.room
+            return self._account_in(params.room) or self._accounts.account_for(params.room), params.room
         self._accounts.rooms(params.account)  # raises matrix_not_configured
         return params.account, params.room
+
+    def _account_in(self, room_id: str) -> str | None:
+        """The one that answers orders there."""
+        return next((place.account for place in self._routing.in_room(room_id)), None)
+
+    def _outside(self, params: ExplainParams, account: str, room_id: str, membership: str) -> ArmorclawError:
+        whose = "no account of the bridge is" if params.account is None else f"account {account} is not"
+        user = self._routing.routers[account].standing(room_id).user_id or f"account {account}"
+        return ArmorclawError(
+            "not_found",
+            f"{whose} in room {room_id[:300]}",
+            why=f"account {account}: {membership}" if membership else "",
+            hint=f"compare it with: armorclaw call matrix.rooms; or grant it to an agent and invite {user} there",
+        )
 
     async def _of_event(self, router: Router, place: Place, event_id: str) -> Explained:
         """Raises not_found for one that is neither in the journal nor among those that were left out last."""
@@ -95,7 +117,7 @@ class PolicyMethods:
             what = f"event {event_id[:300]} of room {place.lineage[0]} is not kept"
             hint = "it was nobody's, or of another room; ask with sender and text instead"
             raise ArmorclawError("not_found", what, hint=hint)
-        decision = self._routing.policy.decide(place, await router.said(event, place))
+        decision = router.decide(place, await router.said(event, place))
         was_for = None if event.addressed is None else list(event.addressed)
         return attrs.evolve(self._explained(place, event.sender, decision), was_for=was_for)
 

@@ -54,7 +54,8 @@ class Router:
     """Decides for one account, as `armorclaw.matrix.routing.desk.Desk`.
 
     `ours` names the account of this bridge that a user id is of, `who` the user that this account is; `on_unrouted`
-    is called with the room in which nobody answers a person who asked.
+    is called with the room in which nobody answers a person who asked, `speaker` gives the account that answers for
+    the bridge what is said in a room.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Router:
         ours: Callable[[str], str | None],
         who: Callable[[], str | None],
         on_unrouted: Callable[[str, str, bool], object],
+        speaker: Callable[[Place, Said], str],
     ) -> None:
         self.display_name: str | None = None
         """What people call the account, where a message does not say by itself whom it mentions."""
@@ -85,6 +87,7 @@ class Router:
         self._ours = ours
         self._who = who
         self._on_unrouted = on_unrouted
+        self._speaker = speaker
         self._places: dict[str, Place] = {}
         self._as_of: tuple[object, ...] = ()
         self._own: OrderedDict[str, str | None] = OrderedDict()
@@ -122,7 +125,7 @@ class Router:
         assert event.room_id is not None, "what is said, is said in a room"
         place = self.standing(event.room_id)
         said = attrs.evolve(await self.said(event, place), in_clear=in_clear)
-        decision = self._policy.decide(place, said)
+        decision = self.decide(place, said)
         self.counts[decision.rule, decision.kept] += 1
         if decision.tell:
             self._on_unrouted(self._account, event.room_id, place.direct is not None)
@@ -142,6 +145,16 @@ class Router:
         return None
 
     # -- for whoever asks
+
+    def decide(self, place: Place, said: Said) -> Decision:
+        """What the policy decides. Of several accounts of this bridge in a room one answers what the bridge is asked;
+        which one that is, is looked up only where it matters."""
+        decision = self._policy.decide(place, said)
+        if decision.tell or (decision.rule == "order" and said.is_text):
+            speaker = self._speaker(place, said)
+            if speaker != self._account:
+                return self._policy.decide(place, attrs.evolve(said, answered_by=speaker))
+        return decision
 
     def standing(self, room_id: str) -> Place:
         """How a room stands now."""

@@ -12,7 +12,8 @@ from armorclaw.rpc.shape import omit_none
 @attrs.frozen
 class ExplainParams:
     """`room` is an id or an alias. `sender` says `text` there, by default somebody who is heard, and a few words; or
-    `event` names what was said. `account` is by default the one that is in the room."""
+    `event` names what was said. `account` is by default the one that is in the room, of several the one that answers
+    orders there."""
 
     room: str
     account: str | None = None
@@ -40,7 +41,8 @@ class Explained:
     here, `level`, null if no agent is routed. Of what `sender` says `rule` decides, the first that applies; it is
     written at `where`. `agents` hear it; "@bridge" is the bridge itself. `kept` tells whether it is for the journal
     at all. For an `event` that is in the journal, `was_for` are those to whom it was addressed when it came, null if
-    that was everybody who heard the room; with `as_it_was` all is what was decided then.
+    that was everybody who heard the room; with `as_it_was` all is what was decided then. `deaf` tells why nobody
+    hears anything of the room for now, whatever the rules say, and what would change that.
     """
 
     room_id: str
@@ -61,3 +63,4 @@ class Explained:
     agents: list[str]
     as_it_was: bool = False
     was_for: list[str] | None = None
+    deaf: str | None = None

@@ -132,6 +132,8 @@ class World:
     homeserver: Homeserver = attrs.field(factory=Homeserver)
     commanders: set[str] = attrs.field(factory=lambda: {ANN, BEN})
     places: dict[str, Place] = attrs.field(factory=dict)
+    shared: dict[str, list[Place]] = attrs.field(factory=dict)
+    """How rooms stand for all accounts, where there are several."""
     notes: list[tuple[dict[str, Any], str | None]] = attrs.field(factory=list)
     numbers: Any = attrs.field(factory=itertools.count)
     journal: Journal = attrs.field(init=False)
@@ -169,6 +171,7 @@ class World:
             CarryingOut(hands, self.table),
             Rooms(
                 standing=lambda account, room: self.places.get(room) if account == "main" else None,
+                in_room=lambda room: self.shared.get(room, []),
                 may_command=lambda user: user in self.commanders,
                 is_private=lambda account, room: room == ADMIN,
             ),

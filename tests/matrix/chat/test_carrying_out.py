@@ -7,6 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from armorclaw.errors import ArmorclawError
+from armorclaw.guard.policy import Place, Routed
 from armorclaw.matrix.chat.carrying_out import CALL_LIMIT, LOG_BYTES
 
 from .conftest import ADMIN, DIRECT, ROOM, World
@@ -54,6 +55,17 @@ async def test_who(world: World, autojump_clock: MockClock) -> None:
     async with world.running():
         assert await world.ask("!claw who") == "Here answers:\n• echo, to: mention (routes[0])"
         assert "!claw use AGENT" in await world.ask("!claw who", room=DIRECT)
+
+
+async def test_one_account_tells_of_all_that_are_in_the_room(world: World, autojump_clock: MockClock) -> None:
+    routed = (Routed("ada", "always", "routes[1]"),)
+    second = Place("second", (ROOM,), "@second:x", routed=routed, level="route", hearing=frozenset({"ada"}))
+    world.shared[ROOM] = [second, world.places[ROOM]]
+    async with world.running():
+        who = ["Here answers:", "• echo, to: mention (routes[0], account main)"]
+        assert (await world.ask("!claw who")).splitlines() == [*who, "• ada, to: always (routes[1], account second)"]
+        assert "• ada: stopped" in await world.ask("!claw agents")
+        assert "there is no agent ada in this room" not in await world.ask("!claw logs ada")
 
 
 async def test_use(world: World, autojump_clock: MockClock) -> None:

@@ -30,6 +30,13 @@ async def test_an_answer_replies_to_the_order(world: World, autojump_clock: Mock
     assert content["m.relates_to"] == {"m.in_reply_to": {"event_id": asked}}
 
 
+async def test_an_order_may_name_the_account(world: World, autojump_clock: MockClock) -> None:
+    world.places[ROOM] = attrs.evolve(world.places[ROOM], display_name="The Claw")
+    async with world.running():
+        for words in ("!claw who @bot:x", "!claw The Claw: who"):
+            assert (await world.ask(words)).startswith("Here answers:")
+
+
 async def test_within_a_thread_it_stays_there(world: World, autojump_clock: MockClock) -> None:
     relation = {"rel_type": "m.thread", "event_id": "$root"}
     async with world.running():

@@ -22,6 +22,28 @@ def test_orders(body: str, order: Order) -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "order"),
+    [
+        ("!claw @bot:x", Order("help")),
+        ("!claw @bot:x: status", Order("status")),
+        ("!claw stop echo @bot:x", Order("stop", ("echo",))),
+        ("!claw stop echo Claw Bot", Order("stop", ("echo",))),
+        ("!claw Claw Bot, who", Order("who")),
+    ],
+)
+def test_an_order_may_name_whom_it_asks(body: str, order: Order) -> None:
+    assert read_order(body, "@bot:x", "Claw Bot") == order
+    with pytest.raises(MisreadError):
+        read_order(body, "@other:x", None)
+
+
+def test_an_agent_may_be_called_as_the_account_is() -> None:
+    assert read_order("!claw stop echo", "@bot:x", "echo") == Order("stop", ("echo",))
+    with pytest.raises(MisreadError):
+        read_order("!claw stop", "@bot:x", "echo")
+
+
+@pytest.mark.parametrize(
     ("body", "text"),
     [
         ("!claw dance", "do not know"),

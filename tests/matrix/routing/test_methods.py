@@ -103,6 +103,8 @@ async def test_a_direct_chat_that_replaced_another_and_was_given_to_an_agent() -
 async def test_by_alias_and_account() -> None:
     house = House({"echo": ["#a:x"], "b": []}, accounts=("main", "second"), speaks_for={"b": "second"})
     house.granted["main"].resolved("#a:x", ROOM)
+    house.be_in(ROOM)
+    house.be_in(ROOM, account="second")
     assert (await explain(house, "#a:x")).room_id == ROOM
     assert (await explain(house, account="second")).hearing == []
     for room, account, error in (
@@ -135,6 +137,58 @@ async def test_what_was_said_is_explained_as_it_was_decided() -> None:
         assert refused.value.name == "not_found"
 
 
+@pytest.mark.parametrize(("membership", "why"), [("", ""), ("invite", "account main: invite")])
+async def test_a_room_that_no_account_is_in(membership: str, why: str) -> None:
+    house = House({"echo": [ROOM]}, accounts=("main", "second"))
+    if membership:
+        house.be_in(ROOM, membership)
+    with pytest.raises(ArmorclawError) as refused:
+        await explain(house)
+    error = refused.value
+    assert (error.name, error.what, error.why) == ("not_found", f"no account of the bridge is in room {ROOM}", why)
+    assert "armorclaw call matrix.rooms" in error.hint
+    assert "@bot:x" in error.hint
+    with pytest.raises(ArmorclawError, match=f"account second is not in room {ROOM}"):
+        await explain(house, account="second")
+
+
+async def test_a_room_that_the_account_is_deaf_to() -> None:
+    house = House({"echo": [ROOM]}, access=TRUSTED)
+    house.be_in(ROOM, encrypted=True)
+    assert (await explain(house)).agents == ["echo"]
+    account, status = house.routing._accounts["main"], house.routing._statuses["main"]
+    house.routing._accounts["main"] = attrs.evolve(account, encryption=False)
+    found = await explain(house)
+    assert (found.rule, found.agents, found.kept) == ("route", [], False)
+    assert found.deaf is not None
+    assert "accounts.main.encryption" in found.deaf
+    house.be_in("!clear:x")
+    assert (await explain(house, "!clear:x")).deaf is None
+    house.routing._accounts["main"] = account
+    status.encryption = "lost"
+    assert "armorclaw matrix login bot --account main" in ((await explain(house)).deaf or "")
+    status.encryption = "ready"
+    assert (await explain(house)).deaf is None
+    status.logged_out("no password")
+    assert "armorclaw matrix login bot --account main" in ((await explain(house, "!clear:x")).deaf or "")
+
+
+async def test_of_several_accounts_the_one_that_answers_is_asked() -> None:
+    homes = {"a": "main", "b": "second"}
+    routes = [Route("b", room=ROOM)]
+    house = House({"a": [], "b": []}, access=TRUSTED, routes=routes, accounts=("main", "second"), speaks_for=homes)
+    house.be_in(ROOM)
+    assert (await explain(house)).account == "main"
+    house.be_in(ROOM, account="second")
+    found = await explain(house)
+    assert (found.account, found.agents) == ("second", ["b"])
+    house.granted["main"].resolved("#a:x", ROOM)  # for another reason
+    assert (await explain(house, "#a:x")).account == "second"
+    order = await explain(house, account="main", text="!claw who")
+    assert (order.rule, order.kept, order.agents) == ("order", False, [])
+    assert "account second answers" in order.why
+
+
 async def test_that_it_came_in_the_clear_is_why_nobody_heard_it() -> None:
     house = House({"echo": [ROOM]}, access=TRUSTED)
     house.be_in(ROOM, encrypted=True)
@@ -165,6 +219,8 @@ async def test_what_is_explained_is_what_happens(
     try:
         house.be_in(ROOM)
         house.be_in("!dm:x", direct=ALICE)
+        house.be_in("!none:x")
+        house.be_in(ROOM, account="second")
         told = await explain(house, room, sender=sender, text=text)
         event: Event | None = await house.hear(room, text, sender=sender)
         assert house.router.counts == {(told.rule, told.kept): 1}

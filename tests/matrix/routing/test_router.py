@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -254,6 +255,96 @@ async def test_two_accounts_of_ours_do_not_hear_each_other() -> None:
     assert await house.heard_by(ROOM, "hello", sender=BOT, account="second") == []  # marked or not
     assert await house.heard_by(ROOM, "hello", sender="@second:x") == []
     assert await house.heard_by(ROOM, "hello", account="second") == ["*"]
+
+
+# --- several accounts in one room ---
+
+
+def shared(*routes: Route, **facts: Any) -> House:
+    """A room with three accounts, of which `a` has an agent that is not routed, as `b` and `c` have."""
+    homes = {"of_a": "a", "of_b": "b", "of_c": "c"}
+    agents: dict[str, Sequence[str]] = dict.fromkeys(homes, ())
+    house = House(agents, access=TRUSTED, routes=routes, accounts=("a", "b", "c"), speaks_for=homes)
+    for account in "abc":
+        house.be_in(ROOM, account=account, **facts)
+    return house
+
+
+async def answering(house: House, text: dict[str, Any] | str) -> list[str]:
+    """The accounts that take what is said for an order to them."""
+    heard = {account: await house.heard_by(ROOM, text, account=account) for account in "abc"}
+    assert set(map(str, heard.values())) <= {"None", str([BRIDGE])}
+    return [account for account, addressed in heard.items() if addressed]
+
+
+@pytest.mark.parametrize(
+    ("text", "account"),
+    [
+        ("!claw status", "a"),
+        ("!claw logs of_b", "b"),
+        ("!CLAW use of_c", "c"),
+        ("!claw use -", "a"),
+        ("!claw start of_nobody", "a"),
+        ("!claw status @c:x", "c"),
+        ("!claw logs of_b @c:x", "c"),
+    ],
+)
+async def test_one_account_answers_an_order(text: str, account: str) -> None:
+    assert await answering(shared(), text) == [account]
+
+
+async def test_an_order_goes_to_the_account_that_it_mentions() -> None:
+    mention = {"msgtype": "m.text", "body": "!claw status Bee", "m.mentions": {"user_ids": ["@b:x"]}}
+    assert await answering(shared(), mention) == ["b"]
+    both = {"msgtype": "m.text", "body": "!claw status", "m.mentions": {"user_ids": ["@c:x", "@b:x"]}}
+    assert await answering(shared(), both) == ["b"]
+
+
+async def test_an_order_goes_to_the_account_that_the_room_is_routed_for() -> None:
+    house = shared(Route("of_c", room=ROOM, respond="command"))
+    assert await answering(house, "!claw who") == ["c"]
+    assert await answering(house, "!claw use of_a") == ["a"]
+    await house.routing.table.use("b", ROOM, "of_b", "command", by=ALICE)
+    assert await answering(house, "!claw who") == ["b"]
+
+
+async def test_an_order_goes_to_no_account_that_is_not_there_or_cannot_read_it() -> None:
+    house = shared(Route("of_a", room=ROOM, respond="command"))
+    house.be_in(ROOM, "leave", account="a")
+    assert await house.heard_by(ROOM, "!claw who", account="b") == [BRIDGE]
+    assert await house.heard_by(ROOM, "!claw who", account="c") is None
+    house.routing._statuses["b"].logged_out("no password")
+    assert await house.heard_by(ROOM, "!claw who", account="c") == [BRIDGE]
+    house = shared(encrypted=True)
+    house.routing._accounts["a"] = attrs.evolve(house.routing._accounts["a"], encryption=False)
+    assert await house.heard_by(ROOM, "!claw who", account="b") == [BRIDGE]
+    house.routing._statuses["b"].encryption = "lost"
+    assert await house.heard_by(ROOM, "!claw who", account="c") == [BRIDGE]
+
+
+async def test_a_reaction_is_for_the_account_that_asked() -> None:
+    house = shared()
+    house.spoke("", "$question", account="b")
+    heard = [
+        account
+        for account in "abc"
+        if await house.heard_by(ROOM, relates("$question", "m.annotation"), type="m.reaction", account=account)
+    ]
+    assert heard == ["b"]
+
+
+async def test_one_account_tells_that_nobody_answers() -> None:
+    house = shared(direct=ALICE)
+    for account in "abc":
+        await house.hear(ROOM, "hello?", account=account)
+    assert [account for account, _ in house.routing._guide._waiting] == ["a"]
+    house = shared(Route("of_c", dm=True, respond="command"), direct=ALICE)
+    for account in "abc":
+        await house.hear(ROOM, "hello?", account=account)
+    assert not house.routing._guide._waiting  # somebody does
+    for account in "abc":
+        await house.hear(ROOM, "hello @b:x?", account=account)
+    assert [account for account, _ in house.routing._guide._waiting] == ["b"]
 
 
 async def test_an_account_is_known_from_its_last_login() -> None:
