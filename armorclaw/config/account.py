@@ -43,8 +43,8 @@ def _no_placeholder(host: str) -> None:
 
 
 def _days(instance: object, attribute: attrs.Attribute[Any], value: int) -> None:
-    if not 0 <= value <= 36_500:
-        raise FaultError(f"{value} days", "write a number of days from 1 to 36500, or 0 for ever")
+    if value and not 30 <= value <= 36_500:  # a room may speak with one key for weeks
+        raise FaultError(f"{value} days", "write a number of days from 30 to 36500, or 0 for ever")
 
 
 def _room_ids(instance: object, attribute: attrs.Attribute[Any], value: Mapping[str, str]) -> None:

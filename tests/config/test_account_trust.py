@@ -44,6 +44,7 @@ def test_room_keys_are_kept_for_a_year_or_as_one_says() -> None:
         ({"unverified_devices_in": {"#a:b": "no"}}, "accounts.main.unverified_devices_in"),
         ({"unverified_devices_in": "no"}, "accounts.main.unverified_devices_in"),
         ({"keep_room_keys_days": -1}, "accounts.main.keep_room_keys_days"),
+        ({"keep_room_keys_days": 29}, "accounts.main.keep_room_keys_days"),
         ({"keep_room_keys_days": 36_501}, "accounts.main.keep_room_keys_days"),
         ({"keep_room_keys_days": 0.5}, "accounts.main.keep_room_keys_days"),
         ({"recovery_key": "EsTE s92N"}, "accounts.main.recovery_key"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import attrs
@@ -72,19 +73,27 @@ class Order:
 def read_order(body: str, *names: str | None) -> Order:
     """From a message that begins with `!claw`. Raises MisreadError.
 
-    `names` are those of the account: an order may say by them whom it asks, but what is an order as it stands is
-    that, since an agent may have the same name.
+    `names` are those of the account: an order may say by them whom it asks. A user id is nothing else; of a display
+    name, what is an order as it stands is that, since an agent may have the same name.
     """
     body = body[:LONGEST]
+    for name in names:
+        if name and name.startswith("@"):
+            body = _without(body, name)
     try:
         return _read(body)
     except MisreadError:
         without = body
         for name in filter(None, names):
-            without = without.replace(name, " ")
+            without = _without(without, name)
         if without == body:
             raise
         return _read(without)
+
+
+def _without(body: str, name: str) -> str:
+    """The text without a name that stands by itself, with the colon or comma behind it."""
+    return re.sub(rf"(?<!\S){re.escape(name)}[:,]?(?!\S)", " ", body)
 
 
 def _read(body: str) -> Order:

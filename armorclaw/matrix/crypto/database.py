@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
@@ -62,6 +63,8 @@ class CryptoDatabase(async_db.Database):
         self._moved = 0
         self._synced = -1
         self._disk = trio.CapacityLimiter(1)
+        self._looking: Connection | None = None
+        self._look_lock = threading.Lock()
         self._lookers = trio.CapacityLimiter(1)  # of its own: a sync is not to wait for who looks
         connection.row_factory = Row
 
@@ -157,18 +160,27 @@ class CryptoDatabase(async_db.Database):
         return await trio.to_thread.run_sync(self._look, read, limiter=self._lookers, abandon_on_cancel=True)
 
     def _look(self, read: Callable[[Connection], T]) -> T:
-        try:
-            connection = open_connection(self.path, self._key)
+        with self._look_lock:
             try:
-                return read(connection)
-            finally:
-                connection.close()
-        except Error as error:
-            raise self._failure(error) from error
+                self._looking = connection = open_connection(self.path, self._key)
+                try:
+                    return read(connection)
+                finally:
+                    self._looking = None
+                    connection.close()
+            except Error as error:
+                raise self._failure(error) from error
 
     def close(self) -> None:
-        """On a thread; the log goes into the file."""
-        self.connection.close()
+        """On a thread; the log goes into the file. Nobody looks at it any more then: another may take its place."""
+        while not self._look_lock.acquire(timeout=0.05):
+            if (looking := self._looking) is not None:
+                with suppress(Error):  # it has just come to its end
+                    looking.interrupt()
+        try:
+            self.connection.close()
+        finally:
+            self._look_lock.release()
 
     def _failure(self, error: Error) -> Exception:
         known = storage_error(error, self.path, doing="use")

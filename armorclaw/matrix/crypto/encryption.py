@@ -224,6 +224,7 @@ class Encryption:
         When it returns, all of it outlasts a power cut: the homeserver forgets it with the next question. Raises
         KeysLost, and what the disk raises (retryable).
         """
+        self._upkeep.heard()
         strangers = await self._inbox.take_in(answer.to_device)
         if answer.device_lists:
             with self.db.transaction():

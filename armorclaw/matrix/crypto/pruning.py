@@ -42,8 +42,9 @@ _KEYS_A_TURN, _MARKS_A_TURN = 10, 200  # deleted before other tasks have their t
 
 @attrs.define
 class _Excess:
-    """How many there are too many."""
+    """How many there are too many, and the time before which a key must have been used last (epoch, ms)."""
 
+    over: int
     unused: int = 0
     used: int = 0
     marks: int = 0
@@ -64,15 +65,19 @@ class Pruning:
         self._looked = db.connection.total_changes
         self._more = False
 
-    async def prune(self, *, now: bool) -> bool:
+    async def prune(self, *, now: bool, by_age: bool = True) -> bool:
         """Delete what is to go, `now` or if much has changed or was left; whether there is more. Raises what the file
         raises.
 
+        Without `by_age` only what there is too much of: what was said with an old key may not have been heard yet.
         Wherever it is stopped, what is left is gone on with by the next round.
         """
         if not (now or self._more) and self._db.connection.total_changes - self._looked < LOOK_AFTER:
             return False
         excess = await self._db.look(_count)
+        if by_age and self._days:
+            # a use is written down by the hour, and so is that somebody waits
+            excess.over = self._clock.now_ms() - self._days * DAY_MS - USE_GRAIN_MS
         before = self._counts["keys_pruned"]
         spared: set[int] = set()
         with trio.move_on_after(SECONDS) as scope:
@@ -107,14 +112,12 @@ class Pruning:
 
     def _next(self, excess: _Excess) -> Any:
         """The key that is to go next, if any is."""
-        # a use is written down by the hour, and so is that somebody waits
-        over = self._clock.now_ms() - self._days * DAY_MS - USE_GRAIN_MS if self._days else -1
         columns = "SELECT number, room_id, session_id, received_ms, used_ms FROM room_keys"
         row = self._db.one(f"{columns} WHERE used_ms IS NULL ORDER BY received_ms LIMIT 1")
-        if row is not None and (excess.unused > 0 or row["received_ms"] < over):
+        if row is not None and (excess.unused > 0 or row["received_ms"] < excess.over):
             return row
         row = self._db.one(f"{columns} WHERE used_ms IS NOT NULL ORDER BY used_ms LIMIT 1")
-        if row is not None and (excess.used > 0 or excess.marks > 0 or row["used_ms"] < over):
+        if row is not None and (excess.used > 0 or excess.marks > 0 or row["used_ms"] < excess.over):
             return row
         return None
 
@@ -161,4 +164,4 @@ class Pruning:
 def _count(connection: Connection) -> _Excess:
     unused, used = connection.execute("SELECT count(*) - count(used_ms), count(used_ms) FROM room_keys").fetchone()
     (marks,) = connection.execute("SELECT count(*) FROM heard").fetchone()
-    return _Excess(unused - MAX_UNUSED, used - MAX_USED, marks - MAX_MARKS)
+    return _Excess(-1, unused - MAX_UNUSED, used - MAX_USED, marks - MAX_MARKS)

@@ -104,7 +104,9 @@ CREATE TABLE told (                  -- cross-signing identities that are not th
 
 _PRUNING = """
 ALTER TABLE room_keys ADD COLUMN used_ms INTEGER;  -- last, give or take an hour; NULL: it has opened nothing
-UPDATE room_keys SET used_ms = received_ms WHERE EXISTS (SELECT 1 FROM heard WHERE heard.key = room_keys.number);
+-- when is not known: they age from now on
+UPDATE room_keys SET used_ms = unixepoch() * 1000
+    WHERE EXISTS (SELECT 1 FROM heard WHERE heard.key = room_keys.number);
 CREATE INDEX room_keys_idle ON room_keys (used_ms, received_ms);
 CREATE TABLE closed (                -- sessions that opened something and whose keys were deleted
     number INTEGER PRIMARY KEY,      -- from 1 on, one by one; the first is no longer there once any was dropped

@@ -46,6 +46,10 @@ _LATER = 0.01  # seconds after it is due, lest a clock that is coarser than ours
 TIDY_PAUSE = 3600.0
 """Seconds between two looks at what is old, at the latest."""
 
+SETTLED_MS, GAP_MS = 30 * 60_000, 10 * 60_000
+"""How long the homeserver must have been heard, with no gap longer than the second, before keys go by age: what was
+said with them while nobody listened would never be read."""
+
 SEEN_MS = 30 * 24 * 3600 * 1000
 """How long it is known that a to-device message was handled; it comes again soon after, or never."""
 
@@ -81,11 +85,24 @@ class Upkeep:
         self._woken = trio.Event()
         self._broken: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._repaired: OrderedDict[str, float] = OrderedDict()
+        self._heard_since_ms = self._heard_ms = 0
 
     def wake(self) -> None:
         """There may be something to do."""
         self._woken.set()
         self._woken = trio.Event()
+
+    def heard(self) -> None:
+        """The homeserver has answered."""
+        now = self._clock.now_ms()
+        if not 0 <= now - self._heard_ms <= GAP_MS:
+            self._heard_since_ms = now
+        self._heard_ms = now
+
+    def _is_settled(self) -> bool:
+        """Whether what was said is heard as it is said. A clock that was set, and a sleep, count as gaps."""
+        since = self._clock.now_ms() - self._heard_ms
+        return 0 <= since <= GAP_MS and self._heard_ms - self._heard_since_ms >= SETTLED_MS
 
     def repair(self, user_id: str, device_key: str) -> None:
         """The channel from this device is broken: make a new one, but not more often than `REPAIR_PAUSE`."""
@@ -143,7 +160,7 @@ class Upkeep:
                 if due := now - looked >= TIDY_PAUSE:
                     looked = now
                     self._db.run("DELETE FROM seen WHERE at_ms < ?", self._clock.now_ms() - SEEN_MS)
-                more = await self._pruning.prune(now=due)
+                more = await self._pruning.prune(now=due, by_age=self._is_settled())
                 await self._db.checkpoint()
             except (ArmorclawError, Error, OSError) as error:
                 log.warning("the file of the keys cannot be tidied", account=self._account, why=str(error))

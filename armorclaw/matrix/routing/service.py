@@ -91,7 +91,8 @@ class Routing:
         """How a room stands for each account that is in it and hears it, in the order of the configuration, those
         first that it is routed for."""
         there = [name for name, rooms in self._rooms.items() if rooms.joined(room_id)]
-        places = [self.routers[name].standing(room_id) for name in there if not self.deaf(name, room_id)]
+        hear = [name for name in there if self.routers[name].covers(room_id) and not self.deaf(name, room_id)]
+        places = [self.routers[name].standing(room_id) for name in hear]
         return sorted(places, key=_by_route)
 
     def deaf(self, account: str, room_id: str) -> str:

@@ -44,6 +44,19 @@ def test_an_agent_may_be_called_as_the_account_is() -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "order"),
+    [
+        ("!claw start webbot bot", Order("start", ("webbot",))),  # not `web`
+        ("!claw start webbot bot:", Order("start", ("webbot",))),
+        ("!claw use assistant @bot:x", Order("use", ("assistant",))),  # where an optional word may stand
+        ("!claw logs echo @bot:x, 5", Order("logs", ("echo", "5"))),
+    ],
+)
+def test_the_name_of_the_account_is_a_word_by_itself(body: str, order: Order) -> None:
+    assert read_order(body, "@bot:x", "bot") == order
+
+
+@pytest.mark.parametrize(
     ("body", "text"),
     [
         ("!claw dance", "do not know"),

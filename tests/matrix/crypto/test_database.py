@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from trio.testing import assert_no_checkpoints
 
 from armorclaw.matrix.crypto.database import CROWDED, CryptoDatabase
 from armorclaw.matrix.crypto.vault import Vault
-from armorclaw.store.connection import Error
+from armorclaw.store.connection import Connection, Error
 
 
 @pytest.fixture
@@ -56,6 +57,29 @@ async def test_a_statement_that_fails_spares_the_rest(db: CryptoDatabase) -> Non
         with pytest.raises(Error):
             db.run("INSERT INTO t VALUES (1, 2)")
     assert count(db) == 1
+
+
+async def test_who_looks_when_it_is_closed_lets_go_of_the_file_first(db: CryptoDatabase) -> None:
+    """Else it would take away the log of the file that comes in its place."""
+    looks, left = threading.Event(), threading.Event()
+
+    def look(connection: Connection) -> None:
+        looks.set()
+        try:
+            connection.execute(
+                "WITH RECURSIVE n(x) AS (VALUES (1) UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
+            )
+        finally:
+            left.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(db.look, look)
+        await trio.to_thread.run_sync(looks.wait)
+        nursery.cancel_scope.cancel()
+    assert not left.is_set()
+    with trio.fail_after(5):
+        await trio.to_thread.run_sync(db.close)
+    assert left.is_set()
 
 
 async def test_nothing_waits_in_a_transaction(db: CryptoDatabase) -> None:

@@ -322,6 +322,13 @@ async def test_an_order_goes_to_no_account_that_is_not_there_or_cannot_read_it()
     assert await house.heard_by(ROOM, "!claw who", account="c") == [BRIDGE]
 
 
+async def test_an_order_goes_to_no_account_for_which_the_room_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was in no room before this one, which `[access] rooms` names."""
+    house = shared(Route("of_a", room=ROOM, respond="command"))
+    monkeypatch.setattr(house.routing.routers["a"], "covers", lambda room_id: False)
+    assert await house.heard_by(ROOM, "!claw who", account="b") == [BRIDGE]
+
+
 async def test_a_reaction_is_for_the_account_that_asked() -> None:
     house = shared()
     house.spoke("", "$question", account="b")
