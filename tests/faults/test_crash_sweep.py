@@ -50,7 +50,7 @@ WITH_KEYS = {
     f"{side} {what}"
     for side in ("before", "after")
     for what in (
-        "commit of Session._encryption",
+        "commit of DeviceSession._encryption",
         "POST keys/upload",
         "GET sync",
         "commit of keys",
