@@ -79,7 +79,5 @@ def lines(found: Effective) -> list[str]:
 
 def _route(config: Config, route: Route) -> dict[str, Any]:
     """As it works: with the account that it is for."""
-    agent = config.agents.get(route.agent)
-    account = route.account or ("main" if agent is None else agent.account)
     place: dict[str, Any] = {"dm": True} if route.dm else {"room": route.room}
-    return {"account": account, **place, "agent": route.agent, "respond": route.respond}
+    return {"account": route.account_among(config.agents), **place, "agent": route.agent, "respond": route.respond}

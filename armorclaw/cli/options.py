@@ -126,13 +126,14 @@ def confirm(question: str, *, yes: bool, by_all: bool = False) -> None:
     """
     if yes:
         return
-    if by_all and not _asks_a_person():
+    if _asks_a_person():
+        if not click.confirm(question, err=True):
+            raise click.exceptions.Exit(DECLINED)
+    elif by_all:
         from armorclaw.errors import ArmorclawError
 
         why = "a person is asked first, and there is no terminal to ask on"
         raise ArmorclawError("invalid_params", "nothing was done", why=why, hint="give --yes to have it done")
-    if _asks_a_person() and not click.confirm(question, err=True):
-        raise click.exceptions.Exit(DECLINED)
 
 
 def ask(question: str) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
 from armorclaw.config.checks import check_rooms
 from armorclaw.structure import FaultError
+
+if TYPE_CHECKING:
+    from armorclaw.config.agent import Agent
 
 Respond = Literal["always", "mention", "reply", "command"]
 """What of a room an agent hears. `command`: what begins with `!NAME`. `reply`: also answers to what it said, and the
@@ -36,6 +39,11 @@ class Route:
 
     def __attrs_post_init__(self) -> None:
         self.check_together(attrs.asdict(self))
+
+    def account_among(self, agents: Mapping[str, Agent]) -> str:
+        """The account it is for, with these agents declared."""
+        declared = agents.get(self.agent)
+        return self.account or ("main" if declared is None else declared.account)
 
     @staticmethod
     def check_together(given: Mapping[str, Any]) -> None:

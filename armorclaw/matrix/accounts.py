@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -22,7 +21,6 @@ from armorclaw.errors import ArmorclawError
 from armorclaw.events.journal import Journal
 from armorclaw.guard.grants import Grants
 from armorclaw.log import get_logger
-from armorclaw.matrix import aliases
 from armorclaw.matrix.cache import CacheCounts
 from armorclaw.matrix.entry import Entry, KeyReader
 from armorclaw.matrix.facts import Facts
@@ -98,9 +96,8 @@ class Accounts:
 
     async def load(self) -> None:
         """Read how the rooms of all accounts stood last. Raises what the store raises."""
-        for name, entry in self._entries.items():
-            entry.rooms.replace(await self._services.db.read(entry.rooms.load))
-            entry.granted.replace(await self._services.db.read(partial(aliases.load, account=name)))
+        for entry in self._entries.values():
+            await entry.load(self._services.db)
 
     def beyond_names(self, account: str, agent: str, names: Iterable[str]) -> frozenset[str]:
         """What an agent is granted beside these rooms, ids and aliases: by what is known of the account's rooms."""

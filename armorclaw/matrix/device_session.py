@@ -54,8 +54,7 @@ class DeviceSession:
         services, entry, name = self._services, self._entry, self._account.name
         self._client.use(stored.user_id, stored.device_id, stored.access_token)
         self._status.logged_in(stored.user_id, stored.device_id)
-        entry.rooms.replace(await services.db.read(entry.rooms.load))
-        entry.granted.replace(await services.db.read(lambda conn: aliases.load(conn, name)))
+        await entry.load(services.db)
         async with AsyncExitStack() as stack:
             encryption = await stack.enter_async_context(self._encryption(stored)) if encrypts else None
             lost = self._status.encryption == "lost"

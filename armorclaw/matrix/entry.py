@@ -13,6 +13,7 @@ from armorclaw.clock import Surroundings
 from armorclaw.config import Account
 from armorclaw.guard.grants import Grants
 from armorclaw.guard.keystore import StoredKey
+from armorclaw.matrix import aliases
 from armorclaw.matrix.facts import Facts
 from armorclaw.matrix.granted import Granted
 from armorclaw.matrix.markers import ReadMarkers
@@ -22,6 +23,7 @@ from armorclaw.matrix.shapes import AccountStanding
 from armorclaw.matrix.status import SessionStatus, login_command
 from armorclaw.matrix.trust.port import TrustPort
 from armorclaw.matrix.typists import Typists
+from armorclaw.store import Database
 from armorclaw.structure import Secret
 
 
@@ -58,6 +60,11 @@ class Entry:
         self.password: Secret | None = None
         self.logging_in = trio.Lock()
         self.logged_in = trio.Event()
+
+    async def load(self, db: Database) -> None:
+        """Read how its rooms stood last. Raises what the store raises."""
+        self.rooms.replace(await db.read(self.rooms.load))
+        self.granted.replace(await db.read(partial(aliases.load, account=self.account.name)))
 
     def report(self, sends_waiting: int) -> AccountStanding:
         """For `status` and `matrix.status`."""

@@ -440,16 +440,17 @@ class Peer:
         close_all(call.take_fds())
         known = known_in(error)
         if known is None:
-            number, name = f"{self._random.getrandbits(48):012x}", message.method
-            self._quiet(log.error, "handler failed", kind=name, method=name, error_id=number, trace=trace(error))
+            number = f"{self._random.getrandbits(48):012x}"
+            method = message.method
+            self._quiet(log.error, "handler failed", kind=method, method=method, error_id=number, trace=trace(error))
             known = ArmorclawError("internal", "something went wrong inside the bridge", error_id=number)
         if type(message) is Request:
             try:
                 return self._core.error(message, known.payload())
             except (ValueError, TypeError):  # data that is no JSON: then without
                 return self._core.error(message, {"code": known.kind.code, "message": ascii(str(known))})
-        heard = message.method if message.method in self._methods else None  # no text of strangers in the log
-        self._quiet(log.info, "notification failed", method=heard, error=known.name, agent=self.agent)
+        known_method = message.method if message.method in self._methods else None  # no text of strangers in the log
+        self._quiet(log.info, "notification failed", method=known_method, error=known.name, agent=self.agent)
         return b""
 
     def _refusal(self, name: str) -> ArmorclawError:

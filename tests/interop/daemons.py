@@ -14,7 +14,7 @@ from armorclaw.client import Client, connect
 from armorclaw.errors import ArmorclawError, one_error
 from armorclaw.testing.handles import BridgeProcess
 from armorclaw.testing.proxy import FaultProxy
-from tests.interop.ours import Bot, eventually
+from tests.interop.ours import Bot, eventually, joined
 from tests.interop.peers import POLL, SECONDS, Peer
 
 in_thread = trio.to_thread.run_sync
@@ -68,6 +68,12 @@ class Daemon:
     async def start(self) -> None:
         await in_thread(self.process.start)
         await self.receive()
+
+    async def meet(self, alice: Peer, room: str) -> None:
+        """Its first life: it joins the room where alice is, and all is well."""
+        await self.start()
+        await joined(room, self.bot, alice)
+        await self.converse(alice, room, "before")
 
     async def kill(self) -> None:
         await in_thread(self.process.kill)

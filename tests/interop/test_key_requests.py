@@ -10,17 +10,22 @@ from tests.interop.peers import Peer, Peers
 from tests.interop.test_verification import compare
 
 
+async def knows_only(alice: Peer, own: Peer, room: str) -> None:
+    """Alice has spoken with this device of the bot's, and hears of none that comes later."""
+    await alice.until_member(room, own.user_id)
+    await alice.say(room, "first")
+    await own.sees("first")
+    await alice.do("pause")
+
+
 async def test_we_ask_another_device_of_ours(peers: Peers, bot: Bot, tmp_path: Path) -> None:
     """Alice does not know of the bridge's device, but it of another that has the key and that it trusts."""
     alice = await peers("mautrix")
     room = await room_of(bot, alice)
     own = await peers("mautrix", user=(bot.user_id, bot.password))
-    await alice.until_member(room, bot.user_id)
     recovery_key_file = tmp_path / "recovery key"
     recovery_key_file.write_text(await own.do("cross_sign"))
-    await alice.say(room, "first")
-    await own.sees("first")
-    await alice.do("pause")
+    await knows_only(alice, own, room)
     async with bot.open(room, recovery_key_file=recovery_key_file) as ours:
         await own.until("trust", _is_signed, user_id=bot.user_id, device_id=ours.device_id)
         await alice.say(room, "not for the bridge")
@@ -32,10 +37,7 @@ async def test_we_ask_a_device_that_was_compared(peers: Peers, bot: Bot) -> None
     alice = await peers("nio")
     room = await room_of(bot, alice)
     own = await peers("nio", user=(bot.user_id, bot.password))
-    await alice.until_member(room, bot.user_id)
-    await alice.say(room, "first")
-    await own.sees("first")
-    await alice.do("pause")
+    await knows_only(alice, own, room)
     async with bot.open(room) as ours:
         await own.knows(bot.user_id, ours.device_id)
         assert (await compare(ours, own, we_start=True)).result["verified"]

@@ -45,9 +45,7 @@ async def test_while_it_catches_up(peers: Peers, bot: Bot) -> None:
     alice = await peers("nio")
     room = await room_of(bot, alice)
     async with behind_a_proxy(bot, room) as daemon:
-        await daemon.start()
-        await joined(room, bot, alice)
-        await daemon.converse(alice, room, "before")
+        await daemon.meet(alice, room)
         reader = Reader()
         async with (
             daemon.connected(),

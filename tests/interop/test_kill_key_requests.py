@@ -8,6 +8,7 @@ from typing import Any
 from tests.interop.daemons import Daemon, behind_a_proxy, in_thread
 from tests.interop.ours import Bot, eventually, room_of
 from tests.interop.peers import Peer, Peers
+from tests.interop.test_key_requests import knows_only
 from tests.interop.test_verification import compare
 
 
@@ -16,10 +17,7 @@ async def test_while_a_key_is_asked_for(peers: Peers, bot: Bot) -> None:
     alice = await peers("mautrix")
     room = await room_of(bot, alice)
     own = await peers("nio", user=(bot.user_id, bot.password))
-    await alice.until_member(room, bot.user_id)
-    await alice.say(room, "first")
-    await own.sees("first")
-    await alice.do("pause")
+    await knows_only(alice, own, room)
     async with behind_a_proxy(bot, room) as daemon:
         await daemon.start()
         await own.knows(bot.user_id, daemon.device_id)

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.interop.daemons import Daemon, behind_a_proxy, until_dead
-from tests.interop.ours import Bot, eventually, joined, room_of
+from tests.interop.ours import Bot, eventually, room_of
 from tests.interop.peers import SECONDS, Peer, Peers
 from tests.interop.test_verification import Verifying, acquainted, compare, has_our_key, trust_in
 
@@ -44,9 +44,7 @@ async def test_we_die(peers: Peers, bot: Bot) -> None:
     alice = await peers("nio")
     room = await room_of(bot, alice)
     async with behind_a_proxy(bot, room) as daemon:
-        await daemon.start()
-        await joined(room, bot, alice)
-        await daemon.converse(alice, room, "before")
+        await daemon.meet(alice, room)
         await alice.knows(bot.user_id, daemon.device_id)
         async with daemon.connected():
             for moment in MOMENTS:

@@ -126,9 +126,8 @@ class Console:
         place = self._rooms.standing(*_where(event))
         if not words.is_text or place is None or not self._has_turn(event, again=again):
             return
-        names = (place.user_id, place.display_name)
         try:
-            order = read_order(words.body, *names)
+            order = read_order(words.body, place.user_id, place.display_name)
             given = Given(order, event, place, sees_all=self._sees_all(event, place), others=self._others(place))
             await self._carrying_out.check(given)
         except MisreadError as error:

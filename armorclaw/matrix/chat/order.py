@@ -70,30 +70,25 @@ class Order:
         return " ".join((self.name, *self.words))
 
 
-def read_order(body: str, *names: str | None) -> Order:
+def read_order(body: str, user_id: str | None = None, display_name: str | None = None) -> Order:
     """From a message that begins with `!claw`. Raises MisreadError.
 
-    `names` are those of the account: an order may say by them whom it asks. A user id is nothing else; of a display
-    name, what is an order as it stands is that, since an agent may have the same name.
+    An order may say by the account's names whom it asks. A user id is nothing else; of a display name, what is an
+    order as it stands is that, since an agent may have the same name.
     """
-    body = body[:LONGEST]
-    for name in names:
-        if name and name.startswith("@"):
-            body = _without(body, name)
+    body = _without(body[:LONGEST], user_id)
     try:
         return _read(body)
     except MisreadError:
-        without = body
-        for name in filter(None, names):
-            without = _without(without, name)
+        without = _without(body, display_name)
         if without == body:
             raise
         return _read(without)
 
 
-def _without(body: str, name: str) -> str:
+def _without(body: str, name: str | None) -> str:
     """The text without a name that stands by itself, with the colon or comma behind it."""
-    return re.sub(rf"(?<!\S){re.escape(name)}[:,]?(?!\S)", " ", body)
+    return body if not name else re.sub(rf"(?<!\S){re.escape(name)}[:,]?(?!\S)", " ", body)
 
 
 def _read(body: str) -> Order:

@@ -63,8 +63,8 @@ class CryptoDatabase(async_db.Database):
         self._moved = 0
         self._synced = -1
         self._disk = trio.CapacityLimiter(1)
-        self._looking: Connection | None = None
-        self._look_lock = threading.Lock()
+        self._beside: Connection | None = None
+        self._beside_lock = threading.Lock()
         self._lookers = trio.CapacityLimiter(1)  # of its own: a sync is not to wait for who looks
         connection.row_factory = Row
 
@@ -149,38 +149,38 @@ class CryptoDatabase(async_db.Database):
         await trio.to_thread.run_sync(self._checkpoint, limiter=self._disk, abandon_on_cancel=True)
 
     def _checkpoint(self) -> None:
-        connection = open_connection(self.path, self._key)
-        try:
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        finally:
-            connection.close()
+        self._aside(lambda connection: connection.execute("PRAGMA wal_checkpoint(PASSIVE)"))
 
     async def look(self, read: Callable[[Connection], T]) -> T:
         """What takes longer to read, in a thread, on a connection of its own. Raises as the rest of this class."""
         return await trio.to_thread.run_sync(self._look, read, limiter=self._lookers, abandon_on_cancel=True)
 
     def _look(self, read: Callable[[Connection], T]) -> T:
-        with self._look_lock:
+        try:
+            return self._aside(read)
+        except Error as error:
+            raise self._failure(error) from error
+
+    def _aside(self, work: Callable[[Connection], T]) -> T:
+        """In a thread, on a connection of its own; `close` cuts it short."""
+        with self._beside_lock:
+            self._beside = connection = open_connection(self.path, self._key)
             try:
-                self._looking = connection = open_connection(self.path, self._key)
-                try:
-                    return read(connection)
-                finally:
-                    self._looking = None
-                    connection.close()
-            except Error as error:
-                raise self._failure(error) from error
+                return work(connection)
+            finally:
+                self._beside = None
+                connection.close()
 
     def close(self) -> None:
-        """On a thread; the log goes into the file. Nobody looks at it any more then: another may take its place."""
-        while not self._look_lock.acquire(timeout=0.05):
-            if (looking := self._looking) is not None:
+        """On a thread; the log goes into the file. Nobody else has it open then: another may take its place."""
+        while not self._beside_lock.acquire(timeout=0.05):
+            if (beside := self._beside) is not None:
                 with suppress(Error):  # it has just come to its end
-                    looking.interrupt()
+                    beside.interrupt()
         try:
             self.connection.close()
         finally:
-            self._look_lock.release()
+            self._beside_lock.release()
 
     def _failure(self, error: Error) -> Exception:
         known = storage_error(error, self.path, doing="use")

@@ -155,7 +155,6 @@ class Upkeep:
         looked = -TIDY_PAUSE
         while True:
             now = self._clock.monotonic()
-            more = False
             try:
                 if due := now - looked >= TIDY_PAUSE:
                     looked = now

@@ -57,8 +57,7 @@ class RouteTable:
         self._by_room: dict[str, dict[str, list[Routed]]] = {}
         self._direct: dict[str, list[Routed]] = {}
         for at, route in enumerate(routes):
-            declared = agents.get(route.agent)
-            account = route.account or ("main" if declared is None else declared.account)
+            account = route.account_among(agents)
             routed = Routed(route.agent, route.respond, f"routes[{at}]")
             if route.dm:
                 self._direct.setdefault(account, []).append(routed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from time import time as wall
 from typing import Any
@@ -69,6 +70,13 @@ def count(party: Party, table: str) -> int:
 async def prune(party: Party) -> None:
     while await of(party).prune(now=True):
         pass
+
+
+async def hear_all(ben: Party, raws: Iterable[Raw]) -> None:
+    """Their keys, then what they say."""
+    await ben.catch_up()
+    for raw in raws:
+        await ben.read(raw)
 
 
 async def sessions(ann: Party, number: int) -> list[Raw]:
@@ -273,9 +281,7 @@ async def test_a_flood_of_keys_pushes_out_none_that_is_used(
     ann, ben = await town.pair()
     monkeypatch.setattr(pruning, "MAX_UNUSED", 5)
     raws = await sessions(ann, 3)
-    await ben.catch_up()
-    for raw in raws:
-        await ben.read(raw)
+    await hear_all(ben, raws)
     flood = await sessions(ann, 30)
     time.ahead += 1
     fresh = await sessions(ann, 1)
@@ -467,9 +473,7 @@ async def test_a_disk_that_fails_takes_back_the_whole_turn(
 ) -> None:
     ann, ben = await town.pair()
     raws = await sessions(ann, 3)
-    await ben.catch_up()
-    for raw in raws:
-        await ben.read(raw)
+    await hear_all(ben, raws)
     time.ahead += PAST
     run = ben.encryption.db.run
 
@@ -494,9 +498,7 @@ async def test_cut_and_killed_anywhere_nothing_is_heard_twice(
     monkeypatch.setattr(pruning, "_KEYS_A_TURN", 1)
     monkeypatch.setattr(pruning, "_MARKS_A_TURN", 2)
     raws = [raw for _ in range(2) for raw in [*await sessions(ann, 1), *[await ann.say() for _ in range(3)]]]
-    await ben.catch_up()
-    for raw in raws:
-        await ben.read(raw)
+    await hear_all(ben, raws)
     time.ahead += PAST
     folder, identity = town.file(BEN, "B").parent, ben.encryption.identity_key
     turn, lives = of(ben)._turn, 0
