@@ -116,34 +116,37 @@ class Undecrypted:
         self._account = account
         self._db = db
         self._clock = clock
-        self._keys: set[Session] | None = None  # those that came; None: any may have come, before we were there
-        self._trying: set[Session] = set()
+        self._came: set[Session] = set()  # keys since `candidates` was asked last
+        self._trying: set[Session] = set()  # those before that, until what came of it is in the store
+        self._any = True  # any may have come, before we were there
 
     def keys_came(self, sessions: Iterable[Session]) -> bool:
         """Room keys have come; whether anything waits."""
-        if self._keys is not None:
-            self._keys.update(sessions)
+        self._came.update(sessions)
         return self.count > 0
 
     @property
     def hopeful(self) -> bool:
-        """Whether keys have come since the last `candidates` were tried."""
-        return bool(self._keys)
+        """Whether keys have come for which nothing was tried yet."""
+        return bool(self._came or self._trying)
 
     async def candidates(self) -> list[int]:
         """The numbers of those to be tried now, as their keys came or their time is over. Then call `tried`.
 
-        Until that these keys are not forgotten. Raises as `load`.
+        Until that these keys are not forgotten; one that comes again meanwhile is tried again, as more may be known
+        of it by then. Raises as `load`.
         """
-        came = None if self._keys is None else frozenset(self._keys)
-        self._trying = set(came or ())
-        if not self.count or not (came or came is None or self.any_due):
+        self._trying |= self._came
+        self._came.clear()
+        sessions = None if self._any else frozenset(self._trying)
+        if not self.count or not (sessions or sessions is None or self.any_due):
             return []
-        return await self._db.read(lambda conn: self._numbers(conn, came))
+        return await self._db.read(lambda conn: self._numbers(conn, sessions))
 
     def tried(self) -> None:
         """What came of the candidates is in the store."""
-        self._keys = set() if self._keys is None else self._keys - self._trying
+        self._trying.clear()
+        self._any = False
 
     async def load(self) -> None:
         """Have memory know what is in the table. Raises what the store raises."""

@@ -159,6 +159,36 @@ async def test_the_day_is_over(shelf: Shelf) -> None:
     assert shelf.events.count == 1
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["as it starts", "later"])
+async def test_a_key_that_comes_again_while_it_is_tried_is_tried_again(shelf: Shelf, first: bool) -> None:
+    """It may have come without what says whose it is, which is told by its coming again."""
+    shelf.keep(waiting("$1"), waiting("$2", OTHER))
+    if not first:
+        await shelf.events.candidates()
+        shelf.events.tried()
+        shelf.events.keys_came([(ROOM, "s")])
+    assert await shelf.events.candidates() == ([1, 2] if first else [1])
+    assert shelf.events.keys_came([(ROOM, "s")])
+    shelf.events.tried()
+    hopeful = [shelf.events.hopeful]
+    assert await shelf.events.candidates() == [1]
+    shelf.events.tried()
+    hopeful.append(shelf.events.hopeful)
+    assert hopeful == [True, False]
+    assert await shelf.events.candidates() == []
+
+
+async def test_a_key_is_not_forgotten_before_what_came_of_it_is_stored(shelf: Shelf) -> None:
+    shelf.keep(waiting("$1"), waiting("$2", OTHER))
+    await shelf.events.candidates()
+    shelf.events.tried()
+    shelf.events.keys_came([(ROOM, "s")])
+    assert await shelf.events.candidates() == [1]  # and the store did not take what came of it
+    assert shelf.events.hopeful
+    shelf.events.keys_came([(OTHER, "s")])
+    assert await shelf.events.candidates() == [1, 2]
+
+
 async def test_memory_follows_the_table_and_says_so(shelf: Shelf) -> None:
     counts: list[int] = []
     shelf.events.on_count = counts.append

@@ -25,6 +25,8 @@ CONFIG = nio.AsyncClientConfig(
     encryption_enabled=True, store_sync_tokens=True, max_timeouts=0, max_limit_exceeded=10, pickle_key="pickle key"
 )
 
+SEND_TRIES = 5
+
 
 def _mend_sas() -> None:
     """nio 0.26.0 verifies nobody but itself: its commitment is hexadecimal, its MAC has the name of the other one,
@@ -230,11 +232,21 @@ class NioDevice(Device):
         return room_id in self.client.rooms and self.client.rooms[room_id].encrypted
 
     async def do_send(self, room_id: str, content: dict[str, Any]) -> str:
+        tries_left = SEND_TRIES
+        while True:
+            try:
+                return await self._send(room_id, content)
+            except KeyError as error:
+                # its sync throws the room's key away when devices change, even one that is just being handed out
+                tries_left -= 1
+                if error.args != (room_id,) or not tries_left:
+                    raise
+
+    async def _send(self, room_id: str, content: dict[str, Any]) -> str:
         if self.client.should_query_keys:
             await self.client.keys_query()
         answer = await self.client.room_send(room_id, "m.room.message", content, ignore_unverified_devices=True)
-        event_id: str = _good(answer).event_id
-        return event_id
+        return str(_good(answer).event_id)
 
     async def do_react(self, room_id: str, event_id: str, key: str) -> str:
         relation = {"rel_type": "m.annotation", "event_id": event_id, "key": key}
