@@ -19,13 +19,23 @@ FIRST_PAUSE_MS, LAST_PAUSE_MS = 60_000, 3_600_000
 
 
 class DeviceLists:
-    """The lists of one account. `touched` is called with each user whose devices may be others now."""
+    """The lists of one account. `touched` is called with each user whose devices may be others now, `known` with each
+    whose devices were heard, when that is no longer pending."""
 
-    def __init__(self, db: CryptoDatabase, machine: Machine, clock: Clock, touched: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        db: CryptoDatabase,
+        machine: Machine,
+        clock: Clock,
+        *,
+        touched: Callable[[str], object],
+        known: Callable[[str], object],
+    ) -> None:
         self._db = db
         self._machine = machine
         self._clock = clock
         self._touched = touched
+        self._known = known
         self._mark = 0
         self._under_way: dict[str, trio.Event] = {}
 
@@ -103,6 +113,8 @@ class DeviceLists:
                 self._db.run("DELETE FROM outdated WHERE user_id = ? AND mark IS ?", user, marks[user])
             for user in marks.keys() - heard:
                 self._failed(user)
+        for user in heard:
+            self._known(user)
         if len(heard) < len(marks):
             missing = sorted(marks.keys() - heard)
             log.warning("homeservers did not answer for devices", users=missing[:10], number=len(missing))

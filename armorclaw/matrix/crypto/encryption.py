@@ -111,7 +111,7 @@ class Encryption:
         self.machine.account = olm
         self.standing: Standing = self.machine.standing
         self._roster = Roster(client, db)
-        self.devices = DeviceLists(db, self.machine, clock, self._roster.touch)
+        self.devices = DeviceLists(db, self.machine, clock, touched=self._roster.touch, known=self._try_again)
         self._keys = RoomKeys(db, clock)
         self._sharing = Sharing(
             client,
@@ -350,6 +350,13 @@ class Encryption:
     def _heard_of(self, user_id: str) -> None:
         self._roster.touch(user_id)
         self.on_devices(user_id)
+        if user_id == str(self._client.mxid):
+            self._requests.own_devices_changed()
+            self._upkeep.wake()
+        self._try_again(user_id)
+
+    def _try_again(self, user_id: str) -> None:
+        """Whose devices were not known well enough may be believed now."""
         keys = list({key for user, key in self._doubted if user == user_id})
         if keys:
             self._doubted = deque((each for each in self._doubted if each[0] != user_id), maxlen=_DOUBTED)

@@ -79,6 +79,7 @@ class KeyRequests:
         self._sharing = sharing
         self._clock = clock
         db.run("UPDATE wanted SET asked_ms = NULL")  # whether the last life still did, nobody knows
+        self._alone = False  # we have no other devices, by what was heard last
         self._asked: OrderedDict[tuple[str, str, str], _Request] = OrderedDict()
 
     # -- what we miss --
@@ -121,9 +122,10 @@ class KeyRequests:
         rows = self._db.all(
             "SELECT *, since_ms <= ? OR EXISTS (SELECT 1 FROM room_keys k WHERE k.room_id = wanted.room_id "
             "AND k.session_id = wanted.session_id) AS over FROM wanted "
-            "WHERE over OR (asked_ms IS NULL AND since_ms <= ?) LIMIT ?",
+            "WHERE over OR (asked_ms IS NULL AND since_ms <= ? AND NOT ?) LIMIT ?",
             now - WANTED_MS,
             now - PATIENCE_MS,
+            self._alone,
             _ASK,
         )
         for row in rows:
@@ -132,16 +134,25 @@ class KeyRequests:
                     await self._put({"action": "request_cancellation"}, row["request_id"])
                 self._forget(row["room_id"], row["session_id"])
                 continue
+            if not self._alone and not await self._are_others():
+                self._alone = True
+            if self._alone:
+                continue
             wanted = {name: row[name] for name in ("room_id", "session_id", "sender_key")}
-            if await self._are_others():
-                await self._put({"action": "request", "body": {"algorithm": ALGORITHM, **wanted}}, row["request_id"])
+            await self._put({"action": "request", "body": {"algorithm": ALGORITHM, **wanted}}, row["request_id"])
             sql = "UPDATE wanted SET asked_ms = ? WHERE room_id = ? AND session_id = ?"
             self._db.run(sql, now, row["room_id"], row["session_id"])
 
     def next_due_ms(self) -> int | None:
-        """When there is something to ask for (epoch, ms)."""
+        """When there is something to ask for (epoch, ms). Where there is nobody to ask, that is when one comes."""
+        if self._alone:
+            return None
         row = self._db.one("SELECT min(since_ms) FROM wanted WHERE asked_ms IS NULL")
         return None if row is None or row[0] is None else int(row[0]) + PATIENCE_MS
+
+    def own_devices_changed(self) -> None:
+        """There may be somebody to ask."""
+        self._alone = False
 
     def _forget(self, room_id: str, session_id: str) -> None:
         self._db.run("DELETE FROM wanted WHERE room_id = ? AND session_id = ?", room_id, session_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -440,6 +441,29 @@ async def test_unknown_devices_are_asked_for_before_they_are_believed(town: Town
     assert (refused.reason, refused.later) == ("unverified_device", False)
     ben.encryption.db.run("UPDATE crypto_device SET trust = 300 WHERE user_id = ?", ANN)
     assert (await ben.decrypt(raw)).trust == "verified"
+
+
+async def test_what_is_doubted_while_devices_come_is_tried_when_they_are_there(town: Town) -> None:
+    """Whoever tries at the first word of them finds them on their way still, and must be told again."""
+    ann, ben = await town.pair(ben=DevicePolicy("no"))
+    await ann.encryption.devices.refresh([BEN])
+    raw = await ann.say()
+    town.server.fault = lambda name: _away()
+    await ben.encryption.absorb(town.server.answer(BEN, "B"))
+    town.server.fault = lambda name: None
+    assert (await ben.why_not(raw)).later
+    fates: list[bool] = []
+
+    def try_again(keys: Sequence[tuple[str, str]]) -> None:
+        with pytest.raises(Undecryptable) as caught:
+            ben.encryption._decrypt(ROOM, raw)
+        fates.append(caught.value.later)
+        if caught.value.later:
+            ben.encryption._count_failure(ROOM, raw, caught.value)
+
+    ben.encryption.on_keys = try_again
+    await ben.encryption.devices.refresh([ANN])
+    assert fates == [True, False]
 
 
 async def test_verification_is_passed_on(town: Town) -> None:

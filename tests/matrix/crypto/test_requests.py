@@ -72,6 +72,24 @@ async def test_nobody_is_asked_where_there_is_nobody(town: Town, time: Time) -> 
     assert ben.encryption._requests.next_due_ms() is None
 
 
+async def test_whoever_comes_later_is_asked_then(town: Town, time: Time) -> None:
+    ann, ben = await town.pair()
+    raw = await ann.say()
+    town.server.inbox[BEN, "B"].clear()
+    await ben.why_not(raw)
+    time.ahead += PATIENCE_MS / 1000
+    await ben.encryption._requests.ask()
+    await town.device(BEN, "B2")
+    await ben.catch_up()
+    await ben.encryption.devices.refresh([BEN])
+    assert ben.encryption._requests.next_due_ms() is not None
+    await ben.encryption._requests.ask()
+    (asked,) = town.server.inbox[BEN, "B2"]
+    assert (asked["type"], asked["content"]["action"]) == ("m.room_key_request", "request")
+    assert asked["content"]["body"]["session_id"] == raw["content"]["session_id"]
+    assert ben.encryption._requests.next_due_ms() is None
+
+
 async def test_a_request_that_is_lost_is_made_again(town: Town, time: Time) -> None:
     ben, second, raw = await late_device(town)
     await second.why_not(raw)
