@@ -87,8 +87,8 @@ def read_order(body: str, user_id: str | None = None, display_name: str | None =
 
 
 def _without(body: str, name: str | None) -> str:
-    """The text without a name that stands by itself, with the colon or comma behind it."""
-    return body if not name else re.sub(rf"(?<!\S){re.escape(name)}[:,]?(?!\S)", " ", body)
+    """The text without a name that stands by itself, however it is capitalised, with the colon or comma behind it."""
+    return body if not name else re.sub(rf"(?<!\S){re.escape(name)}[:,]?(?!\S)", " ", body, flags=re.IGNORECASE)
 
 
 def _read(body: str) -> Order:

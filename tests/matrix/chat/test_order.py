@@ -29,6 +29,7 @@ def test_orders(body: str, order: Order) -> None:
         ("!claw stop echo @bot:x", Order("stop", ("echo",))),
         ("!claw stop echo Claw Bot", Order("stop", ("echo",))),
         ("!claw Claw Bot, who", Order("who")),
+        ("!claw status CLAW bot", Order("status")),
     ],
 )
 def test_an_order_may_name_whom_it_asks(body: str, order: Order) -> None:
