@@ -169,7 +169,7 @@ def accept(bridge: Bridge, user: str, account: str | None, yes: bool) -> None:
 def recovery_key(bridge: Bridge, account: str | None, store: str | None, new: bool, yes: bool) -> None:
     """Show the recovery key of ACCOUNT's cross-signing identity. It is shown once: write it down."""
     if new:
-        confirm("Replace the recovery key? The one before will open nothing any more.", yes=yes, by_all=True)
+        confirm("Replace the recovery key? The one before will open nothing any more.", yes=yes)
     answer = bridge.call("matrix.recovery_key", account=account, store=store, new=new or None)
     stored = answer.get("stored")
     bridge.answer(answer, f"stored {stored}" if stored else answer["recovery_key"])

@@ -116,24 +116,24 @@ def group(name: str) -> Callable[[Verb], click.Group]:
     return click.group(name, no_args_is_help=False)
 
 
-YES = click.option("--yes", is_flag=True, help="Do not ask.")
+YES = click.option("--yes", is_flag=True, help="Do not ask. Where there is no terminal to ask on, it is needed.")
 
 
-def confirm(question: str, *, yes: bool, by_all: bool = False) -> None:
-    """Ask a person; a program that leaves out --yes is not asked. Ends with DECLINED for a no.
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask a person; a program has to give --yes. Ends with DECLINED for a no.
 
-    With `by_all` a program has to give --yes: it raises invalid_params where nobody can be asked.
+    Raises invalid_params where nobody can be asked.
     """
     if yes:
         return
     if _asks_a_person():
         if not click.confirm(question, err=True):
             raise click.exceptions.Exit(DECLINED)
-    elif by_all:
-        from armorclaw.errors import ArmorclawError
+        return
+    from armorclaw.errors import ArmorclawError
 
-        why = "a person is asked first, and there is no terminal to ask on"
-        raise ArmorclawError("invalid_params", "nothing was done", why=why, hint="give --yes to have it done")
+    why = "a person is asked first, and there is no terminal to ask on"
+    raise ArmorclawError("invalid_params", "nothing was done", why=why, hint="give --yes to have it done")
 
 
 def ask(question: str) -> bool:

@@ -109,7 +109,7 @@ def test_devices(run: Run, fake: FakeBridge) -> None:
 def test_accept(run: Run, fake: FakeBridge) -> None:
     fake.answers["matrix.devices"] = {**DEVICES, "master": "abcdefghi"}
     fake.answers["matrix.accept_identity"] = {}
-    assert run("matrix", "accept", "@a:b").out == "accepted the identity of @a:b: abcd efgh i\n"
+    assert run("matrix", "accept", "@a:b", "--yes").out == "accepted the identity of @a:b: abcd efgh i\n"
     assert fake.asked == [
         ("matrix.devices", {"user_id": "@a:b"}),
         ("matrix.accept_identity", {"user_id": "@a:b", "master": "abcdefghi"}),
@@ -118,7 +118,7 @@ def test_accept(run: Run, fake: FakeBridge) -> None:
 
 def test_of_somebody_without_an_identity_there_is_nothing_to_accept(run: Run, fake: FakeBridge) -> None:
     fake.answers["matrix.devices"] = {**DEVICES, "master": None}
-    done = run("matrix", "accept", "@a:b")
+    done = run("matrix", "accept", "@a:b", "--yes")
     assert done.status != 0
     assert "@a:b has no identity" in done.err
     assert [method for method, _ in fake.asked] == ["matrix.devices"]
@@ -134,14 +134,4 @@ def test_recovery_key(run: Run, fake: FakeBridge) -> None:
         ("matrix.recovery_key", {}),
         ("matrix.recovery_key", {"account": "other", "new": True}),
         ("matrix.recovery_key", {"store": "rk"}),
-    ]
-
-
-def test_a_recovery_key_is_not_replaced_unasked(run: Run, fake: FakeBridge) -> None:
-    done = run("matrix", "recovery-key", "--new")
-    assert (done.status, done.out, fake.asked) == (2, "", [])
-    assert done.err.splitlines() == [
-        "armorclaw: nothing was done",
-        "why: a person is asked first, and there is no terminal to ask on",
-        "hint: give --yes to have it done",
     ]

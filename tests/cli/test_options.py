@@ -60,6 +60,26 @@ def test_a_person_is_asked(fake: FakeBridge, typed: str, status: int, calls: int
     assert "Drop the message d_1?" in shown
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["matrix", "recovery-key", "--new"],
+        ["outbox", "drop", "d_1"],
+        ["keys", "rm", "x"],
+        ["events", "drop", "archive", "7"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_where_nobody_can_be_asked_nothing_is_done(run: Run, fake: FakeBridge, words: list[str]) -> None:
+    done = run(*words)
+    assert (done.status, done.out, fake.asked) == (2, "", [])
+    assert done.err.splitlines() == [
+        "armorclaw: nothing was done",
+        "why: a person is asked first, and there is no terminal to ask on",
+        "hint: give --yes to have it done",
+    ]
+
+
 def test_a_person_who_said_yes_is_not_asked(fake: FakeBridge) -> None:
     fake.answers["delivery.cancel"] = {"state": "cancelled"}
     status, shown = at_terminal(fake, "", "outbox", "drop", "d_1", "--yes")

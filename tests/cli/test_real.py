@@ -51,7 +51,7 @@ def test_keys(run: Run, bridge: BridgeProcess) -> None:
     assert told(run, "call", "get_key", "--params", '{"id":"openai-default"}')["token"] == "sk-2"
     told(run, "keys", "rm", "openai-default", "--yes")
     assert told(run, "keys", "ls") == []
-    assert run("keys", "rm", "openai-default").status == 4
+    assert run("keys", "rm", "openai-default", "--yes").status == 4
     assert b"sk-" not in bridge.log.read_bytes()
 
 
@@ -105,8 +105,8 @@ def test_who_follows_and_what_was_given_up(run: Run, bridge: BridgeProcess) -> N
     assert (row["subscription"], row["named"], row["connected"], row["dead"]) == ("main", True, False, 0)
     assert run("events", "ls").out.splitlines()[1].split()[:3] == ["talker", "main", "no"]
     assert told(run, "events", "dead") == []
-    for verb in ("redrive", "drop"):
-        done = run("events", verb, "--agent", "talker", "main", "1")
+    for verb in (["redrive"], ["drop", "--yes"]):
+        done = run("events", *verb, "--agent", "talker", "main", "1")
         assert (done.status, done.out) == (4, "")
         assert done.err.startswith("armorclaw: no dead letter 1 of subscription 'main'")
 
@@ -114,7 +114,7 @@ def test_who_follows_and_what_was_given_up(run: Run, bridge: BridgeProcess) -> N
 def test_the_rest(run: Run, bridge: BridgeProcess) -> None:
     assert told(run, "health")["status"] == "healthy"
     assert told(run, "outbox", "ls") == []
-    assert run("outbox", "drop", "d_none").status == 4
+    assert run("outbox", "drop", "d_none", "--yes").status == 4
     assert run("matrix", "send", "!r:x", "hi").status != 0
     assert run("matrix", "login", "bot", stdin="pw").status == 1
     assert run("call", "nonsense").status == 2

@@ -108,7 +108,7 @@ READING = {"name": "echo", "state": "ready", "at_ms": 1, "cpu_percent": 12.34, "
             {"id": "x"},
             "stored x",
         ),
-        (["keys", "rm", "x"], "", "delete_key", {"id": "x"}, {"status": "deleted", "id": "x"}, "deleted x"),
+        (["keys", "rm", "x", "--yes"], "", "delete_key", {"id": "x"}, {"status": "deleted", "id": "x"}, "deleted x"),
         (["keys", "rotate", "x"], "canary", "rotate_key", {"id": "x", "token": "canary"}, {"id": "x"}, "rotated x"),
         (
             ["matrix", "login", "@a:b"],
@@ -135,7 +135,14 @@ READING = {"name": "echo", "state": "ready", "at_ms": 1, "cpu_percent": 12.34, "
             "queued d",
         ),
         (["outbox", "retry", "d"], "", "delivery.retry", {"delivery_id": "d"}, {"state": "queued"}, "queued d"),
-        (["outbox", "drop", "d"], "", "delivery.cancel", {"delivery_id": "d"}, {"state": "cancelled"}, "cancelled d"),
+        (
+            ["outbox", "drop", "d", "--yes"],
+            "",
+            "delivery.cancel",
+            {"delivery_id": "d"},
+            {"state": "cancelled"},
+            "cancelled d",
+        ),
         (
             ["events", "redrive", "--agent", "echo", "main", "7"],
             "",
@@ -145,7 +152,7 @@ READING = {"name": "echo", "state": "ready", "at_ms": 1, "cpu_percent": 12.34, "
             "to be given again: 7",
         ),
         (
-            ["events", "drop", "archive", "7"],
+            ["events", "drop", "archive", "7", "--yes"],
             "",
             "events.drop",
             {"subscription": "archive", "seq": 7},
