@@ -36,7 +36,8 @@ class DeviceLists:
         self._clock = clock
         self._touched = touched
         self._known = known
-        self._mark = 0
+        # no mark that is in the file may be given out again
+        self._mark = int(db.all("SELECT coalesce(max(mark), 0) FROM outdated")[0][0])
         self._under_way: dict[str, trio.Event] = {}
 
     def changed(self, users: Iterable[str]) -> None:
@@ -87,14 +88,23 @@ class DeviceLists:
             self.follow(part)
             wanted += filter(self._is_due, part)
             await trio.lowlevel.checkpoint()
-        mine = [user for user in wanted if user not in self._under_way]
-        for begin in range(0, len(mine), QUERY_USERS):
-            await self.ask(mine[begin : begin + QUERY_USERS])
+        for begin in range(0, len(wanted), QUERY_USERS):
+            part = wanted[begin : begin + QUERY_USERS]
+            # others may have asked while we waited for the part before
+            if mine := [user for user in part if user not in self._under_way and self._is_due(user)]:
+                await self.ask(mine)
         for user in wanted:
-            if (others := self._under_way.get(user)) is not None:
+            waited = False
+            while (others := self._under_way.get(user)) is not None:
+                waited = True
                 await others.wait()
-                if self._is_due(user):  # it came to nothing
-                    await self.ask([user])
+            if waited and self._is_due(user):  # it came to nothing
+                await self.ask([user])
+
+    def are_due(self, users: Iterable[str]) -> bool:
+        """Whether `refresh` would ask for any of these users, who were followed before."""
+        rows = self._db.all("SELECT user_id FROM outdated WHERE next_ms <= ?", self._clock.now_ms())
+        return not {row[0] for row in rows}.isdisjoint(users)
 
     async def ask(self, users: Sequence[str]) -> None:
         """Ask for up to `QUERY_USERS` users. Raises MatrixError."""

@@ -28,7 +28,7 @@ _USAGES = ("master", "self_signing", "user_signing")
 class Machine(DeviceListMachine):
     """Keeps in mautrix's tables what is valid of the answers about devices and cross-signing keys.
 
-    `changed` is called with each user of whom something was heard.
+    `changed` is called with each user of whom something was heard, in the task that asked.
     """
 
     account: OlmAccount
@@ -45,12 +45,26 @@ class Machine(DeviceListMachine):
         self.standing = Standing(db, str(client.mxid))
         self._db = db
         self._changed = changed
+        self._queries = 0
+        self._under_way = 0
+        self._kept: dict[str, int] = {}  # the number of the query whose answer was kept, while any is under way
 
     async def query(self, users: Iterable[str]) -> set[str]:
-        """Ask for the devices of up to `QUERY_USERS` users and keep what is valid of the answer.
+        """Ask for the devices of up to `QUERY_USERS` users and keep what is valid of the answer, unless a query that
+        was sent later has been answered before: what it kept is newer.
 
         Returns whom the homeserver told us about. Raises MatrixError.
         """
+        self._queries += 1
+        self._under_way += 1
+        try:
+            return await self._query(self._queries, users)
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._kept.clear()
+
+    async def _query(self, number: int, users: Iterable[str]) -> set[str]:
         asked: dict[str, list[str]] = {user: [] for user in users}
         body = {"timeout": 10_000, "device_keys": asked}
         answer = await self.client.api.request(Method.POST, Path.v3.keys.query, body)
@@ -60,7 +74,9 @@ class Machine(DeviceListMachine):
         heard = set()
         for user, devices in told.items():
             if user in asked and isinstance(devices, dict):
-                await self._keep(UserID(user), devices, answer)
+                if self._kept.get(user, 0) < number:
+                    await self._keep(UserID(user), devices, answer)
+                    self._kept[user] = number
                 heard.add(user)
                 self._changed(user)
                 await trio.lowlevel.checkpoint()

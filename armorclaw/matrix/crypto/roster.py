@@ -21,6 +21,9 @@ WEEK_MS, MESSAGES = 7 * 24 * 3600 * 1000, 100
 MIN_PERIOD_MS, MAX_MESSAGES = 3600 * 1000, 10_000
 """Less than an hour a room may not ask for, nor for more messages: it would cost every device a message each."""
 
+QUESTIONS = 3
+"""How often it is asked who is in a room, if each time something is missed before the answer comes."""
+
 _PRESENT = ("join", "invite")
 
 
@@ -33,13 +36,23 @@ class Rules:
     messages: int
 
 
+@attrs.define
+class _Meanwhile:
+    """What the sync tells while it is asked who is in a room: the answer may be older."""
+
+    members: dict[str, str] = attrs.field(factory=dict)
+    invited: int | None = None
+    missed: bool = False
+    """Whether there is also what it does not tell."""
+
+
 class Roster:
     """The rooms of one account. Where nothing is known yet, `complete` asks."""
 
     def __init__(self, client: MatrixClient, db: CryptoDatabase) -> None:
         self._client = client
         self._db = db
-        self._asking: dict[str, list[tuple[str, str]]] = {}
+        self._asking: dict[str, _Meanwhile] = {}
         self._versions: Counter[str] = Counter()
 
     def version(self, room_id: str) -> int:
@@ -62,12 +75,11 @@ class Roster:
         elif type_ == "m.room.member" and is_id(key):
             self._note_member(room_id, key, str(content.get("membership")))
         elif type_ == "m.room.history_visibility" and key == "":
-            self._db.run("UPDATE rooms SET invited = ? WHERE room_id = ?", _invited_read(content), room_id)
-            self._versions[room_id] += 1
+            self._note_visibility(room_id, _invited_read(content))
 
     def forget(self, room_id: str) -> None:
         """Something may have been missed: who is there is asked for anew."""
-        self._db.run("UPDATE rooms SET complete = 0 WHERE room_id = ?", room_id)
+        self._reopen(room_id)
         self._versions[room_id] += 1
 
     def forget_all(self) -> None:
@@ -97,7 +109,7 @@ class Roster:
         return [row[0] for row in self._db.all(sql, room_id)]
 
     async def complete(self, room_id: str) -> None:
-        """Until it is known how the room is encrypted and who is in it. Raises MatrixError.
+        """Until it is known how the room is encrypted and who is in it; at once if it is. Raises MatrixError.
 
         One at a time for each room.
         """
@@ -105,12 +117,20 @@ class Roster:
             state = await self._client.state(room_id, "m.room.encryption", "")
             if self.rules(room_id) is None:  # a room that was encrypted once stays so, whatever it says now
                 self._note_encryption(room_id, state or {"algorithm": ALGORITHM})
-        row = self._db.one("SELECT complete FROM rooms WHERE room_id = ?", room_id)
-        if row is None or not row["complete"]:
+        for _ in range(QUESTIONS):
+            if self._is_complete(room_id):
+                return
             await self._ask(room_id)
+        if not self._is_complete(room_id):
+            raise MatrixResponseError("each time it is asked who is in the room, something of it is missed")
+
+    def _is_complete(self, room_id: str) -> bool:
+        row = self._db.one("SELECT complete FROM rooms WHERE room_id = ?", room_id)
+        return row is not None and bool(row["complete"])
 
     async def _ask(self, room_id: str) -> None:
-        meanwhile = self._asking[room_id] = []
+        """Who is in the room, if nothing is missed while we ask."""
+        meanwhile = self._asking[room_id] = _Meanwhile()
         try:
             visibility = await self._client.state(room_id, "m.room.history_visibility", "")
             path = Path.v3.rooms[room_id].members
@@ -119,17 +139,26 @@ class Roster:
             del self._asking[room_id]
         if not isinstance(answer.get("chunk"), list):
             raise MatrixResponseError("the answer about members has none")
-        members = dict(filter(None, map(_membership, events_in(answer["chunk"]))))
-        members.update(meanwhile)
+        if meanwhile.missed:
+            return
+        members = dict(filter(None, map(_membership, events_in(answer["chunk"])))) | meanwhile.members
+        invited = _invited_read(visibility or {}) if meanwhile.invited is None else meanwhile.invited
         with self._db.transaction():
             self._db.run("DELETE FROM members WHERE room_id = ?", room_id)
             rows = ((room_id, user, state) for user, state in members.items() if state in _PRESENT)
             self._db.run_many("INSERT INTO members VALUES (?, ?, ?)", rows)
-            self._db.run(
-                "UPDATE rooms SET complete = 1, invited = ? WHERE room_id = ?",
-                _invited_read(visibility or {}),
-                room_id,
-            )
+            self._db.run("UPDATE rooms SET complete = 1, invited = ? WHERE room_id = ?", invited, room_id)
+        self._versions[room_id] += 1
+
+    def _reopen(self, room_id: str) -> None:
+        if room_id in self._asking:
+            self._asking[room_id].missed = True
+        self._db.run("UPDATE rooms SET complete = 0 WHERE room_id = ?", room_id)
+
+    def _note_visibility(self, room_id: str, invited: int) -> None:
+        if room_id in self._asking:
+            self._asking[room_id].invited = invited
+        self._db.run("UPDATE rooms SET invited = ? WHERE room_id = ?", invited, room_id)
         self._versions[room_id] += 1
 
     def _note_encryption(self, room_id: str, content: Mapping[str, Any]) -> None:
@@ -146,7 +175,7 @@ class Roster:
 
     def _note_member(self, room_id: str, user: str, membership: str) -> None:
         if room_id in self._asking:
-            self._asking[room_id].append((user, membership))
+            self._asking[room_id].members[user] = membership
         if membership in _PRESENT:
             changed = self._db.run(
                 "INSERT INTO members SELECT ?, ?, ? WHERE EXISTS "
@@ -159,7 +188,7 @@ class Roster:
         else:
             changed = self._db.run("DELETE FROM members WHERE room_id = ? AND user_id = ?", room_id, user).rowcount
             if user == str(self._client.mxid):
-                self._db.run("UPDATE rooms SET complete = 0 WHERE room_id = ?", room_id)
+                self._reopen(room_id)  # of what is said there from now on we are told nothing
         if changed:
             self._versions[room_id] += 1
 

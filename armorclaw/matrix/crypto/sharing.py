@@ -37,7 +37,8 @@ AGAIN_MS = 10 * 60 * 1000
 """After this a device to which no channel could be made is tried again."""
 
 SETTLINGS = 3
-"""How often we look again if, while a key is shared, somebody leaves or comes; in a restless room it must end."""
+"""How often we look again if somebody leaves or comes while a key is shared, or while devices are asked for; in a
+restless room it must end."""
 
 AT_HAND = 64
 """Rooms whose key is kept unpacked."""
@@ -95,6 +96,8 @@ class Sharing:
         self._clock = clock
         self._at_hand: OrderedDict[str, _Outbound] = OrderedDict()
         self._locks: dict[str, trio.Lock] = {}  # one for each room we ever spoke in
+        # by room: to whom the key is on its way, and what is noted of them when it was sent
+        self._on_its_way: dict[str, dict[tuple[str, str], str]] = {}
         self._counts = counts
         db.on_rollback.append(self._at_hand.clear)
 
@@ -114,17 +117,21 @@ class Sharing:
 
     def share_again(self, user_id: str, device_id: str) -> None:
         """The device may have lost what we sent it: give it the keys in use once more, with the next message."""
+        place = (user_id, device_id)
+        on_its_way = [outcomes for outcomes in self._on_its_way.values() if place in outcomes]
+        for outcomes in on_its_way:
+            outcomes[place] = _DOUBT
         sql = "UPDATE recipients SET withheld = ? WHERE user_id = ? AND device_id = ? AND withheld = ''"
-        if self._db.run(sql, _DOUBT, user_id, device_id).rowcount:
+        if self._db.run(sql, _DOUBT, user_id, device_id).rowcount or on_its_way:
             self._roster.touch(user_id)
 
     def serves(self, room_id: str, session_id: str, user_id: str, device_id: str) -> bool:
-        """Whether this is the key in use in a room, and the device was given it."""
+        """Whether this is the key in use in a room, and the device was given it, or may have been."""
         sql = (
             "SELECT 1 FROM outbound JOIN recipients USING (room_id) "
-            "WHERE room_id = ? AND session_id = ? AND user_id = ? AND device_id = ? AND withheld = ''"
+            "WHERE room_id = ? AND session_id = ? AND user_id = ? AND device_id = ? AND withheld IN ('', ?)"
         )
-        return self._db.one(sql, room_id, session_id, user_id, device_id) is not None
+        return self._db.one(sql, room_id, session_id, user_id, device_id, _DOUBT) is not None
 
     def _encrypt(self, room_id: str, outbound: _Outbound, type_: str, content: Mapping[str, Any]) -> dict[str, Any]:
         session_id = outbound.session.id
@@ -187,13 +194,14 @@ class Sharing:
 
     async def _settle(self, room_id: str) -> _Outbound:
         """Have everybody who may read the room have its key, and nobody else. Raises as `encrypt`."""
-        await self._roster.complete(room_id)
-        rules = self._roster.rules(room_id)
-        if rules is None or rules.algorithm != ALGORITHM:
-            why = "it is encrypted in a way that is not known here"
-            raise Refused(f"room_encrypted, unknown_algorithm: {why}", sure=False)
-        readers = self._roster.readers(room_id)
-        await self._devices.refresh(readers)
+        readers, known = await self._readers(room_id), False
+        for _ in range(SETTLINGS):
+            asked = readers
+            await self._devices.refresh(asked)
+            readers = await self._readers(room_id)
+            if known := readers == asked and not self._devices.are_due(readers):
+                break
+        # with no wait since the last look: what happens from here on makes another world of it
         world = self._world(room_id)
         wanted = await self._entitled(readers, world[1])
         outbound, having = self._find(room_id), self._recipients(room_id)
@@ -206,8 +214,17 @@ class Sharing:
         refused = [(device, code) for device, code in wanted if code and _untold(having, device, code)]
         for begin in range(0, len(refused), BATCH):
             await self._withhold(room_id, outbound.session.id, refused[begin : begin + BATCH])
-        outbound.settled, outbound.again_ms = world, self._next_try(room_id)
+        outbound.settled, outbound.again_ms = world if known else None, self._next_try(room_id)
         return outbound
+
+    async def _readers(self, room_id: str) -> list[str]:
+        """Who may read the room when this returns. Raises as `encrypt`."""
+        await self._roster.complete(room_id)
+        rules = self._roster.rules(room_id)
+        if rules is None or rules.algorithm != ALGORITHM:
+            why = "it is encrypted in a way that is not known here"
+            raise Refused(f"room_encrypted, unknown_algorithm: {why}", sure=False)
+        return self._roster.readers(room_id)
 
     async def _entitled(self, readers: Iterable[str], policy: str) -> list[tuple[Device, str]]:
         """Every device of the readers but this one, and why it gets no key: '' if it gets it."""
@@ -247,9 +264,15 @@ class Sharing:
         }
         # before it is sent: whoever may have it counts as having it, should we never hear what became of it
         self._note(room_id, [(each, _DOUBT) for each in devices])
-        without = await self._channels.send(devices, "m.room_key", content)
-        lacking = {(each.user_id, each.device_id) for each in without}
-        self._note(room_id, [(each, "") for each in devices if (each.user_id, each.device_id) not in lacking])
+        outcomes = self._on_its_way[room_id] = {(each.user_id, each.device_id): "" for each in devices}
+        try:
+            without = await self._channels.send(devices, "m.room_key", content)
+        finally:
+            del self._on_its_way[room_id]
+        for each in without:
+            del outcomes[each.user_id, each.device_id]
+        given = [each for each in devices if (each.user_id, each.device_id) in outcomes]
+        self._note(room_id, [(each, outcomes[each.user_id, each.device_id]) for each in given])
         if without:
             names = [f"{each.user_id}/{each.device_id}" for each in without]
             log.warning("devices get no key: no channel to them", room=room_id, devices=names[:10], number=len(names))

@@ -66,6 +66,24 @@ async def test_what_changes_while_we_ask_is_asked_for_again(town: Town) -> None:
     assert devices.is_pending(BEN)
 
 
+async def test_what_changes_while_another_life_asks_is_asked_for_again(town: Town) -> None:
+    """The row it finds has the number of the life before."""
+    ann, _ = await town.pair()
+    await ann.encryption.devices.refresh([BEN])
+    ann.encryption.devices.changed([BEN])
+    ann.encryption.db.run("UPDATE outdated SET mark = 1 WHERE user_id = ?", BEN)  # as in a life that only began
+    ann = await town.restart(ann)
+    devices = ann.encryption.devices
+
+    async def change() -> None:
+        town.server.lost = lambda name: None
+        devices.changed([BEN])
+
+    town.server.lost = lambda name: change()
+    await devices.refresh([BEN])
+    assert devices.is_pending(BEN)
+
+
 async def test_who_left_is_asked_for_when_they_are_back(town: Town) -> None:
     ann, _ = await town.pair()
     devices = ann.encryption.devices
@@ -179,6 +197,59 @@ async def test_who_waited_for_another_asks_if_that_came_to_nothing(town: Town) -
         first.cancel()
     assert ids(ann, BEN) == {"B"}
     assert not ann.encryption.devices.is_pending(BEN)
+
+
+async def test_of_many_who_wait_for_one_that_comes_to_nothing_one_asks(town: Town) -> None:
+    ann, _ = await town.pair()
+    first = trio.CancelScope()
+
+    async def hang() -> None:
+        town.server.fault = lambda name: None
+        await trio.sleep_forever()
+
+    async def refresh_first() -> None:
+        with first:
+            await ann.encryption.devices.refresh([BEN])
+
+    town.server.fault = lambda name: hang()
+    town.server.calls.clear()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refresh_first)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(ann.encryption.devices.refresh, [BEN])
+        nursery.start_soon(ann.encryption.devices.refresh, [BEN])
+        await wait_all_tasks_blocked()
+        first.cancel()
+    assert town.server.calls == ["keys/query"] * 2
+
+
+async def test_who_was_asked_for_while_many_are_is_not_asked_for_once_more(town: Town) -> None:
+    """An answer that is older must not come after one that is newer."""
+    ann, _ = await town.pair()
+    devices = ann.encryption.devices
+    users = [f"@{number}:hs.test" for number in range(QUERY_USERS)]
+    held: list[trio.Event] = []
+
+    async def hold() -> None:
+        held.append(trio.Event())
+        await held[-1].wait()
+
+    town.server.fault = lambda name: hold()
+    town.server.calls.clear()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(devices.refresh, [*users, BEN, EVE])
+        await wait_all_tasks_blocked()
+        nursery.start_soon(devices.refresh, [BEN])
+        nursery.start_soon(devices.refresh, [EVE])
+        await wait_all_tasks_blocked()
+        assert len(held) == 3
+        held[1].set()
+        await wait_all_tasks_blocked()
+        held[0].set()
+        await wait_all_tasks_blocked()
+        assert len(held) == 3, "Ben's devices are known, and Eve's are being asked for"
+        held[2].set()
+    assert town.server.calls == ["keys/query"] * 3
 
 
 async def test_what_is_no_user_is_never_asked_for(town: Town) -> None:
