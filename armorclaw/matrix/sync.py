@@ -101,7 +101,7 @@ class SyncLoop:
     async def _once(self, seconds: float) -> bool:
         """One round; true if the homeserver seems to answer faster than anything happens."""
         processor = self._processor
-        if processor.undecrypted.hopeful:
+        while processor.undecrypted.hopeful:  # and those that come meanwhile: they find no poll yet to cut short
             await processor.take_late()
         asked = self._around.clock.monotonic()
         found = None

@@ -12,6 +12,7 @@ from mautrix.errors import MatrixConnectionError, make_request_error
 
 from armorclaw.errors import ArmorclawError
 from armorclaw.matrix import undecrypted
+from armorclaw.matrix.answer import Answer
 from armorclaw.matrix.rooms import RoomState
 from armorclaw.matrix.undecrypted import MAX_AGE_MS
 
@@ -114,6 +115,31 @@ async def test_a_key_that_comes_by_another_way_does_not_wait_for_the_next_answer
         assert house.bodies == ["a"]
     assert len(house.homeserver.polls) == 3  # the poll that was cut short is made again, from the same place
     assert [since for _, since, _ in house.homeserver.polls] == ["s0", "s1", "s1"]
+
+
+async def test_a_key_that_comes_while_another_is_tried_does_not_wait_either(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no poll then that could be cut short."""
+    encryption = FakeEncryption()
+    house = house_of(Homeserver(answer("s1", secret("a"), secret("b", "t"))), encryption)
+    take_in, candidates = house.processor.take_in, house.undecrypted.candidates
+
+    async def and_a_key(taken: Answer) -> None:
+        await take_in(taken)
+        if not encryption.keys:
+            encryption.receive(ROOM, "s")
+
+    async def and_another() -> list[int]:
+        found = await candidates()
+        if found and len(encryption.keys) == 1:
+            encryption.receive(ROOM, "t")
+        return found
+
+    monkeypatch.setattr(house.processor, "take_in", and_a_key)
+    monkeypatch.setattr(house.undecrypted, "candidates", and_another)
+    await house.run(1)
+    assert house.bodies == ["a", "b"]
 
 
 async def test_keys_that_come_all_the_time_make_no_hot_loop_without_waiting_events(

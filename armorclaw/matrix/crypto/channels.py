@@ -61,18 +61,26 @@ class Channels:
         self._db = db
         self._store = store
         self._account = account
+        self._ahead = False
+        db.on_rollback.append(self._note_rollback)
 
     @property
     def account(self) -> OlmAccount:
-        """The keys of this device."""
+        """The keys of this device, for what never changes of them."""
         return self._account
 
-    async def reload(self) -> None:
-        """After a transaction that came to nothing: the account in memory may be ahead of the file."""
-        self._store._account = None
-        account = await self._store.get_account()
-        assert account is not None
-        self._account = account
+    async def current(self) -> OlmAccount:
+        """The same, for what changes: after a transaction that came to nothing memory may be ahead of the file, and
+        what it says must not be written down. Does not wait; good until the next wait."""
+        if self._ahead:
+            self._store._account = None
+            account = await self._store.get_account()
+            assert account is not None
+            self._account, self._ahead = account, False
+        return self._account
+
+    def _note_rollback(self) -> None:
+        self._ahead = True
 
     async def open(self, sender: str, content: Mapping[str, Any]) -> Letter:
         """The letter in a to-device m.room.encrypted; within a transaction. Raises OlmError, WedgedError."""
@@ -101,12 +109,13 @@ class Channels:
             return plaintext
         if kind != PREKEY:
             raise WedgedError("no channel opens it")
+        account = await self.current()
         try:
-            made: tuple[Session, bytes] = self._account.inbound_session(sender_key, body)
+            made: tuple[Session, bytes] = account.inbound_session(sender_key, body)
         except OlmSessionError as error:
             raise WedgedError("no channel can be made from it") from error
         session, plaintext = made
-        await self._store.put_account(self._account)  # without the one-time key that this used up
+        await self._store.put_account(account)  # without the one-time key that this used up
         self._put(sender_key, session, heard=True)
         return plaintext
 

@@ -7,7 +7,7 @@ network is done by `run`, or before a message is sent.
 from __future__ import annotations
 
 import json
-from collections import Counter, deque
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -58,7 +58,8 @@ KEEP_ROOM_KEYS_DAYS = 365
 CLOSING = 5.0
 """Seconds that closing the file may take."""
 
-_DOUBTED = 1000  # messages whose sender's devices are being asked for; the table of those undecrypted has them all
+_DOUBTED = 1000  # keys whose owner's devices are being asked for; what waits with older ones is tried again after a
+# restart, or when it has waited too long: the table of those undecrypted has them all
 
 
 @attrs.frozen
@@ -163,7 +164,7 @@ class Encryption:
             listener=self,
         )
         self._stands: tuple[str | None, str] | None = None
-        self._doubted: deque[tuple[str, tuple[str, str]]] = deque(maxlen=_DOUBTED)
+        self._doubted: OrderedDict[tuple[str, tuple[str, str]], None] = OrderedDict()
 
     @property
     def identity_key(self) -> str:
@@ -341,7 +342,9 @@ class Encryption:
         self._keys.waited_with(room_id, error.session_id)
         if error.reason == "unverified_device":
             sender = str(raw.get("sender"))
-            self._doubted.append((sender, (room_id, error.session_id)))
+            self._doubted[sender, (room_id, error.session_id)] = None
+            if len(self._doubted) > _DOUBTED:
+                self._doubted.popitem(last=False)
             self.devices.follow([sender])
         else:
             self._requests.want(room_id, error.session_id, raw["content"].get("sender_key"))
@@ -357,9 +360,10 @@ class Encryption:
 
     def _try_again(self, user_id: str) -> None:
         """Whose devices were not known well enough may be believed now."""
-        keys = list({key for user, key in self._doubted if user == user_id})
+        keys = [key for user, key in self._doubted if user == user_id]
+        for key in keys:
+            del self._doubted[user_id, key]
         if keys:
-            self._doubted = deque((each for each in self._doubted if each[0] != user_id), maxlen=_DOUBTED)
             self.on_keys(keys)
 
 

@@ -79,8 +79,6 @@ class Inbox:
         self._clock = clock
         self._counts = counts
         self._listener = listener
-        self._rolled_back = False
-        db.on_rollback.append(self._note_rollback)
 
     async def take_in(self, messages: Sequence[Raw]) -> set[str]:
         """Take in messages in order; the same again are passed over.
@@ -106,9 +104,6 @@ class Inbox:
 
     async def take_in_one(self, raw: Raw) -> _News:
         """Whatever it changes, and that it was seen, is written down together or not at all; nothing here waits."""
-        if self._rolled_back:
-            await self._channels.reload()
-            self._rolled_back = False
         mark, news = _hash(raw), _News()
         with self._db.transaction():
             if raw.get("type") == _REQUEST:  # may be said again in the same words, and is asked twice without harm
@@ -167,9 +162,6 @@ class Inbox:
         elif type_.startswith(_SECRET):
             news.calls.append(lambda: self._listener.on_secret(type_, sender, content, letter.sender_key))
         return None
-
-    def _note_rollback(self) -> None:
-        self._rolled_back = True
 
 
 def _hash(raw: Raw) -> bytes:

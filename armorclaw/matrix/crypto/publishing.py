@@ -25,8 +25,13 @@ log = get_logger(__name__)
 STOCK, LOW = 50, 25
 """One-time keys to have on the homeserver, and how few there must be before more are brought."""
 
-FALLBACK_PAUSE = 300.0
-"""Seconds between two fallback keys: what the homeserver says of the last one may be older than it."""
+FALLBACK_PAUSE = 3600.0
+"""Seconds between two fallback keys: what the homeserver says of the last one may be older than it, and what was said
+with the one before is still on its way. With each new one the last but one is forgotten."""
+
+FALLBACK_MS = 7 * 24 * 3600 * 1000
+"""After this a fallback key is replaced though it seems unused: a homeserver that never says that it was used could
+else bring whatever was said with it again, whenever it likes."""
 
 REPUBLISH_PAUSE = 300.0
 """Seconds after the device's keys were published in which a homeserver may take its time to tell of them."""
@@ -48,8 +53,13 @@ class Publisher:
         self._lock = trio.Lock()
         self._short = True  # nobody has told yet how many there are
         self._fallback_used = False
-        self._fallback_at = -FALLBACK_PAUSE
+        row = db.one("SELECT value FROM facts WHERE name = 'fallback_ms'")
+        self._fallback_ms = 0 if row is None else int(row[0])
+        age = max(clock.now_ms() - self._fallback_ms, 0) / 1000  # less than none: the clock was set back
+        self._fallback_at = clock.monotonic() - min(age, FALLBACK_PAUSE)
         self._published_at = -REPUBLISH_PAUSE
+        self._losses = 0  # how often the homeserver has lost the device
+        self._made_good = 0  # after how many of them it was published
         self._wanted = trio.Event()
 
     def told(self, counts: Mapping[str, int] | None, fallback: Sequence[str] | None) -> None:
@@ -67,21 +77,21 @@ class Publisher:
 
     def due(self) -> bool:
         """Whether there is anything to publish now."""
-        return self._short or not self._channels.account.shared or self._fallback_due()
+        return self._short or not self._shared or self._fallback_due()
 
     async def ensure_device(self) -> None:
         """Until the device's keys are published: without them nobody believes what it says.
 
         Raises MatrixError, and KeysLost if they are those of another program.
         """
-        if not self._channels.account.shared:
+        while not self._shared:
             await self.publish()
 
     def missed(self) -> bool:
         """The homeserver does not tell of the device: if that is not new to it, it is published anew."""
         lost = self._clock.monotonic() - self._published_at >= REPUBLISH_PAUSE
         if lost:
-            self._channels.account.shared = False
+            self._losses += 1
             self._short = True  # of one-time keys it most likely has none either
             self._wanted.set()
         return lost
@@ -91,28 +101,35 @@ class Publisher:
         async with self._lock:
             if not self.due():
                 return
-            account = self._channels.account
-            known = account.shared or await self._is_known()
-            fallback = self._fallback_due() or not account.shared
-            if self._short:
-                count = await self._upload({})
-                account = self._channels.account  # it may have been read anew
-                account.generate_one_time_keys(max(STOCK - count - len(account.one_time_keys["curve25519"]), 0))
+            losses, anew = self._losses, not self._shared
+            known = not anew or await self._is_known()
+            fallback = not known or self._fallback_due()
+            count = await self._upload({}) if self._short else STOCK
+            account = await self._channels.current()
+            account.generate_one_time_keys(max(STOCK - count - len(account.one_time_keys["curve25519"]), 0))
             if fallback and not account.fallback_key["curve25519"]:
                 account.generate_fallback_key()
             await self._store.put_account(account)
             await self._db.sync()
-            if (body := self._body(with_device=not known)) or not account.shared:
+            if (body := self._body(with_device=not known)) or anew:
                 await self._upload_new(body)
-                account = self._channels.account  # it may have been read anew
-                if not account.shared:
+                await self._note_published(fallback="fallback_keys" in body)
+            if losses == self._losses:  # else it was lost again meanwhile, perhaps with what was just brought
+                self._made_good, self._short = losses, False
+                if anew:
                     self._published_at = self._clock.monotonic()
-                account.shared = True
-                account.mark_keys_as_published()
-                await self._store.put_account(account)
-            self._short = False
+
+    async def _note_published(self, *, fallback: bool) -> None:
+        account, now = await self._channels.current(), self._clock.now_ms()
+        account.shared = True
+        account.mark_keys_as_published()
+        with self._db.transaction():
+            await self._store.put_account(account)
             if fallback:
-                self._fallback_used, self._fallback_at = False, self._clock.monotonic()
+                sql = "INSERT INTO facts VALUES ('fallback_ms', ?) ON CONFLICT DO UPDATE SET value = excluded.value"
+                self._db.run(sql, str(now))
+        if fallback:
+            self._fallback_used, self._fallback_at, self._fallback_ms = False, self._clock.monotonic(), now
 
     async def _upload_new(self, body: dict[str, Any]) -> None:
         try:
@@ -122,7 +139,7 @@ class Publisher:
                 raise
             # keys of these names are there: of a life that we remember nothing of. Others come with the next attempt
             log.warning("the homeserver does not take one-time keys", why=error.message)
-            account = self._channels.account
+            account = await self._channels.current()
             account.mark_keys_as_published()
             await self._store.put_account(account)
             raise
@@ -146,8 +163,16 @@ class Publisher:
             raise KeysLost(f"the homeserver has other keys of the device {device}: another program made them")
         return True
 
+    @property
+    def _shared(self) -> bool:
+        """Whether the homeserver has the device, as far as is known."""
+        return self._losses == self._made_good and self._channels.account.shared
+
     def _fallback_due(self) -> bool:
-        return self._fallback_used and self._clock.monotonic() - self._fallback_at >= FALLBACK_PAUSE
+        if self._clock.monotonic() - self._fallback_at < FALLBACK_PAUSE:
+            return False
+        age = self._clock.now_ms() - self._fallback_ms
+        return self._fallback_used or not 0 <= age < FALLBACK_MS  # where the clock was set back nobody knows its age
 
     def _body(self, *, with_device: bool) -> dict[str, Any]:
         account, own, device = self._channels.account, self._client.mxid, self._client.device_id

@@ -14,6 +14,7 @@ import attrs
 from mautrix.errors import MatrixError
 
 from armorclaw.clock import Clock
+from armorclaw.errors import ArmorclawError
 from armorclaw.log import get_logger
 from armorclaw.matrix.answer import is_id, is_room_id
 from armorclaw.matrix.client import MatrixClient
@@ -85,9 +86,10 @@ class KeyRequests:
     # -- what we miss --
 
     def want(self, room_id: str, session_id: str, sender_key: Any) -> None:
-        """A message came whose key did not."""
+        """A message came whose key did not, or only from further on."""
         self._db.run(
-            "INSERT INTO wanted VALUES (?, ?, ?, ?, ?, NULL) ON CONFLICT DO NOTHING",
+            "INSERT INTO wanted VALUES (?, ?, ?, ?, ?, NULL) "
+            "ON CONFLICT DO UPDATE SET since_ms = excluded.since_ms WHERE since_ms = 0",  # what came does not serve
             room_id,
             session_id,
             sender_key if is_id(sender_key) else "",
@@ -120,8 +122,7 @@ class KeyRequests:
         """Ask for what is missing by now, and take back what is not any more. Raises MatrixError."""
         now = self._clock.now_ms()
         rows = self._db.all(
-            "SELECT *, since_ms <= ? OR EXISTS (SELECT 1 FROM room_keys k WHERE k.room_id = wanted.room_id "
-            "AND k.session_id = wanted.session_id) AS over FROM wanted "
+            "SELECT *, since_ms <= ? AS over FROM wanted "
             "WHERE over OR (asked_ms IS NULL AND since_ms <= ? AND NOT ?) LIMIT ?",
             now - WANTED_MS,
             now - PATIENCE_MS,
@@ -132,7 +133,11 @@ class KeyRequests:
             if row["over"]:
                 if row["asked_ms"] is not None:
                     await self._put({"action": "request_cancellation"}, row["request_id"])
-                self._forget(row["room_id"], row["session_id"])
+                place = row["room_id"], row["session_id"]
+                sql = "DELETE FROM wanted WHERE room_id = ? AND session_id = ? AND since_ms <= ?"
+                self._db.run(sql, *place, now - WANTED_MS)
+                # if it is there still, then it is wanted anew
+                self._db.run("UPDATE wanted SET asked_ms = NULL WHERE room_id = ? AND session_id = ?", *place)
                 continue
             if not self._alone and not await self._are_others():
                 self._alone = True
@@ -153,9 +158,6 @@ class KeyRequests:
     def own_devices_changed(self) -> None:
         """There may be somebody to ask."""
         self._alone = False
-
-    def _forget(self, room_id: str, session_id: str) -> None:
-        self._db.run("DELETE FROM wanted WHERE room_id = ? AND session_id = ?", room_id, session_id)
 
     async def _are_others(self) -> bool:
         """Whether we have other devices at all."""
@@ -190,13 +192,13 @@ class KeyRequests:
             log.warning("too many key requests: one is dropped", user=dropped.user_id, device=dropped.device_id)
 
     async def answer(self) -> None:
-        """Answer all who asked. Raises MatrixError if that may work later; who was not answered stays."""
+        """Answer all who asked. Raises what may pass of the homeserver and the disk; who was not answered stays."""
         while self._asked:
             place, request = self._asked.popitem(last=False)
             try:
                 await self._answer(request)
-            except MatrixError as error:
-                if judge(error).again:
+            except (MatrixError, ArmorclawError, OSError) as error:
+                if not isinstance(error, MatrixError) or judge(error).again:
                     self._asked[place] = request
                     raise
                 log.warning("a key request cannot be answered", device=request.device_id, why=str(error))

@@ -106,7 +106,8 @@ class RoomKeys:
     def _keep(
         self, room_id: str, session: InboundGroupSession, sender_key: str, signing_key: str, owner: str | None
     ) -> tuple[str, str] | None:
-        """A key that is there gives way only to one of the same device that reaches further back, or proves more.
+        """A key that is there gives way only to one of the same device that reaches further back, or proves more. One
+        that was forwarded and leads to it is of the same device.
 
         Anybody in the room can pass the key on as their own: each word stands beside the others, so that what its
         owner says is nobody else's. Raises OlmError for one that was deleted, or that too many call theirs.
@@ -114,15 +115,18 @@ class RoomKeys:
         if self.is_closed(room_id, session.id):
             raise OlmError("the key is one that was used and deleted")
         row = self._db.one(
-            "SELECT owner, first_index FROM room_keys WHERE room_id = ? AND session_id = ? AND sender_key = ?",
+            "SELECT owner, signing_key, first_index, pickle FROM room_keys "
+            "WHERE room_id = ? AND session_id = ? AND sender_key = ?",
             room_id,
             session.id,
             sender_key,
         )
         if row is not None:
             proven = row["owner"] is None and owner is not None
-            same = row["owner"] == owner
             longer = session.first_known_index < row["first_index"]
+            if longer and owner is None and _leads_to(session, row["pickle"], row["first_index"]):
+                owner, signing_key = row["owner"], row["signing_key"]
+            same = row["owner"] == owner
             if not ((proven and not session.first_known_index > row["first_index"]) or (same and longer)):
                 return None
         else:
@@ -145,6 +149,8 @@ class RoomKeys:
             self._clock.now_ms(),
         )
         self._db.run("DELETE FROM withheld WHERE room_id = ? AND session_id = ?", room_id, session.id)
+        # what waits is tried with it; if that misses a key still, it is wanted anew
+        self._db.run("UPDATE wanted SET since_ms = 0 WHERE room_id = ? AND session_id = ?", room_id, session.id)
         self.put_away(room_id, session.id)
         return room_id, session.id
 
@@ -265,6 +271,12 @@ class RoomKeys:
             sender,
         )
         return "no_key" if row is None else f"withheld:{row[0]}"
+
+
+def _leads_to(session: InboundGroupSession, pickle: bytes, first: int) -> bool:
+    """Whether the key that is there, from `first` on, is a later state of this one: whoever made it made both."""
+    known = InboundGroupSession.from_pickle(pickle, PASSPHRASE)
+    return session.export_session(first) == known.export_session(first)
 
 
 def _mark(room_id: str, session_id: str) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from armorclaw.store.schema import Migration
 
 _FIRST = """
-CREATE TABLE facts (                 -- boot_id, user_id, device_id, made_ms, synced (JSON: from, to), and trust's
+CREATE TABLE facts (                 -- boot_id, user_id, device_id, made_ms, fallback_ms, synced (JSON), and trust's
     name TEXT PRIMARY KEY,
     value TEXT NOT NULL
 ) WITHOUT ROWID;

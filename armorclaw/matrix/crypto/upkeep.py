@@ -194,8 +194,8 @@ class Upkeep:
             (user_id, device_key), _ = self._broken.popitem(last=False)
             try:
                 await self._replace(user_id, device_key)
-            except MatrixError as error:
-                if judge(error).again:
+            except (MatrixError, ArmorclawError, OSError) as error:
+                if not isinstance(error, MatrixError) or judge(error).again:
                     self._broken[user_id, device_key] = None
                     raise
                 log.warning("a channel cannot be replaced", account=self._account, user=user_id, why=str(error))

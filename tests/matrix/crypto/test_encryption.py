@@ -466,6 +466,32 @@ async def test_what_is_doubted_while_devices_come_is_tried_when_they_are_there(t
     assert fates == [True, False]
 
 
+async def test_one_who_is_doubted_often_pushes_out_nobody(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each try of each event doubts the same again; of more keys than are remembered the oldest go."""
+    monkeypatch.setattr("armorclaw.matrix.crypto.encryption._DOUBTED", 2)
+    ann, ben = await town.pair(ben=DevicePolicy("no"))
+    await ann.encryption.devices.refresh([BEN])
+    raw = await ann.say()
+    town.server.fault = lambda name: _away()
+    await ben.encryption.absorb(town.server.answer(BEN, "B"))
+    town.server.fault = lambda name: None
+    doubted = await ben.why_not(raw)
+
+    def doubt(session_id: str) -> None:
+        ben.encryption._count_failure(ROOM, raw, Undecryptable("unverified_device", session_id, later=True))
+
+    for _ in range(3):
+        doubt("another")
+    ben.keys.clear()
+    ben.encryption._try_again(ANN)
+    assert ben.keys == [(ROOM, doubted.session_id), (ROOM, "another")]
+    ben.keys.clear()
+    for session_id in ("1", "2", "3"):
+        doubt(session_id)
+    ben.encryption._try_again(ANN)
+    assert ben.keys == [(ROOM, "2"), (ROOM, "3")]
+
+
 async def test_verification_is_passed_on(town: Town) -> None:
     ann, ben = await town.pair()
     told: list[Any] = []

@@ -9,8 +9,8 @@ import trio
 from mautrix.errors import MatrixConnectionError, MatrixRequestError, MUnknown, MUnrecognized
 from trio.testing import MockClock
 
-from armorclaw.matrix.crypto.publishing import FALLBACK_PAUSE, LOW, STOCK
-from tests.matrix.crypto.conftest import ANN, BEN, Party, Town
+from armorclaw.matrix.crypto.publishing import FALLBACK_MS, FALLBACK_PAUSE, LOW, REPUBLISH_PAUSE, STOCK
+from tests.matrix.crypto.conftest import ANN, BEN, Party, Time, Town
 
 PLACE = (ANN, "A")
 
@@ -225,3 +225,141 @@ async def test_a_message_waits_for_the_keys_that_prove_it(town: Town) -> None:
         await ann.say()
     town.server.fault = lambda name: None
     assert await ben.hear(await ann.say()) == "hello"
+
+
+async def test_a_device_that_is_missed_while_keys_go_up_is_published_all_the_same(
+    town: Town, autojump_clock: MockClock
+) -> None:
+    ann = await town.device(ANN, "A")
+    await trio.sleep(REPUBLISH_PAUSE)
+    publisher = ann.encryption._publisher
+    publisher.told({}, None)
+    lost: list[bool] = []
+
+    async def lose() -> None:
+        town.server.lost = lambda name: None
+        town.server.device_keys.pop(PLACE)
+        town.server.one_time_keys[PLACE].clear()
+        lost.append(publisher.missed())
+
+    town.server.lost = lambda name: lose() if name == "keys/upload" else None
+    await publisher.publish()
+    assert lost == [True]
+    await publisher.ensure_device()
+    assert PLACE in town.server.device_keys
+    assert stock(town) == STOCK
+    assert not publisher.missed()  # that it is back may be told late
+
+
+async def test_a_device_that_is_there_after_all_keeps_its_fallback_key(town: Town, autojump_clock: MockClock) -> None:
+    """What is said with it may be on its way; a second new one would have it forgotten."""
+    ann = await town.device(ANN, "A")
+    first = town.server.fallback_keys[PLACE]
+    await trio.sleep(REPUBLISH_PAUSE)
+    assert ann.encryption._publisher.missed()
+    await ann.encryption._publisher.ensure_device()
+    assert town.server.fallback_keys[PLACE] == first
+    assert not ann.encryption._publisher.due()
+
+
+async def test_what_came_to_nothing_is_not_written_down_with_new_keys(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one-time key that a message used up is in the file still; it is needed when the message comes again."""
+    ann, ben = await town.pair()
+    raw = await ben.say()
+    answer = town.server.answer(ANN, "A")
+
+    def fail(*args: Any) -> None:
+        raise OSError("no disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ann.encryption._keys, "_keep", fail)
+        with pytest.raises(OSError, match="no disk"):
+            await ann.encryption.absorb(answer)
+    town.server.one_time_keys[PLACE].clear()
+    ann.encryption._publisher.told({}, None)
+    await ann.encryption._publisher.publish()
+    assert stock(town) == STOCK
+    await ann.encryption.absorb(answer)
+    assert await ann.read(raw) == "hello"
+
+
+async def test_a_fallback_key_grows_old_whatever_the_homeserver_says(town: Town, autojump_clock: MockClock) -> None:
+    ann = await town.device(ANN, "A")
+    first = town.server.fallback_keys[PLACE]
+    await trio.sleep(FALLBACK_MS / 2000)
+    again = await town.restart(ann)
+    await again.encryption._publisher.publish()
+    assert town.server.fallback_keys[PLACE] == first
+    await trio.sleep(FALLBACK_MS / 2000)
+    await again.catch_up()
+    await again.encryption._publisher.publish()
+    assert town.server.fallback_keys[PLACE] != first
+    assert not again.encryption._publisher.due()
+
+
+async def test_a_fallback_key_of_which_nobody_knows_the_age_is_replaced(
+    town: Town, time: Time, autojump_clock: MockClock
+) -> None:
+    ann = await town.device(ANN, "A")
+    keys = [town.server.fallback_keys[PLACE]]
+
+    async def publish(party: Party) -> bool:
+        """Whether that brought another one."""
+        party.encryption._publisher.told({}, None)
+        await party.encryption._publisher.publish()
+        keys.append(town.server.fallback_keys[PLACE])
+        return keys[-1] != keys[-2]
+
+    ann.encryption.db.run("DELETE FROM facts WHERE name = 'fallback_ms'")  # so are files from before
+    ann = await town.restart(ann)
+    assert await publish(ann)
+    time.ahead -= 30 * 24 * 3600  # the clock was wrong; but the one before may be in use still
+    ann = await town.restart(ann)
+    assert not await publish(ann)
+    await trio.sleep(FALLBACK_PAUSE)
+    assert await publish(ann)
+    await trio.sleep(FALLBACK_PAUSE)
+    assert not await publish(ann)
+
+
+async def test_what_was_said_long_ago_cannot_be_brought_again(town: Town, autojump_clock: MockClock) -> None:
+    """By a homeserver that gave out the fallback key, and says that nobody took it."""
+    ann, ben = await town.pair()
+    town.server.one_time_keys[PLACE].clear()
+    raw = await ben.say()
+    town.server.fallback_used.clear()
+    old = town.server.answer(ANN, "A")
+    await ann.encryption.absorb(old)
+    assert await ann.read(raw) == "hello"
+    for _ in range(2):
+        await trio.sleep(FALLBACK_MS / 1000)
+        await ann.catch_up()
+        await ann.encryption._publisher.publish()
+    for table in ("channels", "room_keys", "seen"):
+        ann.encryption.db.run(f"DELETE FROM {table}")
+    ann.encryption._keys._open.clear()
+    await ann.encryption.absorb(old)
+    assert (await ann.why_not(raw)).reason == "no_key"
+    assert ann.encryption.counts["messages_refused"] == 1
+
+
+async def test_a_fallback_key_serves_on_for_a_while_however_often_it_is_taken(
+    town: Town, autojump_clock: MockClock
+) -> None:
+    ann, ben = await town.pair()
+    await trio.sleep(FALLBACK_PAUSE)
+    town.server.one_time_keys[PLACE].clear()
+    raw = await ben.say()
+    late, first = town.server.inbox[PLACE], town.server.fallback_keys[PLACE]
+    for number in range(3):
+        if number == 2:
+            ann = await town.restart(ann)
+        ann.encryption._publisher.told(None, [])
+        await ann.encryption._publisher.publish()
+        await trio.sleep(FALLBACK_PAUSE / 4)
+    assert town.server.fallback_keys[PLACE] != first
+    town.server.inbox[PLACE] = late
+    await ann.catch_up()
+    assert await ann.read(raw) == "hello"

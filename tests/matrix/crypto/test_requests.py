@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
 from mautrix.errors import MatrixConnectionError, MForbidden
 from structlog.testing import capture_logs
 
+from armorclaw.errors import ArmorclawError
 from armorclaw.matrix.crypto.requests import MAX_ASKED, MAX_WANTED, PATIENCE_MS, WANTED_MS
 from tests.matrix.crypto.conftest import ANN, BEN, Party, Raw, Time, Town
 from tests.matrix.crypto.key_server import ROOM
@@ -51,6 +53,98 @@ async def test_a_key_comes_from_a_verified_device_of_ours(town: Town, time: Time
     await second.encryption._requests.ask()
     actions = [each["content"]["action"] for each in town.server.inbox[BEN, "B"]]
     assert actions == ["request_cancellation"]
+
+
+async def newcomer(town: Town) -> tuple[Party, Party, Raw, Raw]:
+    """Ben's second device, which reads what Ann says from its coming on, and the first one; what she said before, and
+    after."""
+    ann, ben = await town.pair()
+    before = await ann.say("before")
+    await ben.hear(before)
+    second = await town.device(BEN, "B2")
+    await ann.catch_up()
+    after = await ann.say("after")
+    assert after["content"]["session_id"] == before["content"]["session_id"]
+    assert await second.hear(after) == "after"
+    return ben, second, before, after
+
+
+async def test_a_key_from_further_back_comes_from_a_verified_device_of_ours(town: Town, time: Time) -> None:
+    """It leads to the key that is known, so that it is the same one's."""
+    ben, second, before, after = await newcomer(town)
+    await trust(ben, second)
+    await trust(second, ben)
+    assert (await second.why_not(before)).reason == "no_key"
+    second.keys.clear()
+    time.ahead += PATIENCE_MS / 1000
+    await pass_on(second, ben)
+    assert second.keys == [(ROOM, before["content"]["session_id"])]
+    early, late = await second.decrypt(before), await second.decrypt(after)
+    assert (early.content["body"], early.trust) == ("before", late.trust)
+    assert late.trust != "forwarded"
+    await second.encryption._requests.ask()
+    assert [each["content"]["action"] for each in town.server.inbox[BEN, "B"]] == ["request_cancellation"]
+    assert second.encryption._requests.next_due_ms() is None
+
+
+async def test_a_key_that_comes_from_too_far_on_is_not_all_that_is_wanted(town: Town, time: Time) -> None:
+    """Whatever comes first: what was asked is asked on, or again."""
+    ann, ben = await town.pair()
+    before = await ann.say("before")
+    await ben.hear(before)
+    second = await town.device(BEN, "B2")
+    await trust(ben, second)
+    await trust(second, ben)
+    await second.why_not(before)
+    time.ahead += PATIENCE_MS / 1000
+    await second.encryption._requests.ask()
+    town.server.inbox[BEN, "B"].clear()  # it was lost
+    await ann.catch_up()
+    await second.hear(await ann.say("after"))
+    await second.encryption._requests.ask()
+    await second.why_not(before)
+    time.ahead += PATIENCE_MS / 1000
+    await pass_on(second, ben)
+    assert await second.read(before) == "before"
+
+
+async def test_a_key_that_is_missed_again_while_it_is_taken_back_is_missed(town: Town, time: Time) -> None:
+    ben, second, before, _ = await newcomer(town)
+    await second.why_not(before)
+    time.ahead += PATIENCE_MS / 1000
+    await second.encryption._requests.ask()
+    second.encryption.db.run("UPDATE wanted SET since_ms = 0")  # as when a key came
+
+    async def miss() -> None:
+        await second.why_not(before)
+
+    town.server.lost = lambda name: miss() if name == "sendToDevice" else None
+    await second.encryption._requests.ask()
+    town.server.lost = lambda name: None
+    time.ahead += PATIENCE_MS / 1000
+    await second.encryption._requests.ask()
+    actions = [each["content"]["action"] for each in town.server.inbox[BEN, "B"] if "action" in each["content"]]
+    assert actions == ["request", "request_cancellation", "request"]
+    assert ben.keys
+
+
+async def test_a_key_from_further_back_that_leads_elsewhere_is_nobodys(town: Town, time: Time) -> None:
+    ben, second, before, after = await newcomer(town)
+    key = ben.encryption._keys.get(ROOM, before["content"]["session_id"])
+    assert key is not None
+    exported = bytearray(base64.b64decode(key.session.export_session(0) + "=="))
+    exported[20] ^= 1  # of the ratchet
+    content = {
+        "algorithm": "m.megolm.v1.aes-sha2",
+        "room_id": ROOM,
+        "session_id": key.session_id,
+        "session_key": base64.b64encode(exported).decode(),
+        "sender_key": key.sender_key,
+        "sender_claimed_ed25519_key": key.signing_key,
+    }
+    assert second.encryption._keys.receive_forwarded(content) is None
+    assert await second.read(after) == "after"
+    assert (await second.why_not(before)).reason == "no_key"
 
 
 async def test_nobody_is_asked_at_once(town: Town) -> None:
@@ -209,6 +303,27 @@ async def test_an_answer_that_cannot_be_sent_waits_and_one_that_is_refused_does_
     town.server.calls.clear()
     await ben.encryption._requests.answer()
     assert town.server.calls == []
+
+
+@pytest.mark.parametrize("trouble", [OSError("the disk"), ArmorclawError("storage_full", "the disk")])
+async def test_an_answer_that_the_disk_does_not_take_waits(
+    town: Town, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    ben, second, raw = await late_device(town)
+    await trust(ben, second)
+    town.server.tell(BEN, "B", "m.room_key_request", BEN, _request(raw, "B2"))
+    await ben.catch_up()
+
+    async def fail() -> None:
+        raise trouble
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ben.encryption.db, "sync", fail)
+        with pytest.raises(type(trouble)):
+            await ben.encryption._requests.answer()
+    assert town.server.inbox[BEN, "B2"] == []
+    await ben.encryption._requests.answer()
+    assert [each["type"] for each in town.server.inbox[BEN, "B2"]] == ["m.room.encrypted"]
 
 
 async def test_a_flood_of_requests_is_bounded_and_said(town: Town) -> None:

@@ -246,3 +246,22 @@ async def test_a_stranger_with_a_broken_channel_costs_one_question(town: Town, a
     with trio.move_on_after(60):
         await ann.encryption.run()
     assert town.server.calls == ["keys/query"]
+
+
+@pytest.mark.parametrize("trouble", [OSError("the disk"), ArmorclawError("storage_full", "the disk")])
+async def test_a_channel_that_the_disk_does_not_take_is_replaced_later(
+    town: Town, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    ann = await wedged(town)
+    sync, troubles = ann.encryption.db.sync, [trouble]
+
+    async def failing() -> None:
+        if troubles:
+            raise troubles.pop()
+        await sync()
+
+    monkeypatch.setattr(ann.encryption.db, "sync", failing)
+    with capture_logs() as logs, trio.move_on_after(60):
+        await ann.encryption.run()
+    assert [log["event"] for log in logs] == ["cannot replace channels"]
+    assert ann.encryption.counts["unwedged"] == 1
