@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
 
 import attrs
+import trio
 from mautrix.api import Method, Path
 from mautrix.errors import MatrixRequestError, MatrixResponseError, MNotFound
 
@@ -80,6 +81,8 @@ class CrossSigning:
         self._tell = tell
         self._user_id = str(client.mxid)
         self._device_id = str(client.device_id)
+        self._storing = trio.Lock()
+        """Held while secrets are stored: in between they are sealed with two keys."""
 
     async def query(self, user_id: str) -> dict[str, Any]:
         """What the homeserver says of the keys of a user now. Raises MatrixError."""
@@ -90,7 +93,7 @@ class CrossSigning:
     async def settle(self) -> Standing:
         """Have our device signed, if anything we have makes that possible.
 
-        Raises MatrixError, and OSError or storage_failed when the disk does not take what must be on it first.
+        Raises MatrixError, and storage_failed or storage_full when the disk does not take what must be on it first.
         """
         answer = await self.query(self._user_id)
         device = device_in(answer, self._user_id, self._device_id)
@@ -115,15 +118,7 @@ class CrossSigning:
             if refusal:
                 return Standing("unsigned", refusal)
             self._records.saw_master(private.master.public)
-        if self._records.pending:
-            await self._store_secrets(private)
-            self._records.finish()
-            await self._tell(
-                "matrix_recovery_key",
-                "info",
-                f"account {self._account!r} has a new cross-signing identity; its recovery key is shown once by: "
-                f"armorclaw matrix recovery-key {self._account}",
-            )
+        await self._store_pending(private)
         if published is None or not published.owns(device):
             await self.sign(private.own_device(device))
             log.info("device is signed", account=self._account, device=self._device_id)
@@ -137,15 +132,22 @@ class CrossSigning:
             raise MatrixResponseError("the homeserver did not take all signatures")
 
     async def renew_recovery_key(self) -> str:
-        """A new recovery key; the one before opens nothing any more. Raises MatrixError, conflict."""
-        private = self._records.private(self._user_id)
-        if private is None:
-            what = f"account {self._account!r} does not have its cross-signing keys here"
-            raise ArmorclawError("conflict", what, hint="its recovery key was made elsewhere")
-        key = secret_storage.new_key()
-        await self._store(private, key)
-        self._records.keep_recovery(None)
-        return str(key.recovery_key)
+        """A new recovery key; the one before opens nothing any more. It is kept until somebody was shown it.
+
+        Whatever interrupts this, `settle` goes on with it, unless nothing has changed yet. Raises MatrixError,
+        conflict, and storage_failed or storage_full.
+        """
+        async with self._storing:
+            private = self._records.private(self._user_id)
+            if private is None:
+                what = f"account {self._account!r} does not have its cross-signing keys here"
+                raise ArmorclawError("conflict", what, hint="its recovery key was made elsewhere")
+            key = secret_storage.new_key()
+            await self._describe(key)  # nothing is sealed with it: if this fails, all is as it was before
+            self._records.renew(_recovery(key))
+            await self._store(private, key)
+            self._records.finish()
+            return str(key.recovery_key)
 
     # -- where the keys come from
 
@@ -183,7 +185,7 @@ class CrossSigning:
         """A new identity, written down before anybody hears of it."""
         private = PrivateIdentity.generate(self._user_id)
         made = key or secret_storage.new_key()
-        self._records.begin(private, Recovery(made.id, made.recovery_key, secret_storage.description(made)))
+        self._records.begin(private, _recovery(made))
         return private
 
     def _unsigned(self, published: Identity | None, device: Mapping[str, Any], hint: str) -> Standing:
@@ -244,16 +246,28 @@ class CrossSigning:
     async def _upload(self, body: Mapping[str, Any]) -> None:
         await self._client.api.request(Method.POST, Path.v3.keys.device_signing.upload, dict(body), sensitive=True)
 
-    async def _store_secrets(self, private: PrivateIdentity) -> None:
-        recovery = self._records.recovery()
-        if recovery is None:
-            return
-        described = recovery.described
-        key = secret_storage.open_key(recovery.key_id, described, recovery.recovery_key)
-        await self._store(private, key)
+    async def _store_pending(self, private: PrivateIdentity) -> None:
+        """Store what is not known to be stored, and tell people that there is a recovery key to write down."""
+        async with self._storing:
+            if not self._records.pending:
+                return
+            if (recovery := self._records.recovery()) is not None:
+                key = secret_storage.open_key(recovery.key_id, recovery.described, recovery.recovery_key)
+                await self._describe(key)
+                await self._store(private, key)
+            await self._tell(  # sooner twice than never
+                "matrix_recovery_key",
+                "info",
+                f"the cross-signing identity of account {self._account!r} has a new recovery key, which is shown once"
+                f" by: armorclaw matrix recovery-key {self._account}",
+            )
+            self._records.finish()
+
+    async def _describe(self, key: Any) -> None:
+        await self._set_account_data(secret_storage.key_type(key.id), secret_storage.description(key))
 
     async def _store(self, private: PrivateIdentity, key: Any) -> None:
-        await self._set_account_data(secret_storage.key_type(key.id), secret_storage.description(key))
+        await self._records.sync()  # a key that a power cut takes away must not be the only one
         for type_, content in secret_storage.sealed(private, key).items():
             await self._set_account_data(type_, content)
         await self._set_account_data(secret_storage.DEFAULT_KEY, {"key": key.id})
@@ -269,6 +283,10 @@ class CrossSigning:
     async def _set_account_data(self, type_: str, content: Mapping[str, Any]) -> None:
         path = Path.v3.user[self._user_id].account_data[type_]
         await self._client.api.request(Method.PUT, path, dict(content))
+
+
+def _recovery(key: Any) -> Recovery:
+    return Recovery(key.id, key.recovery_key, secret_storage.description(key))
 
 
 def _session_of(error: MatrixRequestError) -> str | None:

@@ -119,6 +119,12 @@ class Exchange:
             self.verification.pending.clear()  # nothing was said, and another device of ours may be at it
         self.note()
 
+    def abandon(self, why: str) -> None:
+        """Nobody drives it any more: unless it is over it comes to nothing. The other side hears nothing."""
+        if not self.over:
+            self.failure = why
+        self.note()
+
     async def drive(self) -> None:
         """Until it is over. When this is cancelled the other side hears nothing, and gives up in time."""
         v = self.verification

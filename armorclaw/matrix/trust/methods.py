@@ -88,11 +88,12 @@ def register(registry: Registry, accounts: Ports, keystore: KeyStore) -> None:
         trust = accounts.trust(params.account).get()
         key = await trust.new_recovery_key() if params.new else trust.recovery_key()
         if params.store is None:
-            trust.recovery_key_shown()
+            await trio.lowlevel.checkpoint()  # a caller that has gone meanwhile is not shown it
+            trust.recovery_key_shown(key)
             return RecoveryKey(trust.account, key)
         name = f"recovery key of {trust.account}"
         await keystore.store(provider=PROVIDER, token=key, id=params.store, display_name=name)
-        trust.recovery_key_shown()
+        trust.recovery_key_shown(key)
         return RecoveryKey(trust.account, stored=params.store)
 
 

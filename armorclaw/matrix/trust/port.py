@@ -27,12 +27,13 @@ class TrustPort:
 
     @contextmanager
     def answered_by(self, trust: Trust) -> Iterator[None]:
-        """For the length of a block there is somebody to ask."""
+        """For the length of a block there is somebody to ask. Whoever waits for them then hears that it has ended."""
         self._trust = trust
         try:
             yield
         finally:
             self._trust = None
+            trust.verifications.close()  # a session may end before it drives any
 
     def get(self) -> Trust:
         """Who can be asked now. Raises unavailable."""

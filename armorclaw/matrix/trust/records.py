@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 from mautrix.types import TrustState
 
+from armorclaw.errors import ArmorclawError
 from armorclaw.matrix.crypto.database import CryptoDatabase
 from armorclaw.matrix.crypto.standing import OWN_MASTER
 from armorclaw.matrix.trust.identity import PrivateIdentity
@@ -36,8 +37,12 @@ class Records:
         self._db = db
 
     async def sync(self) -> None:
-        """Until all of it outlasts a power cut. Raises OSError."""
-        await self._db.sync()
+        """Until all of it outlasts a power cut. Raises storage_failed."""
+        try:
+            await self._db.sync()
+        except OSError as error:
+            why = error.strerror or ""
+            raise ArmorclawError("storage_failed", "the file of the keys cannot be synced", why=why) from error
 
     def private(self, user_id: str) -> PrivateIdentity | None:
         """Our own identity, if we have its private half."""
@@ -56,12 +61,17 @@ class Records:
         """An identity that is about to be published. From here on a crash changes nothing about which it is."""
         with self._db.transaction():
             self.keep_private(private)
+            self.renew(recovery)
+
+    def renew(self, recovery: Recovery) -> None:
+        """A recovery key that is about to open our identity, in place of any before."""
+        with self._db.transaction():
             self.keep_recovery(recovery)
             self._keep(_PENDING, "1")
 
     @property
     def pending(self) -> bool:
-        """Whether our identity is not yet published and stored, whole."""
+        """Whether our identity is not yet published and stored, whole, under the recovery key that is kept here."""
         return self._fact(_PENDING) is not None
 
     def finish(self) -> None:

@@ -74,7 +74,7 @@ class Trust:
         self._around = around
         self._tell = tell
         self._own = End(str(client.mxid), str(client.device_id))
-        self._asking = False  # what is heard of our own devices then is no news
+        self._settler: trio.lowlevel.Task | None = None  # what it hears of our own devices is no news to it
         self._nudged = trio.Event()
         self._identities = trio.Event()
         self.verifications = Verifications(account, client, self, putter, rooms, around, tell)
@@ -92,6 +92,7 @@ class Trust:
     # -- our own device
 
     async def _keep_signed(self) -> None:
+        self._settler = trio.lowlevel.current_task()
         while True:
             self._nudged = trio.Event()
             await self._settle()
@@ -105,7 +106,7 @@ class Trust:
             try:
                 await self._encryption.ensure_device()
                 standing = await self._cross_signing.settle()
-                await self._hear_of_ourselves()
+                await self._machine.query([self._own.user_id])
                 break
             except DeviceMissingError as error:
                 if self._encryption.device_missed():
@@ -127,13 +128,6 @@ class Trust:
         self.standing = standing
         self.introduced.set()
 
-    async def _hear_of_ourselves(self) -> None:
-        self._asking = True
-        try:
-            await self._machine.query([self._own.user_id])
-        finally:
-            self._asking = False
-
     def _on_secret(self, type_: str, sender: str, content: Mapping[str, Any], sender_key: str) -> None:
         private = self._secrets.take(type_, sender, content, sender_key)
         if private is not None and private.master.public == self._records.trusted_own_master:
@@ -146,7 +140,7 @@ class Trust:
     def _on_devices(self, user_id: str) -> None:
         if user_id != self._own.user_id:
             self._identities.set()
-        elif not self._asking:
+        elif trio.lowlevel.current_task() is not self._settler:
             self._nudged.set()
 
     async def _watch_identities(self) -> None:
@@ -275,11 +269,20 @@ class Trust:
             raise ArmorclawError("not_found", what, why=why, hint="--new makes another one, if the keys are here")
         return found.recovery_key
 
-    def recovery_key_shown(self) -> None:
-        """It is forgotten here."""
-        self._records.keep_recovery(None)
+    def recovery_key_shown(self, key: str) -> None:
+        """This one is forgotten here; not another one that was made meanwhile."""
+        found = self._records.recovery()
+        if found is not None and found.recovery_key == key:
+            self._records.keep_recovery(None)
 
     async def new_recovery_key(self) -> str:
-        """In place of the one before. Raises conflict, unavailable, matrix_refused."""
-        with as_errors(f"recovery key of account {self.account!r}"):
-            return await self._cross_signing.renew_recovery_key()
+        """In place of the one before; kept until it is shown. Raises conflict, unavailable, matrix_refused.
+
+        Once it has begun to take the other's place it does so, even if this is cut short.
+        """
+        try:
+            with as_errors(f"recovery key of account {self.account!r}"):
+                return await self._cross_signing.renew_recovery_key()
+        except BaseException:
+            self._nudged.set()
+            raise

@@ -43,6 +43,8 @@ EARLY = 50
 TOLD_AGAIN = 3600.0
 """Seconds before people are told again that the same user asks to be verified."""
 
+SESSION_ENDED = "the account's session has ended"
+
 _TOLD = 1000  # users remembered for that
 _OLD, _AHEAD = 600_000, 300_000  # milliseconds a request may be old, or ahead of our clock
 
@@ -57,7 +59,10 @@ class Keys(Protocol):
 
 
 class Verifications:
-    """`run` drives them; `on_to_device` and `on_room` never wait."""
+    """`run` drives them; `on_to_device` and `on_room` never wait. All of it is of one session.
+
+    Who waits for one may outlive that session: `close` has them hear of its end.
+    """
 
     def __init__(
         self,
@@ -85,12 +90,23 @@ class Verifications:
             UNANSWERED + ASKED  # each is in there once
         )
         self._news = trio.Event()
+        self._closed = False
 
     async def run(self) -> None:
-        """Until cancelled."""
-        async with trio.open_nursery() as nursery:
-            async for exchange in self._driven:
-                nursery.start_soon(self._drive, exchange)
+        """Until cancelled; then they are closed."""
+        try:
+            async with trio.open_nursery() as nursery:
+                async for exchange in self._driven:
+                    nursery.start_soon(self._drive, exchange)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Nobody drives them any more: what is under way comes to nothing, and there are no others."""
+        self._closed = True
+        for exchange in self._exchanges.values():
+            exchange.abandon(SESSION_ENDED)
+        self._wake()
 
     # -- what comes in
 
@@ -132,6 +148,8 @@ class Verifications:
     def _requested(
         self, sender: str, txn: str, content: Mapping[str, Any], *, room_id: str | None = None, start: bool = False
     ) -> None:
+        if self._closed:
+            return
         device, methods = content.get("from_device"), content.get("methods")
         if not isinstance(device, str) or not device or (sender, device) == (self._own.user_id, self._own.device_id):
             return
@@ -173,6 +191,7 @@ class Verifications:
 
         Raises not_found when there is nothing to verify, unavailable and matrix_refused when nobody can be asked.
         """
+        self._check_open()
         if len(self._exchanges) - len(self._unanswered) >= ASKED:
             raise ArmorclawError("queue_full", f"{ASKED} verifications are under way")
         try:
@@ -247,8 +266,12 @@ class Verifications:
     # -- verifications at work
 
     async def next_request(self) -> Exchange:
-        """The oldest request that nobody has taken yet; waits for one. It is the taker's from then on."""
+        """The oldest request that nobody has taken yet; waits for one. It is the taker's from then on.
+
+        Raises unavailable once there will be none.
+        """
         while True:
+            self._check_open()
             while self._unanswered:
                 exchange = self._unanswered.pop(0)
                 if not exchange.over:  # else it was superseded just now
@@ -281,17 +304,27 @@ class Verifications:
         return exchange
 
     def _begin(self, exchange: Exchange) -> Exchange:
+        self._check_open()
         self._to_drive.send_nowait(exchange)
-        news, self._news = self._news, trio.Event()
-        news.set()
+        self._wake()
         return exchange
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ArmorclawError("unavailable", f"verifications of account {self._account!r}", why=SESSION_ENDED)
+
+    def _wake(self) -> None:
+        """Whoever waits for a request looks again."""
+        news, self._news = self._news, trio.Event()
+        news.set()
+
     async def _drive(self, exchange: Exchange) -> None:
-        if exchange in self._unanswered:
-            await self._tell_of_request(exchange.verification)
         try:
+            if exchange in self._unanswered:
+                await self._tell_of_request(exchange.verification)
             await exchange.drive()
         finally:
+            exchange.abandon(SESSION_ENDED)  # unless it is over
             self._forget(exchange)
         v = exchange.verification
         outcome = "done" if exchange.concluded else exchange.failure or f"{v.code}: {v.reason}"

@@ -224,3 +224,14 @@ async def test_it_can_be_cancelled_at_any_time(autojump_clock: trio.testing.Mock
         await play(post, exchange)
     assert scope.cancelled_caught or exchange.concluded
     assert len(post.sent) <= sent + 2
+
+
+async def test_one_that_nobody_drives_any_more_comes_to_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    post = Post()
+    exchange = post.exchange(side(ALICE, BOB, asked=True), asked=["BDEV"])
+    exchange.abandon("nobody is here")
+    assert (exchange.over, exchange.failure) == (True, "nobody is here")
+    done = post.exchange(side(ALICE, BOB, asked=True), asked=["BDEV"])
+    await play(post, done)
+    done.abandon("nobody is here")
+    assert (done.concluded, done.failure) == (True, "")

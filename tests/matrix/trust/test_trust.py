@@ -196,6 +196,31 @@ async def test_a_homeserver_that_never_ceases_to_speak_of_devices(
         nursery.cancel_scope.cancel()
 
 
+async def test_what_another_query_brings_of_ourselves_is_looked_at(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, no_threads: None
+) -> None:
+    """Also while what settling itself hears is no news."""
+    api = Api()
+    async with made(tmp_path, api) as (trust, encryption, _), trio.open_nursery() as nursery:
+        nursery.start_soon(trust.run)
+        await trio.sleep(60)
+        before, asked = api.requests, api.request
+
+        async def request(method: Any, path: Any, content: Any = None, **more: Any) -> Any:
+            answer = await asked(method, path, content, **more)
+            if api.requests == before + 2:  # of the two that a look takes the second, which settling keeps
+                api.request = asked  # type: ignore[method-assign]
+                nursery.start_soon(encryption.machine.query, [BOT])
+                await trio.sleep(1)
+            return answer
+
+        api.request = request  # type: ignore[method-assign]
+        trust._on_devices(BOT)
+        await trio.sleep(60)
+        assert api.requests - before == 2 + 1 + 2
+        nursery.cancel_scope.cancel(reason="the test is done")
+
+
 # -- identities of others
 
 

@@ -17,8 +17,17 @@ from armorclaw.clock import Clock, Surroundings
 from armorclaw.errors import ArmorclawError
 from armorclaw.matrix.rooms import Rooms, RoomState
 from armorclaw.matrix.trust.exchange import Exchange
+from armorclaw.matrix.trust.port import TrustPort
 from armorclaw.matrix.trust.verification import PREFIX, Phase, Verification
-from armorclaw.matrix.trust.verifications import ASKED, FROM_ONE, REQUEST, TOLD_AGAIN, UNANSWERED, Verifications
+from armorclaw.matrix.trust.verifications import (
+    ASKED,
+    FROM_ONE,
+    REQUEST,
+    SESSION_ENDED,
+    TOLD_AGAIN,
+    UNANSWERED,
+    Verifications,
+)
 
 from .test_exchange import Post
 from .test_verification import ALICE, BOB, KEYS
@@ -319,3 +328,90 @@ async def test_nothing_is_left_of_what_is_over(autojump_clock: trio.testing.Mock
         assert asked.verification.code == "m.timeout"
         assert not alice.verifications._exchanges
         assert alice.post.kinds() == ["request", "cancel", "cancel"]
+
+
+# -- the session ends, and whoever waits does not end with it
+
+
+async def until_over(exchange: Exchange) -> None:
+    while not exchange.over:
+        await exchange.changed()
+
+
+async def test_who_watches_one_hears_that_the_session_has_ended(autojump_clock: trio.testing.MockClock) -> None:
+    with trio.fail_after(5):
+        async with trio.open_nursery() as operators:
+            async with home() as alice:
+                asked = await alice.verifications.ask(BOB.user_id)
+                alice.asked_by("@carol:hs")
+                taken = await alice.verifications.next_request()
+                alice.asked_by("@dave:hs")  # nobody has taken that one, and people are about to be told
+                for exchange in (asked, taken):
+                    operators.start_soon(until_over, exchange)
+                await trio.testing.wait_all_tasks_blocked()
+    assert (asked.failure, taken.failure) == (SESSION_ENDED, SESSION_ENDED)
+    assert not alice.verifications._exchanges
+
+
+async def test_who_waits_for_a_request_hears_that_the_session_has_ended(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    names: list[str] = []
+
+    async def wait(verifications: Verifications) -> None:
+        with pytest.raises(ArmorclawError) as ended:
+            await verifications.next_request()
+        names.append(ended.value.name)
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as operators:
+            async with home() as alice:
+                for _ in range(2):
+                    operators.start_soon(wait, alice.verifications)
+                await trio.testing.wait_all_tasks_blocked()
+    assert names == ["unavailable"] * 2
+
+
+@pytest.mark.parametrize("more", [{}, {"room_id": "!r:hs"}, {"device_id": "BDEV", "direct": True}], ids=str)
+async def test_what_is_asked_too_late_for_the_session_is_not_begun(
+    autojump_clock: trio.testing.MockClock, more: dict[str, Any]
+) -> None:
+    names: list[str] = []
+    answers = trio.Event()
+
+    async def ask(alice: Home) -> None:
+        with pytest.raises(ArmorclawError) as ended:
+            await alice.verifications.ask(BOB.user_id, **more)
+        names.append(ended.value.name)
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as operators:
+            async with home() as alice:
+                asked = alice.verifications._keys.devices_of
+
+                async def slow(user_id: str) -> list[str]:
+                    await answers.wait()
+                    return await asked(user_id)
+
+                alice.verifications._keys.devices_of = slow  # type: ignore[method-assign]
+                operators.start_soon(ask, alice)
+                await trio.testing.wait_all_tasks_blocked()
+            answers.set()
+    await ask(alice)  # and after it
+    assert names == ["unavailable"] * 2
+    alice.asked_by(BOB.user_id)
+    assert not alice.waiting
+
+
+async def test_a_session_may_end_before_it_drives_any(autojump_clock: trio.testing.MockClock) -> None:
+    async def no_key() -> None:
+        return None
+
+    port = TrustPort("main", no_key)
+    async with home() as alice:
+        trust: Any = SimpleNamespace(verifications=alice.verifications)
+        with port.answered_by(trust):
+            pass
+        with pytest.raises(ArmorclawError) as ended:
+            await alice.verifications.next_request()
+        assert ended.value.name == "unavailable"
