@@ -98,10 +98,14 @@ def register(registry: Registry, subscriptions: Subscriptions, grants: Grants) -
 
     async def serve(subscription: Subscription, call: Call, *, task_status: trio.TaskStatus[None]) -> None:
         mine = by_peer.setdefault(call.peer, {})
-        with quota.hold(call.agent or call.peer, f"agent {call.agent}" if call.agent else "this connection"):
+
+        def begun() -> None:  # not before: until then another may have its name, and keep it
             mine[subscription.id] = subscription
+            task_status.started()
+
+        with quota.hold(call.agent or call.peer, f"agent {call.agent}" if call.agent else "this connection"):
             try:
-                await subscription.run(task_status=task_status)
+                await subscription.run(task_status=_Begun(begun))
             finally:
                 if mine.get(subscription.id) is subscription:
                     del mine[subscription.id]
@@ -206,6 +210,16 @@ async def start_of(subscriptions: Subscriptions, given: str | int) -> Start:
         why = 'it must be "now", a number, or a time with its zone, such as 2026-01-31T09:30:00Z'
         raise ArmorclawError("invalid_params", "from", why=why, fields=["from"]) from None
     return await subscriptions.seq_at(time_ms)
+
+
+class _Begun(trio.TaskStatus[None]):
+    """Has `then` called in the moment in which a task reports itself started."""
+
+    def __init__(self, then: Callable[[], object]) -> None:
+        self._then = then
+
+    def started(self, value: None = None) -> None:
+        self._then()
 
 
 async def _release(subscription: Subscription) -> None:

@@ -15,6 +15,7 @@ import trio
 
 from armorclaw.clock import Clock
 from armorclaw.errors import ArmorclawError
+from armorclaw.events.durable.attempts import Attempts
 from armorclaw.events.durable.cursor import Cursor, Start
 from armorclaw.events.event import Event
 from armorclaw.events.filter import EventFilter
@@ -54,7 +55,7 @@ class EventStream(Generic[T]):
     ended since it is not known that it was given. Dead letters that are given once more come to connections, not
     here. `make` is told of each event how often it was given before. Where events were deleted before they
     were taken there is an event of type `gap`. A store that is away is waited for. Raises conflict when the name
-    is taken over meanwhile, by another stream or by a connection, and what is wrong with `start`.
+    is forgotten meanwhile, or taken over by another stream or by a connection, and what is wrong with `start`.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class EventStream(Generic[T]):
         self._matching = matching
         self._start = start
         self._cursor = cursor
+        self._attempts: Attempts | None = None  # the name has others once it is forgotten
         self._readers = readers
         self._clock = clock
         self._make = make
@@ -89,7 +91,7 @@ class EventStream(Generic[T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ahead.clear()
+        """Keeps what was read ahead: whoever iterates, or acknowledges, after the block goes on from there."""
 
     def __aiter__(self) -> Self:
         return self
@@ -103,9 +105,9 @@ class EventStream(Generic[T]):
                 if self._complete:
                     await self._journal.beyond(self._position)
                 await self._patiently(self._read)
+            self._check()  # before it is taken out: refused, it must not be passed over later
             event = self._ahead.popleft()
             if self._cursor is None or not self._cursor.done(event.seq):
-                self._check()
                 self._taken = event.seq
                 return self._make(event, self._given(event.seq))
 
@@ -116,9 +118,13 @@ class EventStream(Generic[T]):
         """
         taken, cursor = self._taken, self._cursor
         if taken is not None and cursor is not None:
-            self._check()
             floor = taken if self._ahead else max(taken, self._position)
-            await self._patiently(lambda: cursor.advance(floor))
+
+            async def advance() -> None:
+                self._check()  # each time: while it waits for the store, somebody may take over
+                await cursor.advance(floor)
+
+            await self._patiently(advance)
         self._taken = None  # not before: to say it twice does no harm
 
     def _given(self, seq: int) -> int:
@@ -142,6 +148,7 @@ class EventStream(Generic[T]):
         else:
             await self._patiently(lambda: cursor.load(self._matching, start))
             self._readers.enter(cursor, self)
+            self._attempts = cursor.attempts
             cursor.given = None  # a batch given to a poller is given again
             self._position = cursor.floor
         self._check()
@@ -156,6 +163,8 @@ class EventStream(Generic[T]):
             why = "its events are being pushed to a connection"
         elif not self._readers.has(cursor, self):
             why = "another stream took over"
+        elif cursor.attempts is not self._attempts:  # what was read of the old one says nothing of the new one
+            why = "its name was forgotten"
         if why:
             raise ArmorclawError("conflict", f"subscription {cursor.name!r} cannot be read", why=why)
 

@@ -28,6 +28,7 @@ from armorclaw.log import get_logger
 from armorclaw.store import Database
 
 if TYPE_CHECKING:
+    from armorclaw.events.durable.attempts import Attempts
     from armorclaw.events.durable.dead_letters import DeadLetters
 
 log = get_logger(__name__)
@@ -211,11 +212,12 @@ class Subscriptions:
 
         Each call acknowledges the batch before it; a batch that was not followed by another call is given again
         after a restart, or after `forget_batch`. Raises `conflict` while the events are being pushed to a
-        connection, and what the store raises.
+        connection, or when the name is forgotten meanwhile, and what the store raises.
         """
         cursor = self._cursor(owner, name)
-        await cursor.load(None, "now")
         async with cursor.turn:
+            await cursor.load(None, "now")
+            attempts = cursor.attempts  # the name has others once it is forgotten
             if cursor.given is not None:
                 await cursor.advance(cursor.given)
                 cursor.given = None
@@ -224,13 +226,14 @@ class Subscriptions:
                 await trio.sleep(wait)
                 return []
             limit = min(max(limit, 1), TAKE_LIMIT)
-            batch, end = await self._batch(cursor, limit, allowed)
+            batch, end = await self._batch(cursor, attempts, limit, allowed)
             with trio.move_on_after(wait):
                 while not batch:
                     await self._journal.beyond(end)
                     if self._holds(owner):
                         await trio.sleep_forever()  # as long as it would wait
-                    batch, end = await self._batch(cursor, limit, allowed)
+                    batch, end = await self._batch(cursor, attempts, limit, allowed)
+            _refuse_poll(cursor, attempts)  # what was looked at is not to be settled for anybody else
             if cursor.on_settled is not None:
                 for event in batch:
                     cursor.reading.give(event)
@@ -340,19 +343,15 @@ class Subscriptions:
     def _died(self, owner: str, name: str, event: Event, given: int, lost: int, reason: str) -> None:
         self.on_dead(owner, name, event, given, lost, reason)
 
-    async def _batch(self, cursor: Cursor, limit: int, allowed: Allowed) -> tuple[list[Event], int]:
+    async def _batch(
+        self, cursor: Cursor, attempts: Attempts, limit: int, allowed: Allowed
+    ) -> tuple[list[Event], int]:
         """What comes next, and up to where it was looked for."""
         position = cursor.floor
         batch: list[Event] = []
         while True:
             page = await self._journal.after(position, limit, cursor.filter, allowed)
-            if cursor.holder is not None:
-                raise ArmorclawError(
-                    "conflict",
-                    f"subscription {cursor.name!r} of {cursor.owner or 'the operator'} cannot be polled",
-                    why="its events are being pushed to a connection",
-                    hint="use one of the two",
-                )
+            _refuse_poll(cursor, attempts)
             if page.trimmed > position:
                 log.warning("events were deleted before they were polled", agent=cursor.owner, to=page.trimmed)
                 self.totals.gaps += 1
@@ -390,6 +389,18 @@ class Subscriptions:
             position = page.position
             if page.complete:
                 return False, position
+
+
+def _refuse_poll(cursor: Cursor, attempts: Attempts) -> None:
+    """Raises `conflict` unless its events are a poller's that has begun with these `attempts`."""
+    why = hint = ""
+    if cursor.attempts is not attempts:
+        why = "its name was forgotten"
+    elif cursor.holder is not None:
+        why, hint = "its events are being pushed to a connection", "use one of the two"
+    if why:
+        what = f"subscription {cursor.name!r} of {cursor.owner or 'the operator'} cannot be polled"
+        raise ArmorclawError("conflict", what, why=why, hint=hint)
 
 
 class _Alone(Subscription):

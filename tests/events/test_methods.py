@@ -399,6 +399,22 @@ async def test_a_subscription_that_cannot_begin_is_none(bridge: Bridge) -> None:
     assert "subscription" in await client.call("events.subscribe", name="main")
 
 
+async def test_where_another_could_not_begin_the_one_that_had_the_name_goes_on(
+    bridge: Bridge, inline_db: InlineDatabase
+) -> None:
+    client = await bridge.connect()
+    await client.call("events.subscribe", name="main")
+    await bridge.publish()
+    assert await client.event() == (1, 0)
+    inline_db.down = True
+    assert await client.call("events.subscribe", name="main") == "unavailable"
+    inline_db.down = False
+    assert await client.call("events.ack", subscription="main", seq=1, working=True) == {"ok": True}
+    assert await client.call("events.ack", subscription="main", seq=1, nack_ms=0) == {"ok": True}
+    assert await client.event() == (1, 1)
+    assert await client.call("events.unsubscribe", subscription="main") == {"ok": True}
+
+
 @pytest.mark.parametrize(
     ("method", "params"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from armorclaw.clock import Clock
@@ -139,6 +140,25 @@ async def test_a_name_is_acknowledged_by_taking_the_next(
     assert await take(house.stream("other", start=0), 1) == [1]
 
 
+@pytest.mark.parametrize("name", ["archive", None])
+async def test_what_was_read_ahead_is_there_after_the_block(
+    house: House, new_event: MakeEvent, autojump_clock: MockClock, name: str | None
+) -> None:
+    """To acknowledge then acknowledges what was taken, and to go on, in a block or not, goes on with the next."""
+    stream = house.stream(name, start=0)
+    await house.journal.record([new_event() for _ in range(5)])
+    async with stream:
+        assert await take(stream, 1) == [1]
+    await stream.ack()
+    assert name is None or house.cursor(name).floor == 1
+    async with stream:
+        assert await take(stream, 2) == [2, 3]
+    assert await take(stream, 2) == [4, 5]
+    await nothing_comes(stream)
+    assert house.redelivered == [0] * 5
+    assert name is None or house.cursor(name).floor == 5
+
+
 async def test_a_loop(house: House, new_event: MakeEvent, autojump_clock: MockClock) -> None:
     seen = []
     await house.journal.record([new_event() for _ in range(5)])
@@ -195,6 +215,35 @@ async def test_a_connection_has_it(house: House, new_event: MakeEvent, autojump_
         assert caught.value.why == "its events are being pushed to a connection"
 
 
+async def test_what_is_refused_meanwhile_is_not_passed_over(
+    house: House, new_event: MakeEvent, autojump_clock: MockClock
+) -> None:
+    stream = house.stream("archive", start=0)
+    await house.journal.record([new_event() for _ in range(3)])
+    assert await take(stream, 1) == [1]
+    await stream.ack()
+    house.cursor("archive").holder = object()  # type: ignore[assignment]
+    with pytest.raises(ArmorclawError):
+        await anext(stream)
+    house.cursor("archive").holder = None  # the connection has ended, with nothing acknowledged
+    assert await take(stream, 2) == [2, 3]
+
+
+async def test_who_reads_what_is_forgotten_meanwhile_acknowledges_nothing_of_the_new_one(
+    house: House, new_event: MakeEvent, autojump_clock: MockClock
+) -> None:
+    stream = house.stream("archive", start=0)
+    await house.journal.record([new_event() for _ in range(3)])
+    assert await take(stream, 2) == [1, 2]
+    await house.cursor("archive").forget(None)
+    await house.cursor("archive").load(None, 0)
+    for step in (stream.ack, partial(anext, stream)):
+        with pytest.raises(ArmorclawError, match="archive") as caught:
+            await step()
+        assert (caught.value.name, caught.value.why) == ("conflict", "its name was forgotten")
+    assert await take(house.stream("archive"), 3) == [1, 2, 3]
+
+
 @pytest.mark.parametrize("name", ["archive", None])
 async def test_what_was_deleted_leaves_a_gap(
     house: House, inline_db: InlineDatabase, new_event: MakeEvent, autojump_clock: MockClock, name: str | None
@@ -232,6 +281,28 @@ async def test_a_store_that_is_away_is_waited_for(
             await trio.sleep(1)
             inline_db.down = False
     assert seqs == [1, 2]
+
+
+async def test_while_it_waits_for_the_store_somebody_may_take_over(
+    house: House, inline_db: InlineDatabase, new_event: MakeEvent, autojump_clock: MockClock
+) -> None:
+    """Who has another filter, perhaps, and wants what was passed over here."""
+    stream = house.stream("archive", start=0, matching=EventFilter(rooms=("!a:x",)))
+    await house.journal.record([new_event(room) for room in ("!a:x", "!b:x")])
+    assert await take(stream, 1) == [1]
+    inline_db.down = True
+    async with trio.open_nursery() as nursery:
+
+        async def ack() -> None:
+            with pytest.raises(ArmorclawError) as caught:
+                await stream.ack()
+            assert caught.value.why == "its events are being pushed to a connection"
+
+        nursery.start_soon(ack)
+        await trio.testing.wait_all_tasks_blocked()
+        inline_db.down = False
+        house.cursor("archive").holder = object()  # type: ignore[assignment]
+    assert house.cursor("archive").floor == 0
 
 
 async def test_cancelled_it_goes_on_where_it_was(

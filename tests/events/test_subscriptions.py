@@ -171,6 +171,55 @@ async def test_a_push_subscription_starts_while_a_poll_waits(
         subscription.close("done")
 
 
+async def test_a_poll_that_waits_settles_nothing_for_the_connection_that_begins_meanwhile(
+    poller: Poller, new_sink: Make, autojump_clock: trio.testing.MockClock
+) -> None:
+    def narrow(event: Event) -> bool:
+        return event.room_id == "!a:x"
+
+    await poller.publish(2, "!b:x")
+    async with trio.open_nursery() as nursery:
+
+        async def poll() -> None:
+            for _ in range(2):
+                with pytest.raises(ArmorclawError, match="polled"):
+                    await poller.take(wait=4, allowed=narrow)
+
+        nursery.start_soon(poll)
+        await settle()
+        sink = new_sink()
+        subscription = poller.subscriptions.open("echo", "main", None, "now", everything, sink)
+        await nursery.start(subscription.run)
+        await trio.sleep(10)
+        assert sink.seqs == [1, 2]
+        assert await floors(poller.db) == {"echo/main": 0}
+        subscription.close("done")
+
+
+@pytest.mark.parametrize("comes", [False, True])
+async def test_a_poll_that_waits_for_a_name_that_is_forgotten_begins_nothing_anew(
+    poller: Poller, autojump_clock: trio.testing.MockClock, comes: bool
+) -> None:
+    """Nor is it given all there ever was, or what it has looked at settled for whoever uses the name then."""
+    await poller.publish(3)
+    await poller.take()
+    await poller.take()
+    async with trio.open_nursery() as nursery:
+
+        async def poll() -> None:
+            with pytest.raises(ArmorclawError, match="polled") as caught:
+                await poller.take(wait=4)
+            assert caught.value.why == "its name was forgotten"
+
+        nursery.start_soon(poll)
+        await settle()
+        await poller.subscriptions.forget("echo", "main", None)
+        if comes:
+            await poller.publish(1)
+    await poller.subscriptions.ensure("echo", "main", at=0)
+    assert await poller.take() == list(range(1, 5 if comes else 4))
+
+
 async def test_a_poll_that_is_cancelled_gives_nothing_away(
     poller: Poller, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -364,6 +413,32 @@ async def test_a_name_that_is_forgotten_meanwhile_stays_forgotten(
     monkeypatch.setattr(poller.journal, "after", forgets)
     await subscriptions.settle_idle()
     assert await floors(db) == {"echo/main": 0}
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+async def test_a_name_that_wants_something_else_meanwhile_is_not_moved_over_it(
+    poller: Poller, db: Database, monkeypatch: pytest.MonkeyPatch, forgotten: bool
+) -> None:
+    subscriptions = poller.subscriptions
+    subscriptions.policy = lambda owner: everything
+    never = EventFilter(types=("never",))
+    await subscriptions.ensure("", "none", filter=never)
+    await poller.publish(2)
+    await subscriptions.settle_idle()
+    await poller.publish(3)
+    after = poller.journal.after
+
+    async def changes(*args: Any) -> Any:
+        page = await after(*args)
+        if args[2] == never:
+            if forgotten:
+                await subscriptions.forget("", "none", None)
+            await subscriptions.ensure("", "none", filter=never if forgotten else EventFilter(), at=0)
+        return page
+
+    monkeypatch.setattr(poller.journal, "after", changes)
+    await subscriptions.settle_idle()
+    assert await floors(db) == {"echo/main": 0, "/none": 0 if forgotten else 2}
 
 
 async def test_who_is_to_hear_of_a_gap_is_not_passed_over_it(poller: Poller, db: Database) -> None:

@@ -187,9 +187,20 @@ class Cursor:
 
         await self._settle(floor, seq, also, lambda _: self.owe_no_more(owed))
 
-    async def advance(self, floor: int) -> None:
-        """Moves the floor over events that were settled or not meant for this owner."""
-        await self._settle(floor, None)
+    async def advance(self, floor: int, *, found: tuple[str, int] | None = None) -> None:
+        """Moves the floor over events that were settled or not meant for this owner.
+
+        Raises `conflict` if that was told by another filter than the store has by now, or from behind the floor that
+        it has: `found` is what it had.
+        """
+
+        def also(conn: Connection) -> bool:
+            row = conn.execute(_LOAD, (self.owner, self.name)).fetchone()
+            if found is not None and row is not None and (row[0] != found[0] or row[1] < found[1]):
+                raise ArmorclawError("conflict", f"subscription {self.name!r}", why="it has changed meanwhile")
+            return False
+
+        await self._settle(floor, None, None if found is None else also)
 
     async def bury(self, event: Event, reason: str, *, cumulative: bool = False) -> None:
         """Gives an event up: makes it a dead letter, and settles it; `cumulative`: and all before it, which it stands
@@ -202,6 +213,7 @@ class Cursor:
         letter = DeadLetter(self.owner, self.name, seq, self._dead.clock.now_ms(), given, lost, reason, False)
 
         def then(done: bool) -> None:
+            self.reading.forget(seq)  # not before: it may be acknowledged meanwhile, and then it was read
             self.owe_no_more([seq] if owed else ())
             if not done:
                 return
@@ -212,7 +224,6 @@ class Cursor:
                 except Exception as error:  # noqa: BLE001 - it is on record; who waits for the commit must not notice
                     log.error("nobody is told of a dead letter", seq=seq, trace=trace(error))
 
-        self.reading.forget(seq)
         floor = self.floor if owed else self._floor_with(seq, cumulative=cumulative)
         await self._settle(floor, None if owed else seq, lambda conn: bury(conn, letter, owed=owed), then)
 
@@ -237,9 +248,7 @@ class Cursor:
         Raises `not_found` if the store has none, and what the store raises.
         """
         async with self._loading:
-            if self.holder is not None:
-                self.holder.give_way(sink, "its name was forgotten")
-            await self._db.write(self._delete, durable=True, then=self._forgotten)
+            await self._db.write(self._delete, durable=True, then=lambda _: self._forgotten(sink))
 
     def _exists(self, conn: Connection) -> bool:
         if conn.execute(_LOAD, (self.owner, self.name)).fetchone() is not None:
@@ -334,8 +343,11 @@ class Cursor:
         if not conn.execute(_FORGET, (self.owner, self.name)).rowcount:
             raise self._unknown()
 
-    def _forgotten(self, _: None) -> None:
+    def _forgotten(self, sink: object) -> None:
         """After the commit: as if nobody had ever used the name."""
+        if self.holder is not None:  # whoever that is by now
+            self.holder.give_way(sink, "its name was forgotten")
+            self.holder = None  # what it has settled says nothing of who uses the name next
         self.filter, self.floor, self.given, self._loaded = EventFilter(), 0, None, False
         self.acked.clear()
         self.attempts = Attempts(self._db, self.owner, self.name, self.section, mortal=self.mortal)

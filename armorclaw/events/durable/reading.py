@@ -59,7 +59,7 @@ class Reading:
         return [seen for seen in read if seen is not None]
 
     def forget(self, seq: int) -> None:
-        """It is about to be given up: once that settles it, nobody has read it."""
+        """It is given up: when that settles it, nobody has read it."""
         if seq in self._entries:
             self._entries[seq].given_up = True
 

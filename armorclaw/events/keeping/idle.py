@@ -32,9 +32,9 @@ async def settle_idle(
         if reached <= floor:
             continue
         try:
-            await cursor_of(owner, name).advance(reached)
+            await cursor_of(owner, name).advance(reached, found=(text, floor))
         except ArmorclawError as error:
-            if error.name != "not_found":  # its name was forgotten meanwhile
+            if error.name not in ("not_found", "conflict"):  # its name was forgotten meanwhile, or used anew
                 raise
 
 

@@ -97,7 +97,12 @@ def settled_since(conn: Connection, at_ms: int) -> int:
 
 
 def erase(conn: Connection, floor: int) -> Batch:
-    """Takes the content of messages up to `floor`, the oldest first; dead letters keep theirs."""
+    """Takes the content of messages up to `floor`, the oldest first; dead letters keep theirs.
+
+    What somebody may still read who has begun since `floor` was told keeps it, too.
+    """
+    (lowest,) = conn.execute(_FLOOR).fetchone()
+    floor = floor if lowest is None else min(floor, lowest)
     freed = [(seq, length - 2) for seq, length in _bounded(conn.execute(_BODIES, (floor,)))]
     conn.executemany(_ERASE, [(seq,) for seq, _ in freed])
     return Batch(freed)

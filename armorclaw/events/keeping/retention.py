@@ -46,6 +46,20 @@ class Forgotten:
     messages: int
 
 
+@attrs.define
+class _Untold:
+    """Events that were deleted, and nobody was told of: from, to, and how many of them somebody still wanted."""
+
+    first: int = 0
+    last: int = 0
+    unacknowledged: int = 0
+
+    def add(self, batch: Batch) -> None:
+        self.first = self.first or batch.freed[0][0]
+        self.last = batch.freed[-1][0]
+        self.unacknowledged += batch.unacknowledged
+
+
 class Retention:
     """Erases and deletes what is due, at most an hour late.
 
@@ -71,6 +85,7 @@ class Retention:
         self._keep_ms = round(section.keep_days * DAY_MS)
         self._keep_bytes = round(section.keep_mb * 1024 * 1024)
         self._tally = Tally(self._keep_bytes)
+        self._untold = _Untold()
 
     @property
     def period(self) -> float:
@@ -103,9 +118,14 @@ class Retention:
     async def _erase(self, now: int) -> int:
         floor = await self._db.write(lambda conn: pruning.settled_since(conn, now - self._erase_after_ms))
         total = 0
-        while (batch := await self._batch(lambda conn: pruning.erase(conn, floor))).freed:
-            self._tally.free(batch.freed)
+
+        def count(batch: Batch) -> None:
+            nonlocal total
             total += len(batch.freed)
+            self._tally.free(batch.freed)
+
+        while (await self._batch(lambda conn: pruning.erase(conn, floor), count)).freed:
+            pass
         return total
 
     async def _trim(self, now: int) -> int:
@@ -114,26 +134,33 @@ class Retention:
         def work(conn: Connection) -> Batch:
             return pruning.trim(conn, before_ms=now - self._keep_ms, now_ms=now, upto=upto)
 
-        first = last = total = unacknowledged = 0
-        try:
-            while (batch := await self._batch(work)).freed:
-                first, last = first or batch.freed[0][0], batch.freed[-1][0]
+        total = 0
+
+        def count(batch: Batch) -> None:
+            nonlocal total
+            if batch.freed:
                 total += len(batch.freed)
-                unacknowledged += batch.unacknowledged
                 self._tally.free(batch.freed)
-                self._tally.forget(last)
+                self._tally.forget(batch.freed[-1][0])
+                self._untold.add(batch)
+
+        try:
+            while (await self._batch(work, count)).freed:
+                pass
         finally:
-            if unacknowledged:
-                with trio.CancelScope(shield=True):  # one write: what was deleted is told, also when we stop half-way
-                    await self._tell(first, last, unacknowledged)
+            with trio.CancelScope(shield=True):  # one write: what was deleted is told, also when we stop half-way
+                await self._tell()
         return total
 
-    async def _tell(self, first: int, last: int, unacknowledged: int) -> None:
-        content = {"from": first, "to": last, "unacknowledged": unacknowledged}
-        log.warning("deleted events that somebody has not acknowledged", **content)
-        now = self._clock.now_ms()
-        event = Event.make("events.trimmed", content, at_ms=now, severity="warning")
-        await self._journal.record([event], grows=False)
+    async def _tell(self) -> None:
+        untold = self._untold
+        if untold.unacknowledged:
+            content = {"from": untold.first, "to": untold.last, "unacknowledged": untold.unacknowledged}
+            log.warning("deleted events that somebody has not acknowledged", **content)
+            now = self._clock.now_ms()
+            event = Event.make("events.trimmed", content, at_ms=now, severity="warning")
+            await self._journal.record([event], grows=False)
+        self._untold = _Untold()  # not before: what the store does not take now is told at the next look
 
     async def _beyond_size(self) -> int:
         """The number up to which events must go for the journal to be within its bound; 0 for none."""
@@ -149,8 +176,16 @@ class Retention:
             total += count
         return total
 
-    async def _batch(self, work: Callable[[Connection], T]) -> T:
-        return await self._paced(self._db.write(work))
+    async def _batch(self, work: Callable[[Connection], T], count: Callable[[T], object] = lambda done: None) -> T:
+        """One transaction, and a pause. `count` gets what it has done, also when this is cancelled."""
+
+        async def write() -> T:
+            with trio.CancelScope(shield=True):  # given up, it would be done all the same, and never counted
+                result = await self._db.write(work)
+            count(result)
+            return result
+
+        return await self._paced(write())
 
     async def _paced(self, work: Awaitable[T]) -> T:
         began = trio.current_time()

@@ -280,8 +280,11 @@ class Subscription:
             head = await self._journal.head()
             self._position = head if self._start == "now" else min(max(self._start, 0), head)
         else:
-            await cursor.load(self._matching, self._start)
-            await cursor.attempts.prepare((), max(cursor.floor, self._journal.known or 0))
+            attempts = None
+            while cursor.attempts is not attempts:  # once more if the name was forgotten meanwhile
+                await cursor.load(self._matching, self._start)
+                attempts = cursor.attempts
+                await attempts.prepare((), max(cursor.floor, self._journal.known or 0))
             if cursor.holder is not None:
                 cursor.holder.give_way(self._outlet.sink, "another connection took over")
             cursor.holder = self
@@ -425,8 +428,8 @@ class Subscription:
                 hand.window.settle(seq)  # gone from the journal, acknowledged meanwhile, or not allowed any more
         await hand.prepare(events)
         for event in events:
-            if event.seq not in hand.window:
-                continue
+            if not hand.window.is_due(event.seq, trio.current_time()):
+                continue  # acknowledged, or put off once more, while the store was asked
             if self._outlet.blocked or not hand.accepts_again(event):
                 return
             self._push(event)

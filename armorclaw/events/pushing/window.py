@@ -142,6 +142,10 @@ class Window:
         """What is to be given again by now, in order of the journal."""
         return sorted(seq for seq, until in self._later.items() if until <= now)[:limit]
 
+    def is_due(self, seq: int, now: float) -> bool:
+        """Whether `seq` is to be given again by now."""
+        return self._later.get(seq, math.inf) <= now
+
     def lowest(self, without: int, *, cumulative: bool) -> int | None:
         """The lowest unacknowledged number once `without` (`cumulative`: and all below) is; None if there is none."""
         left = (seq for held in (self._out, self._later) for seq in held if seq not in self._apart)

@@ -506,3 +506,17 @@ async def test_what_is_given_up_is_not_shown_as_read(world: World, autojump_cloc
     await settle()
     assert len(world.deaths) == 2
     assert read == [2]
+
+
+async def test_what_could_not_be_given_up_and_is_acknowledged_then_was_read(world: World) -> None:
+    read: list[int] = []
+    subscription, _ = await world.connect()
+    subscription._cursor.on_settled = lambda owner, seen: read.append(seen.seq)  # type: ignore[union-attr]
+    (event,) = await world.journal.record([world.new_event()])
+    await settle()
+    world.db.down = True
+    with pytest.raises(ArmorclawError):
+        await subscription._cursor.bury(event, "too late")  # type: ignore[union-attr]
+    world.db.down = False
+    await subscription.ack(event.seq)
+    assert read == [event.seq]

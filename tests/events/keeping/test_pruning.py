@@ -94,7 +94,7 @@ def test_erasing_is_bounded_and_spares_what_it_must(conn: sqlite3.Connection) ->
     add(conn, *[NOW] * 3)
     add(conn, NOW, room=None)
     add(conn, *[NOW] * (ERASE_ROWS + 5), size=20)
-    subscribe(conn, "main", 100)
+    subscribe(conn, "main", 10**9)
     conn.execute("INSERT INTO dead_letters VALUES ('a', 'main', 2, 0, 1, 1, 'x', 0)")
     assert pruning.erase(conn, 0).freed == []
     assert pruning.erase(conn, 4).freed == [(1, 8), (3, 8)]

@@ -16,7 +16,7 @@ from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import Event
 from armorclaw.events.journal import Journal
 from armorclaw.events.keeping import pruning, retention
-from armorclaw.events.keeping.pruning import DAY_MS, DELETE_ROWS, ROW_BYTES
+from armorclaw.events.keeping.pruning import DAY_MS, DELETE_ROWS, ERASE_ROWS, ROW_BYTES
 from armorclaw.events.keeping.retention import HOUR_MS, Forgotten, Retention
 from armorclaw.store import Connection, Database
 from tests.events.inline_store import InlineDatabase
@@ -146,6 +146,24 @@ async def test_who_begins_further_back_may_read_what_is_there(world: World) -> N
     assert (await world.look(25)).erased == 3
 
 
+async def test_who_begins_further_back_while_bodies_go_may_read_what_is_left(
+    world: World, inline_db: InlineDatabase
+) -> None:
+    await world.record(2 * ERASE_ROWS)
+    await world.look()
+
+    def begins(moment: str) -> None:
+        (gone,) = inline_db.conn.execute("SELECT count(*) FROM journal WHERE erased").fetchone()
+        if gone and moment == "after commit":
+            inline_db.point = lambda moment: None
+            sql = "INSERT INTO subscriptions (owner, name, filter, floor) VALUES ('late', 'main', '{}', 0)"
+            inline_db.conn.execute(sql)
+
+    inline_db.point = begins
+    assert (await world.look(25)).erased == ERASE_ROWS
+    assert len(await world.bodies()) == ERASE_ROWS
+
+
 async def test_marks_survive_the_bridge_and_do_not_pile_up(world: World) -> None:
     await world.subscribe("a", 0)
     for number in range(1, 100):
@@ -239,6 +257,67 @@ async def test_what_was_deleted_is_told_though_the_store_fails_half_way(
     monkeypatch.setattr(pruning, "trim", fails_later)
     with pytest.raises(ArmorclawError):
         await world.look(24 * 31)
+    (told,) = [event for event in world.heard if event.type == "events.trimmed"]
+    assert told.plain()["content"] == {"from": 1, "to": DELETE_ROWS, "unacknowledged": DELETE_ROWS}
+
+
+async def test_what_the_store_did_not_take_is_told_at_the_next_look(world: World, inline_db: InlineDatabase) -> None:
+    await world.subscribe("away", 0)
+    await world.record(DELETE_ROWS + 1)
+
+    def goes_away(moment: str) -> None:
+        (left,) = inline_db.conn.execute("SELECT count(*) FROM journal").fetchone()
+        inline_db.down = left == 1 and moment == "after commit"
+
+    inline_db.point = goes_away
+    with pytest.raises(ArmorclawError):
+        await world.look(24 * 31)
+    inline_db.down, inline_db.point = False, lambda moment: None
+    assert [event for event in world.heard if event.type == "events.trimmed"] == []
+    for _ in range(2):
+        await world.look()
+        (told,) = [event for event in world.heard if event.type == "events.trimmed"]
+        assert told.plain()["content"] == {"from": 1, "to": DELETE_ROWS + 1, "unacknowledged": DELETE_ROWS + 1}
+
+
+async def test_what_was_deleted_is_told_and_counted_though_it_is_stopped_in_the_pause_behind(
+    inline_db: InlineDatabase, always_counts: None
+) -> None:
+    world = World(cast(Database, inline_db))
+    await world.subscribe("away", 0)
+    await world.record(2 * DELETE_ROWS)
+    with trio.CancelScope() as scope:
+
+        def at(moment: str) -> None:
+            (left,) = inline_db.conn.execute("SELECT count(*) FROM journal").fetchone()
+            if left == DELETE_ROWS and moment == "after commit":
+                scope.cancel()
+
+        inline_db.point = at
+        await world.look(24 * 31)
+    assert scope.cancelled_caught
+    (told,) = [event for event in world.heard if event.type == "events.trimmed"]
+    assert told.plain()["content"] == {"from": 1, "to": DELETE_ROWS, "unacknowledged": DELETE_ROWS}
+    assert world.retention._tally.total == DELETE_ROWS * (len(b'{"body":""}') + len(BODY) + ROW_BYTES)
+
+
+async def test_what_was_deleted_is_told_though_it_is_stopped_in_the_write_itself(
+    real_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(real_db)
+    await world.subscribe("away", 0)
+    await world.record(2 * DELETE_ROWS)
+    trim = pruning.trim
+
+    with trio.CancelScope() as scope:
+
+        def stopped_meanwhile(conn: Connection, **bounds: int) -> pruning.Batch:
+            trio.from_thread.run_sync(scope.cancel)
+            return trim(conn, **bounds)
+
+        monkeypatch.setattr(pruning, "trim", stopped_meanwhile)
+        await world.look(24 * 31)
+    assert scope.cancelled_caught
     (told,) = [event for event in world.heard if event.type == "events.trimmed"]
     assert told.plain()["content"] == {"from": 1, "to": DELETE_ROWS, "unacknowledged": DELETE_ROWS}
 

@@ -226,6 +226,26 @@ async def test_what_was_put_off_comes_again_in_time(world: World, autojump_clock
     assert world.rows() == (2, [])
 
 
+async def test_what_is_put_off_once_more_while_it_is_looked_up_waits_again(
+    world: World, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscription, sink = await world.connect()
+    await world.publish(1)
+    find = world.journal.find
+
+    async def meanwhile(seqs: list[int]) -> list[Event]:
+        monkeypatch.undo()
+        await subscription.nack(1, 5_000)
+        return await find(seqs)
+
+    monkeypatch.setattr(world.journal, "find", meanwhile)
+    await subscription.nack(1, 0)
+    await trio.sleep(4.9)
+    assert sink.seqs == [1]
+    await trio.sleep(0.2)
+    assert sink.seqs == [1, 1]
+
+
 async def test_what_was_put_off_and_then_acknowledged_does_not_come(
     world: World, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -59,6 +59,7 @@ class Model:
         self.since: dict[int, float] = {}  # when it was pushed on this connection, or somebody was last at it
         self.first_pushed = 0  # the highest so far on this connection
         self.unanswered: set[int] = set()  # given on this connection, and no answer begun
+        self.answering: list[int] = []  # an answer to it is under way
         self.covered = 0  # up to here an answer has begun, also to what is given once more before it has arrived
         self.drained = False
         self.subscription: Any = None
@@ -89,7 +90,7 @@ class Model:
             owed = seq in counts.owed
             assert owed or seq not in self.acknowledged, "acknowledged, and given again"
             assert owed or seq not in self.dead, "given up, and given again"
-            before = self.pushes.get(seq, 0)
+            before = self.pushes.get(seq, int(owed))  # a dead letter's counts begin anew, with the one it had
             assert pushed.redelivered >= before if self.killed else pushed.redelivered == before
             assert pushed.redelivered < SECTION.max_deliveries + owed
             if seq in self.returned:
@@ -104,7 +105,7 @@ class Model:
         assert len(out) < WINDOW, "more than the window"
         self.since[seq] = now
         self.in_hand.append(seq)
-        if seq > self.covered:
+        if seq > self.covered and seq not in self.answering:
             self.unanswered.add(seq)
         expired = {one for one in self.unanswered if now >= self.since[one] + SECTION.redeliver_after_s}
         assert len(self.unanswered - expired) <= WINDOW, "more than the window"
@@ -128,6 +129,7 @@ class Model:
         assert lost <= given
         assert self.killed or seq in self.gaps or given == self.pushes[seq]
         self.dead.add(seq)
+        self.pushes.pop(seq, None)
         self.answered(seq)
 
 
@@ -207,7 +209,9 @@ class Run:
         seq = self.pick(n)
         if seq is not None and self.subscription is not None:
             self.model.unanswered.discard(seq)
+            self.model.answering.append(seq)
             await self.subscription.ack(seq)
+            self.model.answering.remove(seq)
             self.model.acked(seq)
 
     async def ack_later(self, n: int) -> None:
@@ -217,12 +221,15 @@ class Run:
             return
         model.in_hand.remove(seq)
         model.unanswered.discard(seq)
+        model.answering.append(seq)
 
         async def later() -> None:
             try:
                 await subscription.ack(seq)
             except ArmorclawError:  # the store was down just then: it comes again on the next connection
                 return
+            finally:
+                model.answering.remove(seq)
             model.acked(seq)
 
         self.nursery.start_soon(later)
@@ -243,7 +250,13 @@ class Run:
             self.model.answered(seq)
             if self.subscription.gave(seq):  # else it was deleted
                 self.model.returned.add(seq)
-                await self.subscription.nack(seq, n * 400)
+                try:
+                    await self.subscription.nack(seq, n * 400)
+                except ArmorclawError:  # acknowledged in this very moment, by what is under way
+                    self.model.returned.discard(seq)
+                else:  # it may have come once more in between, as its time was over
+                    self.model.answered(seq)
+                    self.model.returned.add(seq)
 
     async def working(self, n: int) -> None:
         seq = self.pick(n)
@@ -270,13 +283,11 @@ class Run:
         dead = sorted(self.model.dead)
         if dead:
             seq = dead[n % len(dead)]
-            before = self.model.pushes.get(seq)
             letters = {letter.seq: letter for letter in await self.dead.list("echo")}
             if seq not in letters or letters[seq].event is None:
                 with pytest.raises(ArmorclawError):
                     await self.dead.again("echo", "main", seq)
                 return
-            self.model.pushes[seq] = before if letters[seq].again and before else 1
             await self.dead.again("echo", "main", seq)
 
     async def drop(self, n: int) -> None:
