@@ -76,13 +76,13 @@ class Notices:
             name = aside.path.name
             text = f"the database was damaged ({aside.why}): it was set aside as {name}, and a new one begun"
             await self._alerts.raise_alert("database_set_aside", "critical", text, file=name)
+        if self._freed_after is not None:  # first: if it is full again, that is to be the last word
+            seconds, self._freed_after, self._full_told = self._freed_after, None, False
+            text = f"the disk was full for {seconds:.0f} s, and new work was refused; now it has room again"
+            await self._alerts.raise_alert("storage_freed", "error", text, seconds=round(seconds, 3))
         if self._full_since is not None and not self._full_told:
             self._full_told = True
             await self._alerts.raise_alert("storage_full", "critical", "the disk is full: new work is refused")
-        if self._freed_after is not None:
-            seconds, self._freed_after, self._full_told = self._freed_after, None, self._full_since is not None
-            text = f"the disk was full for {seconds:.0f} s, and new work was refused; now it has room again"
-            await self._alerts.raise_alert("storage_freed", "error", text, seconds=round(seconds, 3))
 
     async def _tell_dead(self) -> None:
         now = trio.current_time()

@@ -136,6 +136,19 @@ async def test_a_full_disk(house: House, autojump_clock: MockClock) -> None:
     assert house.told[1]["seconds"] == 35
 
 
+async def test_a_disk_that_is_full_again_before_anybody_was_told(house: House, autojump_clock: MockClock) -> None:
+    async with house.running():
+        house.store.on_full(True)
+        await settled()
+        house.store.on_full(False)
+        house.store.on_full(True)
+        await settled()
+        assert [each["name"] for each in house.told] == ["storage_full", "storage_freed", "storage_full"]
+        house.store.on_full(False)
+        await settled()
+    assert [each["name"] for each in house.told[3:]] == ["storage_freed"]
+
+
 async def test_a_disk_that_is_full_from_the_start(house: House, autojump_clock: MockClock) -> None:
     """The store comes up before this does."""
     house.store.on_full(True)

@@ -300,8 +300,9 @@ class Fleet:
             socket = AgentSocket(services.runtime_dir, declared.name, await self._register.uid_of(declared))
             await services.work.ensure(declared.name, "main")
             if known is None:
-                agent = self._agents[declared.name] = Agent(declared, socket, self.household)
+                agent = Agent(declared, socket, self.household)
                 await self.household.recall(agent)
+                self._agents[declared.name] = agent  # known from here on, with its grants, or not at all
             else:
                 agent = known
                 self._check_at_rest(agent)

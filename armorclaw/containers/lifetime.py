@@ -183,7 +183,8 @@ class Lifetimes:
 
     async def _end(self, agent: Agent, cause: Cause, why: str) -> None:
         times = self._of(agent)
-        if times.ending:  # for another reason
+        still = self._is_over if cause == "lifetime" else self._is_idle
+        if not still(agent):  # work came in this very moment, or it ends for another reason
             return
         times.ending = True
         try:

@@ -93,7 +93,7 @@ class Survivors:
             agent = self._agents.get(found.name)
             if agent is not None and agent.survivor is not None and agent.survivor.found.id == found.id:
                 continue
-            if agent is None or agent.generation is not None or _rests(agent):
+            if agent is None or _has_another(agent, found) or _rests(agent):
                 await _discard(runtime, found)
         for name, (where, socket) in list(self.sockets.items()):
             if where is runtime:
@@ -107,6 +107,11 @@ class Survivors:
         free = agent.wanted and agent.survivor is None and agent.generation is None
         wished = left_here or agent.declared.on_restart == "adopt"
         return free and wished and found.running and self._runtimes.may_be_for(agent.declared, runtime)
+
+
+def _has_another(agent: Agent, found: Found) -> bool:
+    # it may have been given this very one since the engine was asked
+    return agent.generation is not None and agent.generation.running.id != found.id
 
 
 def _rests(agent: Agent) -> bool:

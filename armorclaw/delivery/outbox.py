@@ -67,6 +67,7 @@ class Outbox:
         self._waiting = Waiting()
         self._loaded: set[str] = set()
         self._loading = trio.Lock()
+        self._passed: set[str] = set()  # what came back while a queue was being read
         self._cancelling: dict[str, trio.Event] = {}
         self._senders: dict[str, Sender] = {}
         self._flights = Flights()
@@ -167,13 +168,15 @@ class Outbox:
         delivery = self._waiting.get(delivery_id)
         if delivery is None:
             raise _conflict(settled, f"it is {settled.state}")
-        if delivery.in_doubt or delivery_id in self._cancelling:
+        if delivery.in_doubt or delivery_id in self._flights or delivery_id in self._cancelling:
             raise _conflict(delivery, "an attempt is under way, or may have reached the homeserver")
         now = self._around.clock.now_ms()
         d = attrs.evolve(delivery, state="cancelled", reason=None, settled_ms=now)
 
         def work(conn: Connection) -> list[Event]:
-            rows.settle(conn, d)
+            if not rows.settle(conn, d):  # its echo was faster: an earlier attempt had arrived after all
+                known = rows.by_id(conn, delivery_id) or d
+                raise _conflict(known, f"it is {known.state}")
             self._audit.append(conn, "message.cancelled", delivery_id=delivery_id, agent=d.agent, by=by)
             return self._journal.append(conn, [news_of(d, now)])
 
@@ -253,7 +256,7 @@ class Outbox:
         """
         found = await self._db.read(partial(rows.content, seq=delivery.seq))
         if found is None:
-            self._waiting.remove(delivery.delivery_id)
+            self._gone(delivery)
         elif delivery.refers is not None:
             about = await self._db.read(partial(rows.by_id, delivery_id=delivery.refers))
             if about is None or about.event_id is None:
@@ -272,7 +275,7 @@ class Outbox:
             await self._flights.released()
             if (cancelling := self._cancelling.get(delivery_id)) is not None:
                 await cancelling.wait()
-        if delivery_id not in self._waiting:
+        if not self._waiting.has(delivery):
             return False
         self._flights.begin(delivery_id, delivery.account)
         return True
@@ -303,7 +306,7 @@ class Outbox:
             self._waiting.note(delivery)
 
         await self._db.write(work, then=then)
-        return delivery.delivery_id in self._waiting
+        return self._waiting.has(delivery)
 
     async def settle(self, delivery: Delivery) -> None:
         """Keeps the end of a message, and its body only if it failed: then somebody may want it tried again.
@@ -345,11 +348,13 @@ class Outbox:
         found: list[Delivery] = []
         rooms: set[str] = set()
         after = 0
+        self._passed.clear()
         while page := await self._db.read(partial(rows.waiting, account=account, after=after)):
             found += [_as_found(delivery, rooms) for delivery in page]
             after = page[-1].seq
         for delivery in found:
-            self._waiting.add(delivery)
+            if delivery.delivery_id not in self._passed:
+                self._waiting.add(delivery)
 
     async def _claim_all(self, account: str, device_id: str) -> None:
         """What was accepted without a session, and so never tried, is this device's from now on; what another device
@@ -408,13 +413,20 @@ class Outbox:
 
     def _settled(self, delivery: Delivery, events: list[Event]) -> None:
         self._tell(events, delivery.state)
-        self._waiting.remove(delivery.delivery_id)
+        self._gone(delivery)
         if delivery.state == "failed" and events:
             log.warning("message failed", delivery_id=delivery.delivery_id, why=delivery.reason)
+
+    def _gone(self, delivery: Delivery) -> None:
+        """It waits no more; what it was queued anew as since, does."""
+        if self._waiting.has(delivery):
+            self._waiting.remove(delivery.delivery_id)
 
     def _came_back(self, delivery_id: str, state: State) -> None:
         """A sync has told of a message: its sender need not try it again."""
         self.told[state] += 1
+        if self._loading.locked():
+            self._passed.add(delivery_id)
         known = self._waiting.remove(delivery_id)
         if known is not None and (sender := self._senders.get(known.account)) is not None:
             sender.drop(known)

@@ -181,6 +181,7 @@ class Sender:
             first = room.waiting[0]
             if room.found and not first.in_doubt and first.device_id is not None:
                 room.waiting[0] = attrs.evolve(first, in_doubt=True, tried_ms=first.created_ms)
+                self._book.note(room.waiting[0])  # from now on nobody may take it back
             room.found = False
             await self._send(room)
             room.waiting.popleft()

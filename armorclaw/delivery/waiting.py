@@ -34,6 +34,11 @@ class Waiting:
                 return found
         return None
 
+    def has(self, delivery: Delivery) -> bool:
+        """Whether this one waits: not what it was queued anew as since."""
+        known = self.get(delivery.delivery_id)
+        return known is not None and known.seq == delivery.seq
+
     def of(self, account: str) -> list[Delivery]:
         """All of one account, as they are at this moment, in their order."""
         return sorted(self._by_account.get(account, {}).values(), key=attrgetter("seq"))
@@ -49,9 +54,8 @@ class Waiting:
 
     def note(self, delivery: Delivery) -> None:
         """How one that still waits stands now."""
-        deliveries = self._by_account[delivery.account]
-        if delivery.delivery_id in deliveries:
-            deliveries[delivery.delivery_id] = delivery
+        if self.has(delivery):
+            self._by_account[delivery.account][delivery.delivery_id] = delivery
 
     def remove(self, delivery_id: str) -> Delivery | None:
         """It waits no more: whoever waits for that goes on. Returns what was known of it, if it was there."""

@@ -14,6 +14,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
+from weakref import WeakValueDictionary
 
 import attrs
 import trio
@@ -318,4 +319,8 @@ class Quotas:
         if len(self._known) < MAX_AGENTS:
             return
         now = self._clock.monotonic()
-        self._known = {agent: known for agent, known in self._known.items() if any(known.used(now).values())}
+        resting = WeakValueDictionary(
+            {agent: known for agent, known in self._known.items() if not any(known.used(now).values())}
+        )
+        self._known = {agent: known for agent, known in self._known.items() if agent not in resting}
+        self._known.update(resting)  # what is left there is held by a connection, and its next is to count with it

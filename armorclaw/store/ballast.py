@@ -48,12 +48,15 @@ class Ballast:
         self._thread = trio.CapacityLimiter(1)
         self._found = trio.Event()
         self._token: trio.lowlevel.TrioToken | None = None
+        self._told = False  # what was told last
 
     async def run(self) -> None:
         """Until cancelled: looks every few seconds at a disk that is full, until there is room again."""
         self._token = trio.lowlevel.current_trio_token()
         if self.full:  # since before we ran
             self._found.set()
+        elif self._told:  # there was room again before we ran again
+            self._tell(full=False)
         while True:
             await self._found.wait()
             self._found = trio.Event()
@@ -130,6 +133,7 @@ class Ballast:
         return found.f_bavail * found.f_frsize
 
     def _tell(self, *, full: bool) -> None:
+        self._told = full
         if not full:
             log.info("there is room on the disk again", path=str(self._folder))
         if self.on_full is not None:

@@ -206,6 +206,37 @@ async def test_who_has_work_is_not_idle(house: FakeHouse, autojump_clock: MockCl
         await house.until("sleeping")
 
 
+async def test_what_comes_between_the_last_look_and_the_order_keeps_it_awake(
+    house: FakeHouse, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = False
+
+    async def has_work(cursors: Cursors, owner: str) -> bool:
+        nonlocal looked
+        await trio.lowlevel.checkpoint()
+        looked = True
+        return False
+
+    def unsettled(cursors: Cursors, owner: str) -> tuple[int, float | None]:
+        nonlocal looked
+        if looked:  # it has nothing, and right after that it has
+            looked = False
+            cursors.held[owner] = (1, trio.current_time())
+            return 0, None
+        return cursors.held.get(owner, (0, None))
+
+    await house.up(declared(idle_timeout=10.0))
+    await house.ready()
+    with monkeypatch.context() as patched:
+        patched.setattr(Cursors, "has_work", has_work)
+        patched.setattr(Cursors, "unsettled", unsettled)
+        await trio.sleep(60)
+    assert house.cursors.held
+    assert (house.fleet.get("ada").state, house.fleet.get("ada").generations) == ("ready", 1)
+    house.cursors.held.clear()
+    await house.until("sleeping")
+
+
 # -- sleep
 
 

@@ -248,6 +248,45 @@ async def test_after_a_crash_the_first_of_each_room_is_in_doubt(world: World, ou
         assert (await call(world, "cancel", delivery_id=second.delivery_id))["state"] == "cancelled"
 
 
+async def test_not_while_its_room_is_searched_for_it(
+    world: World, out: Out, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The one before it was in the room, though nobody knew: so may be this one, and an attempt will follow."""
+    world.server.trouble["!a:x"] += ["lose", UNSURE]
+    async with sending(world):
+        await world.outbox.enqueue(out("first"))
+        second = await world.outbox.enqueue(out("second"))
+        await quiet()
+    world.server.device_id = "TABLET"
+    world.server.latency = 1
+    world.reopen()
+    async with sending(world):
+        await trio.sleep(1.5)
+        assert world.server.looks == 2
+        assert (await world.outbox.status(second.delivery_id)).in_doubt
+        assert (await refusal(world, "cancel", delivery_id=second.delivery_id)).name == "conflict"
+        assert (await world.outbox.settled(second.delivery_id, 10)).state == "sent"
+    assert world.server.bodies("!a:x") == ["first", "second"]
+
+
+async def test_not_while_an_attempt_begins(world: World, out: Out) -> None:
+    one = await world.outbox.enqueue(out("x"))
+    assert await world.outbox.begin(one)
+    assert (await refusal(world, "cancel", delivery_id=one.delivery_id)).name == "conflict"
+    world.outbox.end(one)
+    assert (await call(world, "cancel", delivery_id=one.delivery_id))["state"] == "cancelled"
+
+
+async def test_not_what_came_back_in_this_moment(world: World, out: Out) -> None:
+    """The store has it, and memory is to follow."""
+    one = await world.outbox.enqueue(out("x"))
+    world.db.conn.execute("UPDATE outbox SET state = 'delivered', event_id = '$1'")
+    refused = await refusal(world, "cancel", delivery_id=one.delivery_id)
+    assert (refused.name, refused.why) == ("conflict", "it is delivered")
+    assert not any("message.cancelled" in record for record in world.audit())
+    assert "cancelled" not in world.told()
+
+
 async def test_a_session_that_ends_in_the_middle_leaves_the_doubt(world: World, out: Out) -> None:
     world.server.trouble["!a:x"].append("hang")
     async with sending(world):

@@ -10,15 +10,17 @@ import trio
 import trio.testing
 
 from armorclaw.clock import Surroundings
+from armorclaw.delivery import rows
 from armorclaw.delivery import waiting as waiting_module
 from armorclaw.delivery.message import CONTENT_LIMIT, Delivery, Outgoing
 from armorclaw.delivery.outbox import Outbox
 from armorclaw.delivery.sender import EXPIRED
-from armorclaw.delivery.transport import Refused
+from armorclaw.delivery.transport import Delayed, Refused
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.journal import Journal
 from armorclaw.guard.audit import AuditLog
 from armorclaw.store import Database
+from tests.delivery.serving import quiet, sending
 
 Out = Callable[..., Outgoing]
 World = Any
@@ -296,3 +298,48 @@ def test_what_waits_is_kept_in_order_and_counted_once() -> None:
     waiting.remove("d_1")
     waiting.remove("d_2")
     assert waiting._per_agent["echo"] == 0
+
+
+@pytest.mark.parametrize("what", ["asks for its body", "begins", "settles"])
+async def test_a_session_that_is_behind_does_not_touch_what_was_queued_anew(
+    world: World, out: Out, what: str
+) -> None:
+    world.server.trouble["!a:x"].append(Refused("no"))
+    async with sending(world):
+        behind = await world.outbox.enqueue(out("x"))
+        await world.outbox.settled(behind.delivery_id, 5)
+    again = await world.outbox.retry(behind.delivery_id, by="uid 0")
+    assert again.seq > behind.seq
+    if what == "asks for its body":
+        assert await world.outbox.content(behind) is None
+    elif what == "begins":
+        assert not await world.outbox.begin(behind)
+    else:
+        await world.outbox.settle(attrs.evolve(behind, state="failed", reason="no"))
+    world.outbox.note(behind)
+    assert await world.outbox.status(behind.delivery_id) == again
+    assert world.outbox.lengths() == {"main": 1}
+    async with sending(world):
+        assert (await world.outbox.settled(behind.delivery_id, 5)).state == "sent"
+
+
+async def test_what_comes_back_while_its_queue_is_read_does_not_wait(
+    world: World, out: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.server.trouble["!a:x"] += ["lose", Delayed(None, "timed out")]
+    async with sending(world):
+        one = await world.outbox.enqueue(out("x"))
+        await quiet()
+    world.reopen()
+    read = world.db.read
+
+    async def slow_read(work: Callable[..., Any]) -> Any:
+        result = await read(work)
+        if getattr(work, "func", None) is rows.waiting and result:
+            await world.sync()
+        return result
+
+    monkeypatch.setattr(world.db, "read", slow_read)
+    await world.outbox.enqueue(out("y", "!b:x"))
+    assert (await world.outbox.status(one.delivery_id)).state == "delivered"
+    assert world.outbox.lengths() == {"main": 1}

@@ -411,6 +411,19 @@ async def test_those_who_rest_are_forgotten_when_there_are_too_many(
     assert list(bridge.all.used()) == ["last"]
 
 
+async def test_one_with_a_connection_is_not_forgotten(bridge: Bridge, autojump_clock: trio.testing.MockClock) -> None:
+    """What it uses over that one and over its next counts together."""
+    for number in range(MAX_AGENTS):
+        bridge.quotas[f"a{number}"] = attrs.evolve(NONE, calls=5)
+        bridge.all.check(f"a{number}", CALL)
+    held = bridge.all.of("a7")
+    await trio.sleep(WINDOW + SLOT)
+    bridge.quotas["last"] = NONE
+    bridge.all.check("last", CALL)
+    assert list(bridge.all.used()) == ["a7", "last"]
+    assert bridge.all.of("a7") is held
+
+
 async def test_what_an_agent_uses_of_files(bridge: Bridge) -> None:
     bridge.quotas["echo"] = attrs.evolve(NONE, media=Size(5))
     bridge.all.require("echo", "media")

@@ -182,6 +182,21 @@ async def test_full_from_the_start_on_is_told(path: Path, disk: Disk) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_room_that_came_while_the_store_restarted_is_told(path: Path, disk: Disk) -> None:
+    db, told = Database(path, KEY, migrations=TABLE), Told()
+    db.on_full = told
+    for n in (1, 2):  # the second time it is said of the first, and is full once more
+        async with trio.open_nursery() as nursery:
+            await nursery.start(db.run)
+            await told.until([True, False] * (n - 1))
+            disk.free = 0
+            with structlog.testing.capture_logs(), pytest.raises(ArmorclawError):
+                await db.write(append("refused"), grows=True)
+            await told.until([True, False] * (n - 1) + [True])
+            nursery.cancel_scope.cancel()
+        disk.free = LOW_BYTES
+
+
 async def test_when_sqlite_finds_no_room_the_group_goes_through_without_what_grows(path: Path, disk: Disk) -> None:
     results: dict[str, object] = {}
     told: list[object] = []

@@ -140,7 +140,8 @@ class EngineRuntime:
             if error.name == "container_not_found":
                 return
             raise
-        await self._remove(found.id)
+        if found.id not in self._live:  # else somebody has it since the list was made
+            await self._remove(found.id)
 
     @asynccontextmanager
     async def logs(self, agent: str, container: str | None, wanted: LogWanted) -> AsyncIterator[LogReader]:
