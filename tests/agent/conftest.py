@@ -43,7 +43,7 @@ ROOM = "!one:example.org"
 KEYS = {"keys": {"openai-default": {"display_name": "", "provider": "openai", "token": "sk-canary-1"}}}
 PAYLOAD = json.dumps(KEYS, sort_keys=True, separators=(",", ":")).encode()
 FINGERPRINT = hashlib.sha256(PAYLOAD).hexdigest()
-PATIENCE = 10.0  # seconds a test waits for what must happen
+PATIENCE = 30.0  # seconds a test waits for what must happen
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from armorclaw.rpc.unix import bind_unix, serve_unix
 
 T = TypeVar("T")
 AGENT = [Role.AGENT]
-PATIENCE = 10.0  # seconds a test waits for what must happen
+PATIENCE = 30.0  # seconds a test waits for what must happen
 
 
 @attrs.frozen

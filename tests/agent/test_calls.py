@@ -64,7 +64,7 @@ def test_what_nobody_handles_is_refused(kit: Kit, real: RealBridge, params: Any)
 
     async def ask() -> None:
         assert real.session is not None
-        await real.session.request("agent.call", params, timeout=5)
+        await real.session.request("agent.call", params, timeout=30)
 
     with pytest.raises(ArmorclawError) as refused:
         real.do(ask)
@@ -271,17 +271,17 @@ def test_as_many_at_once_as_promised_and_one_more_is_refused(kit: Kit, real: Rea
         assert peer is not None
 
         async def one(number: int) -> None:
-            results.append(await peer.request("agent.call", {"method": "slow", "params": number}, timeout=5))
+            results.append(await peer.request("agent.call", {"method": "slow", "params": number}, timeout=30))
 
         async with trio.open_nursery() as nursery:
             for number in range(MAX_CALLS):
                 nursery.start_soon(one, number)
             await until(lambda: len(running) == MAX_CALLS)
             with pytest.raises(ArmorclawError) as refused:
-                await peer.request("agent.call", {"method": "slow", "params": 99}, timeout=5)
+                await peer.request("agent.call", {"method": "slow", "params": 99}, timeout=30)
             assert refused.value.name == "queue_full"
             free.set()
-        results.append(await peer.request("agent.call", {"method": "slow", "params": 99}, timeout=5))
+        results.append(await peer.request("agent.call", {"method": "slow", "params": 99}, timeout=30))
 
     real.do(ask)
     assert sorted(results) == [*range(MAX_CALLS), 99]
@@ -309,7 +309,7 @@ def test_a_message_in_hand_does_not_hold_up_calls(kit: Kit, real: RealBridge) ->
         real.session.notify("event", event)
 
     real.do(say)
-    assert begun.wait(5)
+    assert begun.wait(30)
     assert real.ask("quick") == "here"
     free.set()
 
@@ -365,7 +365,7 @@ def test_a_stop_lets_calls_finish_and_begins_no_other(kit: Kit, real: RealBridge
         answers: list[str] = []
 
         async def one() -> None:
-            answers.append(await peer.request("agent.call", {"method": "slow"}, timeout=5))
+            answers.append(await peer.request("agent.call", {"method": "slow"}, timeout=30))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(one)
@@ -380,7 +380,7 @@ def test_a_stop_lets_calls_finish_and_begins_no_other(kit: Kit, real: RealBridge
         assert session is not None
         await until(lambda: session.stopping)
         with pytest.raises(ArmorclawError) as late:
-            await peer.request("agent.call", {"method": "slow"}, timeout=5)
+            await peer.request("agent.call", {"method": "slow"}, timeout=30)
         assert late.value.name == "unavailable"
 
     real.do(ask)

@@ -22,7 +22,7 @@ from armorclaw.agent.egress import Forwarder, proxy_variables
 
 from .conftest import ROOT, FakeBridge, Spawn, eventually
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 class Proxy:
@@ -289,10 +289,10 @@ from armorclaw.agent.egress import open_egress
 port = open_egress()
 assert open_egress() == port
 def ask(port):
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
         sock.sendall(b"x")
         return sock.recv(1)
-kept = socket.create_connection(("127.0.0.1", port), timeout=10)
+kept = socket.create_connection(("127.0.0.1", port), timeout=30)
 kept.sendall(b"k"); kept.recv(1)
 child = os.fork()
 if not child:
@@ -300,7 +300,7 @@ if not child:
     ok = ok and open_egress() != port and ask(open_egress()) == b"x"   # and one of its own
     time.sleep(0.5)
     os._exit(0 if ok else 1)
-other = socket.create_connection(("127.0.0.1", port), timeout=10)
+other = socket.create_connection(("127.0.0.1", port), timeout=30)
 other.sendall(b"x"); assert other.recv(1) == b"x"
 kept.shutdown(socket.SHUT_WR)
 assert kept.recv(1) == b""                      # ended although the child lives
@@ -368,7 +368,7 @@ def test_without_the_variable_nothing_is_loaded_or_set(spawn: Spawn) -> None:
 _ASK = """
 import socket, os
 host, port = os.environ["HTTPS_PROXY"].removeprefix("http://").split(":")
-with socket.create_connection((host, int(port)), timeout=10) as sock:
+with socket.create_connection((host, int(port)), timeout=30) as sock:
     sock.sendall(b"CONNECT example.org:443 HTTP/1.1\\r\\n\\r\\n")
     print(sock.recv(100).decode().split("\\r\\n")[0], flush=True)
 """

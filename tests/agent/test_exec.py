@@ -38,17 +38,17 @@ def script(code: str) -> list[str]:
 )
 def test_it_ends_with_the_status_of_the_program(spawn: Spawn, bridge: FakeBridge, code: str, status: int) -> None:
     process = spawn(*WRAPPED, "--", *script(f"echo hello; {code}"))
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=40)
     assert (process.returncode, out, err) == (status, "hello\n", "")
     assert bridge.of("events.subscribe") == []  # events are the program's to ask for
 
 
 def test_a_program_that_cannot_be_started(spawn: Spawn, tmp_path: Path) -> None:
     process = spawn(*WRAPPED, "--", "/no/such/program")
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=40)
     assert (process.returncode, err) == (127, "armorclaw: /no/such/program: no such program\n")
     process = spawn(*WRAPPED, "--", str(tmp_path))
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=40)
     assert (process.returncode, err) == (126, f"armorclaw: {tmp_path}: may not be run\n")
 
 
@@ -58,7 +58,7 @@ def test_a_refusal_of_the_bridge(spawn: Spawn, bridge: FakeBridge) -> None:
 
     bridge.script["secrets.take"] = refuse
     process = spawn(*WRAPPED, "--", "true")
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=40)
     assert (process.returncode, err) == (1, "armorclaw: refused: denied\n")
 
 
@@ -75,12 +75,12 @@ def test_secrets_come_in_a_sealed_file_and_nowhere_else(spawn: Spawn, bridge: Fa
         for place in ("environ", "cmdline"):
             assert b"canary" not in Path(f"/proc/{pid}/{place}").read_bytes()
     process.terminate()
-    assert "canary" not in process.communicate(timeout=20)[0]
+    assert "canary" not in process.communicate(timeout=40)[0]
 
 
 def test_keys_in_the_environment_only_where_asked_for(spawn: Spawn) -> None:
     process = spawn(*WRAPPED, "--env-keys", "--", *script('echo "$OPENAI_API_KEY $ARMORCLAW_PROVIDER"'))
-    assert process.communicate(timeout=20)[0] == "sk-canary-1 openai\n"
+    assert process.communicate(timeout=40)[0] == "sk-canary-1 openai\n"
 
 
 @pytest.mark.parametrize("polite", [True, False], ids=["request", "notification"])
@@ -93,7 +93,7 @@ def test_pings_are_answered_and_a_shutdown_ends_the_program(spawn: Spawn, bridge
         assert bridge.ask("agent.shutdown")["result"] == {}
     else:
         bridge.tell("agent.shutdown", {})
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=40)
     assert (process.returncode, out) == (5, "bye\n")
     no_warnings(err)
 
@@ -104,13 +104,13 @@ def test_signals_are_passed_on(spawn: Spawn, number: signal.Signals) -> None:
     process = spawn(*WRAPPED, "--", *script(f'trap "exit 9" {name}; echo up; while :; do sleep 0.05; done'))
     wait_line(process, "up")
     process.send_signal(number)
-    assert process.wait(10) == 9
+    assert process.wait(30) == 9
 
 
 def test_the_program_stays_in_the_session_it_is_known_by(spawn: Spawn) -> None:
     process = spawn(*WRAPPED, "--", "cat", "/proc/self/stat")
     session = os.getsid(process.pid)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=40)
     assert int(out.rpartition(")")[2].split()[3]) == session
 
 
@@ -125,7 +125,7 @@ def test_a_bridge_that_restarts_is_found_again(spawn: Spawn, bridge: FakeBridge)
     bridge.wait(lambda: bridge._session is not None)
     assert bridge.ask("agent.ping")["result"] == {"pong": True}
     process.terminate()
-    assert process.wait(10) == 128 + 15
+    assert process.wait(30) == 128 + 15
 
 
 def test_sigterm_before_there_is_a_bridge(spawn: Spawn, bridge: FakeBridge) -> None:
@@ -134,21 +134,27 @@ def test_sigterm_before_there_is_a_bridge(spawn: Spawn, bridge: FakeBridge) -> N
     assert process.stderr is not None
     assert "waiting for the bridge" in process.stderr.readline()
     process.terminate()
-    assert process.wait(10) == 128 + 15
+    assert process.wait(30) == 128 + 15
 
 
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare: apt-get install util-linux"
 )
-def test_as_pid_1_it_reaps_orphans(spawn: Spawn) -> None:
+def test_as_pid_1_it_reaps_orphans(spawn: Spawn, tmp_path: Path) -> None:
     """A program whose grandchildren lose their parent: PID 1 gets them, and none stays a zombie."""
-    orphans = "for n in 1 2 3 4 5 6; do (sleep 0.1 & ) ; done; sleep 0.4; "
-    count = "cat /proc/[0-9]*/stat | grep -c ') Z '; tr '\\0' ' ' </proc/1/cmdline"
-    process = spawn(*WRAPPED, "--", *script(orphans + count), prefix=("unshare", "--pid", "--fork", "--mount-proc"))
-    out, err = process.communicate(timeout=20)
+    ends = tmp_path / "ends"
+    ends.touch()
+    orphans = f"for n in 1 2 3 4 5 6; do ( (sleep 0.1; echo >>{ends}) & ) ; done; "
+    count = f"ended=$(wc -l <{ends}); zombies=$(cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z '); "
+    wait = f'for n in $(seq 200); do {count}[ "$ended $zombies" = "6 0" ] && break; sleep 0.05; done; '
+    tell = "echo $ended $zombies; tr '\\0' ' ' </proc/1/cmdline"
+    process = spawn(
+        *WRAPPED, "--", *script(orphans + wait + tell), prefix=("unshare", "--pid", "--fork", "--mount-proc")
+    )
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 0
     no_warnings(err)
-    assert out.startswith("0\n")
+    assert out.startswith("6 0\n")
     assert "armorclaw.agent exec" in out  # it really was PID 1
 
 
@@ -165,7 +171,7 @@ def test_per_message_feeds_stdin_and_sends_stdout(spawn: Spawn, bridge: FakeBrid
     assert sent["!one:example.org"]["idempotency_key"] == "$1:1"
     assert sent["!two:x"]["message"].endswith("X" * 50_000)
     process.terminate()
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=40)
     assert (process.returncode, err) == (0, "")
 
 
@@ -174,13 +180,14 @@ def test_per_message_a_failure_is_told_and_tried_again(spawn: Spawn, bridge: Fak
     process = spawn(*WRAPPED, "--per-message", "--", *script(code))
     bad, silent = bridge.say("bad", room="!a:x"), bridge.say("silent", room="!c:x")
     bridge.wait_for("events.ack", 2)
+    bridge.wait_acked(silent)
     (report,) = bridge.wait_for("agent.error")
     assert report["message"].endswith("failed: ProgramError: sh ended with status 3")
     assert bridge.acked == {silent}
     assert {ack["seq"]: ack.get("nack_ms") for ack in bridge.of("events.ack")} == {bad: 1000, silent: None}
     assert bridge.of("matrix.send") == []
     process.terminate()
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=40)
     assert process.returncode == 0
     assert "armorclaw: sh ended with status 3; <Message m.room.message $1 in !a:x> will come again" in err
     assert "Traceback" not in err
@@ -190,13 +197,15 @@ def test_per_message_a_failure_is_told_and_tried_again(spawn: Spawn, bridge: Fak
 def test_per_message_a_program_that_runs_long_is_said_to() -> None:
     """Now and then, whether it prints or not: so its message does not come again meanwhile."""
     code = (
-        "import os, subprocess\n"
+        "import os, subprocess, time\n"
         "from armorclaw.agent.children import Children\n"
         "for program in ('sleep 0.5; echo done', 'for i in 1 2 3 4 5; do echo $i; sleep 0.1; done; echo done'):\n"
         "    told = []\n"
         "    child = Children(lambda: None).spawn(['sh', '-c', program], os.environ, stdout=subprocess.PIPE)\n"
-        "    output = child.output(1000, 20, running=lambda: told.append(1), every=0.1)\n"
-        "    print(output.endswith(b'done\\n'), 2 <= len(told) <= 6)\n"
+        "    began = time.monotonic()\n"
+        "    output = child.output(1000, 40, running=lambda: told.append(1), every=0.1)\n"
+        "    most = (time.monotonic() - began) / 0.1 + 1\n"
+        "    print(output.endswith(b'done\\n'), 1 <= len(told) <= most)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["True"] * 4
@@ -217,7 +226,7 @@ def test_per_message_programs_that_hang_do_not_outlive_it(spawn: Spawn, bridge: 
     eventually(lambda: pid_file.exists() and pid_file.read_text().strip(), "the program")
     pid = int(pid_file.read_text())
     process.terminate()
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=40)
     assert process.returncode == 0
     assert "1 handlers did not finish within 4 s" in err
     eventually(lambda: not Path(f"/proc/{pid}").exists(), "the end of the program")
@@ -235,7 +244,7 @@ def test_per_message_something_left_in_the_background_holds_nothing_up(
     for pid in map(int, pid_file.read_text().split()):
         os.kill(pid, signal.SIGKILL)  # it was still there
     process.terminate()
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=40)
     assert (process.returncode, err) == (0, "")
 
 
@@ -252,7 +261,7 @@ def test_per_message_too_slow_is_killed_with_its_group_and_comes_again(
 ) -> None:
     pid_file = tmp_path / "pid"
     code = f"trap '' TERM; sleep 60 & echo $! $$ >{pid_file}; {code}; echo too late"
-    process = spawn(*WRAPPED, "--per-message", "--timeout", "0.3", "--", *script(code))
+    process = spawn(*WRAPPED, "--per-message", "--timeout", "3", "--", *script(code))
     seq = bridge.say("x")
     ack = bridge.wait_for("events.ack")[0]
     assert (ack["seq"], ack["nack_ms"]) == (seq, 1000)
@@ -260,9 +269,9 @@ def test_per_message_too_slow_is_killed_with_its_group_and_comes_again(
         eventually(partial(ended, int(pid)), "the end of the program and of what it started")
     assert bridge.of("matrix.send") == []
     process.terminate()
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=40)
     assert process.returncode == 0
-    assert "armorclaw: sh did not end within 0.3 s and was killed; <Message m.room.message $1" in err
+    assert "armorclaw: sh did not end within 3 s and was killed; <Message m.room.message $1" in err
     no_warnings(err)
 
 
@@ -276,7 +285,7 @@ def ended(pid: int) -> bool:
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
 def test_a_timeout_is_a_number_of_seconds(spawn: Spawn, seconds: str) -> None:
     process = spawn(*WRAPPED, "--per-message", f"--timeout={seconds}", "--", "true")
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=40)
     assert process.returncode == 2
     assert "--timeout" in err
 
@@ -302,7 +311,7 @@ def test_per_message_too_much_is_cut_not_tried_for_ever(spawn: Spawn, bridge: Fa
     assert len(sent["message"]) <= 256 * 1024  # what the bridge takes
     assert "\ufffd" not in text
     process.terminate()
-    assert "printed more than an answer may have" in process.communicate(timeout=20)[1]
+    assert "printed more than an answer may have" in process.communicate(timeout=40)[1]
 
 
 def test_per_message_what_just_fits_is_whole(spawn: Spawn, bridge: FakeBridge) -> None:

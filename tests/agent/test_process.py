@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,10 @@ def test_the_example_answers_and_ends_on_sigterm(spawn: Spawn, bridge: FakeBridg
     bridge.wait_acked(bridge.say("hello"))
     assert bridge.of("matrix.send")[0]["message"] == "echo: hello"
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert err == ""
+    slow = re.compile(r"Executing <.*> took \d+\.\d+ seconds\n")  # asyncio in development mode, on a busy machine
+    assert slow.sub("", err) == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -69,7 +71,7 @@ def test_the_handler_that_runs_is_finished_first(spawn: Spawn, bridge: FakeBridg
     bridge.wait_for("begun")
     process.send_signal(number)
     process.send_signal(number)  # a wrapper and a terminal may both send one
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (0, "after run\n")
     no_warnings(err)
     assert bridge.acked == {seq}
@@ -81,7 +83,7 @@ def test_shutdown_ends_the_process_with_0(spawn: Spawn, bridge: FakeBridge, echo
     bridge.wait_for("events.subscribe")
     bridge.wait(lambda: bridge._session is not None)
     bridge.ask("agent.shutdown")
-    assert process.wait(10) == 0
+    assert process.wait(30) == 0
 
 
 def test_sigterm_while_there_is_no_bridge(spawn: Spawn, bridge: FakeBridge, echo: str) -> None:
@@ -90,7 +92,7 @@ def test_sigterm_while_there_is_no_bridge(spawn: Spawn, bridge: FakeBridge, echo
     assert process.stderr is not None
     assert process.stderr.readline().startswith("armorclaw: waiting for the bridge at ")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 0
+    assert process.wait(30) == 0
 
 
 def test_a_refused_agent_ends_with_the_reason(spawn: Spawn, bridge: FakeBridge, echo: str) -> None:
@@ -99,7 +101,7 @@ def test_a_refused_agent_ends_with_the_reason(spawn: Spawn, bridge: FakeBridge, 
 
     bridge.script["agent.ready"] = refuse
     process = spawn(echo)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "refused: denied" in err
 

@@ -86,7 +86,7 @@ def test_who_takes_nothing_is_sent_no_more_than_a_window(kit: Kit, real: RealBri
     found: list[int] = []
     thread = threading.Thread(target=lambda: found.extend(kit.do(steps())), daemon=True)
     thread.start()
-    assert waiting.wait(5)
+    assert waiting.wait(30)
     real.wait(lambda: real.sent >= WINDOW, "a window of pieces")
     time.sleep(0.1)  # for more to come, if more would
     assert real.sent <= WINDOW + WINDOW // 2
@@ -209,7 +209,7 @@ def test_a_stream_is_over_with_its_connection(kit: Kit, real: RealBridge) -> Non
     found: list[int] = []
     thread = threading.Thread(target=lambda: found.extend(kit.do(steps())), daemon=True)
     thread.start()
-    assert waiting.wait(5)
+    assert waiting.wait(30)
     real.wait(lambda: real.sent >= WINDOW, "a window of pieces")
     real.lose()
     real.wait(lambda: real.session, "the agent again")
@@ -348,7 +348,7 @@ def test_what_came_too_fast_is_sent_again_when_the_bridge_says(bridge: FakeBridg
     assert outcome == [("rate_limited", 7.5), "sent"]
     for method, when in times.items():
         assert len(when) == 2, method
-        assert 0.2 <= when[1] - when[0] < 0.9, method
+        assert 0.2 <= when[1] - when[0] < 5, method
     kit.stop()
 
 

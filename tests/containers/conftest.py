@@ -186,7 +186,7 @@ class Peer:
         except ProcessLookupError:
             return
         try:
-            with trio.fail_after(20):
+            with trio.fail_after(30):
                 await trio.lowlevel.wait_readable(pidfd)
         finally:
             os.close(pidfd)
@@ -212,7 +212,7 @@ class Door:
             stream.socket.close()
 
     async def accept(self) -> tuple[trio.SocketStream, Peer]:
-        with trio.fail_after(20):
+        with trio.fail_after(30):
             connection, _ = await self._socket.accept()
         stream = trio.SocketStream(connection)
         self._streams.append(stream)

@@ -4,6 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 import trio
+import trio.testing
 
 from armorclaw.egress import addresses
 from armorclaw.egress.addresses import LOOKUPS, Resolver, is_allowed
@@ -86,25 +87,31 @@ async def test_given_up_lookups_of_one_agent_leave_room_for_others(monkeypatch: 
     """Their threads go on: so they count as the agent's until they end."""
     import threading
 
-    release = threading.Event()
+    began, release = threading.Semaphore(0), threading.Event()
 
     def look_up(host: str, port: int) -> list[object]:
         if host.startswith("slow"):
-            release.wait(10)
+            began.release()
+            release.wait(60)
         return [(2, 1, 6, "", ("8.8.8.8", port))]
 
     monkeypatch.setattr(addresses, "_look_up", look_up)
     resolver, hasty, other = Resolver(), trio.CapacityLimiter(2), trio.CapacityLimiter(2)
     try:
         for number in range(LOOKUPS + 1):
-            with trio.move_on_after(0.01):
-                await resolver(f"slow{number}.example", 443, hasty)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(resolver, f"slow{number}.example", 443, hasty)
+                if number < hasty.total_tokens:
+                    assert await trio.to_thread.run_sync(began.acquire, True, 20)
+                else:
+                    await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
         assert hasty.borrowed_tokens == 2
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             assert await resolver("other.example", 443, other) == [ip_address("8.8.8.8")]
     finally:
         release.set()
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         assert await resolver("again.example", 443, hasty) == [ip_address("8.8.8.8")]
 
 

@@ -192,8 +192,11 @@ async def zombies(call: Any) -> int:
                 os._exit(0)
             os._exit(0)
         reap(child)
-    await asyncio.sleep(0.3)
-    return count_dead()
+    for _ in range(1000):
+        if (dead := count_dead()) >= call.params["count"]:
+            break
+        await asyncio.sleep(0.01)
+    return dead
 
 
 agent.run()

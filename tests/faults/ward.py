@@ -27,7 +27,8 @@ PATIENT = Path(__file__).with_name("patient.py")
 WITNESS = "witness"
 
 FAST = {"period": 1.0}
-"""Health in fast mode: a ping a second, three of them to be missed."""
+"""Health in fast mode, for those who are to be found hung: a ping a second, three of them to be missed. All others
+have what agents have by default, as a busy machine may keep anybody from an answer for three seconds."""
 
 POLL = 0.02
 """Seconds between looks at what says nothing by itself, such as a process."""
@@ -46,7 +47,7 @@ class Place:
     def agent(self, **more: Any) -> dict[str, Any]:
         """A patient, as a configuration has it."""
         image = {} if self.engine is None else {"image": self.engine.image}
-        return {"runtime": self.kind, "code": str(PATIENT), "health": FAST, **image, **more}
+        return {"runtime": self.kind, "code": str(PATIENT), **image, **more}
 
 
 def processes(folder: Path, agent: str) -> list[int]:
@@ -233,8 +234,8 @@ class Ward:
 
 @asynccontextmanager
 async def ward(folder: Path, place: Place, agents: Mapping[str, Any]) -> AsyncIterator[Ward]:
-    """With these agents, and the witness; all who can get ready, are."""
-    witness = {"runtime": "sandbox", "code": str(PATIENT), "health": FAST}
+    """With these agents, and the witness; all who can get ready, are, or have been: who is idle may sleep by then."""
+    witness = {"runtime": "sandbox", "code": str(PATIENT)}
     sections: dict[str, Any] = {
         "bridge": {"state_dir": str(folder / "state"), "runtime_dir": str(folder / "run")},
         "agents": {WITNESS: witness, **agents},
@@ -246,9 +247,9 @@ async def ward(folder: Path, place: Place, agents: Mapping[str, Any]) -> AsyncIt
         async with client.subscribe(start=0) as subscription, trio.open_nursery() as nursery:
             made = Ward(bridge, client, folder)
             nursery.start_soon(made.listen, subscription)
-            await made.until_ready(WITNESS)
+            await made.until_state(WITNESS, "ready")
             for name, declared in agents.items():
                 if "BORN" not in declared.get("env", {}):
-                    await made.until_ready(name)
+                    await made.until_state(name, "ready")
             yield made
             nursery.cancel_scope.cancel(reason="the test is over")

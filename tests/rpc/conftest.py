@@ -158,8 +158,8 @@ class Raw:
         await self.stream.send_all(data)
 
     async def line(self) -> Any:
-        """The next line, decoded; fails after 5 s."""
-        with trio.fail_after(5):
+        """The next line, decoded; fails after 20 s."""
+        with trio.fail_after(20):
             while b"\n" not in self._received:
                 data = await self.stream.receive_some(65536)
                 assert data, f"the stream ended after {self._received[:100]!r}"

@@ -39,7 +39,7 @@ async def test_many_large_calls_at_once(caller: Peer) -> None:
     sizes: list[int] = []
 
     async def ask() -> None:
-        sizes.append(len((await caller.request("echo", {"text": LARGE}, timeout=9))["text"]))
+        sizes.append(len((await caller.request("echo", {"text": LARGE}, timeout=20))["text"]))
 
     async with trio.open_nursery() as nursery:
         for _ in range(16):
@@ -54,7 +54,7 @@ async def test_many_large_streams_at_once(caller: Peer) -> None:
         async with caller.stream("echo", {"text": LARGE}) as stream:
             sizes.append(len((await stream.result())["text"]))
 
-    with trio.fail_after(9):
+    with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             for _ in range(16):
                 nursery.start_soon(ask)
@@ -127,12 +127,12 @@ async def test_a_call_of_what_streams(socket_pair: Streams) -> None:
     """Its pieces are dropped, and all of them come."""
     house = StreamingHouse()
     async with serving(socket_pair[1], house.registry), serving(socket_pair[0], Registry()) as peer:
-        assert (await peer.request("count", {"count": 100}, timeout=5))["count"] == 100
+        assert (await peer.request("count", {"count": 100}, timeout=20))["count"] == 100
 
 
 async def test_pieces_that_break_the_rules_are_granted_nothing(socket_pair: Streams) -> None:
     async with serving(socket_pair[0], Registry()) as peer, trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: peer.request("x", timeout=5))
+        nursery.start_soon(lambda: peer.request("x", timeout=20))
         raw = Raw(socket_pair[1])
         number = (await raw.line())["id"]
         odd = [note("chunk", number, seq=5, data=1), note("chunk", "no", seq=0, data=1), note("chunk", number)]
@@ -150,7 +150,7 @@ async def test_a_result_that_comes_late_is_told(socket_pair: Streams) -> None:
         raw = Raw(socket_pair[1])
         for _ in range(2):
             with trio.move_on_after(0.02):
-                await peer.request("x", timeout=5, late=told.append)
+                await peer.request("x", timeout=20, late=told.append)
         with pytest.raises(ArmorclawError):
             await peer.request("x", timeout=0.02, late=told.append)
         lines = [await raw.line() for _ in range(6)]
@@ -171,7 +171,7 @@ async def test_a_result_that_comes_as_its_caller_leaves(socket_pair: Streams) ->
             async with trio.open_nursery() as nursery:
 
                 async def ask(told: list[Any] = told) -> None:
-                    told.append(await peer.request("x", timeout=5, late=told.append))
+                    told.append(await peer.request("x", timeout=20, late=told.append))
 
                 nursery.start_soon(ask)
                 number = (await raw.line())["id"]

@@ -209,7 +209,7 @@ async def test_others_have_their_turn(ears: Ears, nursery: trio.Nursery, monkeyp
             nursery.start_soon(ears.listen, ours, hear, lambda: None)
             theirs.send(b"x")
         nursery.start_soon(count)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while len(heard) < 20:
                 await trio.lowlevel.checkpoint()
         assert len(set(heard)) > 5  # the other task counts at least every second time

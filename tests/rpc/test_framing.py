@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from itertools import pairwise
 from typing import Any
@@ -259,35 +260,43 @@ HOSTILE = {
 }
 
 
+ATTEMPTS = 12
+"""One must hold, as the neighbours may change between two measurements that are compared."""
+
+
+def spent_on(text: bytes, step: int) -> float:
+    """CPU seconds for the beginning of a frame, in reads of so many bytes."""
+    frames = Frames()
+    before = time.thread_time()
+    for i in range(0, len(text), step):
+        assert frames.feed(text[i : i + step]) == []
+    return time.thread_time() - before
+
+
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_time_grows_with_the_bytes_and_not_with_the_reads(text: bytes) -> None:
     """In reads of 4 KiB, 1 MiB of the worst takes no more than a few times what 64 KiB reads take."""
-    spent = {}
-    for step in (65536, 4096):
-        frames = Frames()
-        before = time.thread_time()
-        for i in range(0, len(text), step):
-            assert frames.feed(text[i : i + step]) == []
-        spent[step] = time.thread_time() - before
-    assert spent[4096] < 5 * spent[65536] + 0.1
-    assert spent[65536] < 4.0
+    fewest = most = math.inf
+    for _ in range(ATTEMPTS):
+        large, small = (spent_on(text, step) for step in (65536, 4096))
+        fewest, most = min(fewest, large), min(most, small / (large + 0.02))
+        if most < 5 and fewest < 4.0:
+            break
+    assert most < 5
+    assert fewest < 4.0
 
 
 @pytest.mark.parametrize("unit", [b"1,", b" -1 ,", b"null,", b'"",', b"[],"])
 def test_what_lies_deep_costs_no_more_than_what_does_not(unit: bytes) -> None:
     """Each in a step of Python of its own would take five times as long and more."""
-    spent = []
-    for depth in (1, 63):
-        best = 9.0
-        for _ in range(3):
-            frames = Frames()
-            text = b"[" * depth + unit * (256 * 1024 // len(unit))
-            before = time.thread_time()
-            for i in range(0, len(text), 4096):
-                assert frames.feed(text[i : i + 4096]) == []
-            best = min(best, time.thread_time() - before)
-        spent.append(best)
-    assert spent[1] < 2.5 * spent[0] + 0.005
+    units = unit * (256 * 1024 // len(unit))
+    ratio = math.inf
+    for _ in range(ATTEMPTS):
+        flat, deep = (spent_on(b"[" * depth + units, 4096) for depth in (1, 63))
+        ratio = min(ratio, deep / (flat + 0.002))
+        if ratio < 2.5:
+            break
+    assert ratio < 2.5
 
 
 def depth_of(value: Any) -> int:

@@ -90,7 +90,7 @@ async def test_half_closed_and_pretty_printed_and_without_newline(ends: Ends, ho
         await raw.send(json.dumps(call("echo", text="a"), indent=2), json.dumps(call("sleep", id=2, seconds=0.05)))
         await ends[1].send_eof()
         assert [answer["id"] for answer in await raw.rest_lines()] == [1, 2]
-        with trio.fail_after(1):
+        with trio.fail_after(20):
             await peer.closed.wait()
 
 
@@ -295,7 +295,7 @@ async def test_an_agent_that_answers_with_a_flood_is_cut_short(socket_pair: Stre
                 await raw.send({"jsonrpc": "2.0", "id": number, "error": {"code": 5, "message": "x" * 900_000}})
 
             with pytest.raises(ArmorclawError) as caught:
-                await peer.request("agent.shutdown", timeout=5)
+                await peer.request("agent.shutdown", timeout=20)
     assert len(str(caught.value)) == 200
 
 
@@ -319,7 +319,7 @@ async def test_a_reader_that_is_slow_holds_up_only_itself(socket_pair: Streams, 
             assert peer.room() <= 0
             for i in range(1000):
                 assert (await raw.line())["id"] == i
-        with trio.fail_after(1):
+        with trio.fail_after(20):
             await peer.wait_room()
         assert peer.room() == SOFT_LIMIT
 
@@ -330,7 +330,7 @@ async def test_a_reader_that_stops_is_cut(
     monkeypatch.setattr(outgoing, "WRITE_DEADLINE", 0.1)
     async with serving(socket_pair[0], house.registry) as peer:
         await Raw(socket_pair[1]).send(call("big", size=900_000))
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await peer.closed.wait()
         assert peer._out.buffered == 0
 
@@ -352,21 +352,21 @@ async def test_a_little_may_wait_for_long(
 async def test_a_call_too_large_to_be_sent(ends: Ends, house: House) -> None:
     async with serving(ends[0], house.registry) as one, serving(ends[1], House().registry):
         with pytest.raises(ArmorclawError) as large:
-            await one.request("echo", {"text": "é" * (MAX_FRAME // 6)}, timeout=5)  # six bytes each, as ASCII
+            await one.request("echo", {"text": "é" * (MAX_FRAME // 6)}, timeout=20)  # six bytes each, as ASCII
         assert large.value.name == "too_large"
-        assert await one.request("echo", {"text": "small"}, timeout=5) == {"text": "small"}
+        assert await one.request("echo", {"text": "small"}, timeout=20) == {"text": "small"}
 
 
 async def test_pushes_beyond_every_limit_cut_the_connection(socket_pair: Streams, house: House) -> None:
     async with serving(socket_pair[0], house.registry) as peer:
         for _ in range(200):
             peer.push(b"x" * 65535 + b"\n")
-        with trio.fail_after(1):
+        with trio.fail_after(20):
             await peer.closed.wait()
         peer.push(b"late\n")
         peer.notify("late")
         await peer.wait_room()
-        with trio.fail_after(1):
+        with trio.fail_after(20):
             await Raw(socket_pair[1]).rest()
 
 
@@ -381,7 +381,7 @@ async def test_what_is_pushed_comes_whole_and_in_order(ends: Ends, house: House)
             peer.push_all(frames[number + 1 : number + 3])
             if number % 2:
                 got += await ends[1].receive_some(65536)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while len(got) < sum(map(len, frames)):
                 got += await ends[1].receive_some(65536)
         assert got == b"".join(frames)
@@ -427,16 +427,22 @@ async def test_a_call_that_can_be_answered_at_once_takes_no_task(ends: Ends, hou
 
 async def test_a_client_that_vanishes_before_its_answer(socket_pair: Streams, house: House) -> None:
     """The call is carried through, the connection is known to be dead at once."""
+    began, free, done = trio.Event(), trio.Event(), trio.Event()
+
+    @house.registry.method("linger", roles=[Role.OPERATOR])
+    async def linger(call: Any, params: Any) -> None:
+        began.set()
+        await free.wait()
+        done.set()
+
     async with serving(socket_pair[0], house.registry) as peer:
-        await Raw(socket_pair[1]).send(call("sleep", seconds=0.3), call("big", size=10))
-        await trio.testing.wait_all_tasks_blocked(0.01)
-        await socket_pair[1].aclose()
-        with trio.fail_after(0.2):
+        await Raw(socket_pair[1]).send(call("linger"), call("big", size=10))
+        with trio.fail_after(10):
+            await began.wait()
+            await socket_pair[1].aclose()
             await peer.closed.wait()
-        assert house.running == 1
-        with trio.fail_after(2):
-            await house.idle.wait()
-    assert (house.cancelled, house.seen) == (0, ["slept 0.3"])
+            free.set()
+            await done.wait()
 
 
 async def test_a_client_that_vanishes_in_the_middle_of_an_answer(socket_pair: Streams, house: House) -> None:
@@ -445,7 +451,7 @@ async def test_a_client_that_vanishes_in_the_middle_of_an_answer(socket_pair: St
         await trio.testing.wait_all_tasks_blocked(0.01)
         await socket_pair[1].receive_some(1000)
         await socket_pair[1].aclose()
-        with trio.fail_after(1):
+        with trio.fail_after(20):
             await peer.closed.wait()
 
 
@@ -482,7 +488,7 @@ async def test_what_belongs_to_the_connection_ends_with_it(socket_pair: Streams,
         assert await socket_pair[1].receive_some() == b"event\n"
         with structlog.testing.capture_logs():
             await socket_pair[1].aclose()
-            with trio.fail_after(2):
+            with trio.fail_after(20):
                 await ended.wait()
                 await peer.closed.wait()
         with pytest.raises(ArmorclawError):
@@ -516,19 +522,19 @@ async def test_params_that_are_handed_on_unread(socket_pair: Streams, house: Hou
 async def test_peers_call_each_other(ends: Ends, house: House) -> None:
     other = House()
     async with serving(ends[0], house.registry) as one, serving(ends[1], other.registry) as two:
-        assert await one.request("echo", {"text": "there"}, timeout=1) == {"text": "there"}
-        assert await two.request("echo", {"text": "and back"}, timeout=1) == {"text": "and back"}
+        assert await one.request("echo", {"text": "there"}, timeout=20) == {"text": "there"}
+        assert await two.request("echo", {"text": "and back"}, timeout=20) == {"text": "and back"}
         with pytest.raises(ArmorclawError) as refused:
-            await one.request("refuse", timeout=1)
+            await one.request("refuse", timeout=20)
         assert (refused.value.name, refused.value.hint, refused.value.data) == ("conflict", "do that", {"more": 5})
         one.notify("note", {"text": "by the way"})
-        await one.request("echo", timeout=1)
+        await one.request("echo", timeout=20)
         assert other.seen == ["by the way"]
         async with trio.open_nursery() as nursery:
             for i in range(20):
-                nursery.start_soon(partial(one.request, "sleep", {"seconds": i / 1000}, timeout=1))
+                nursery.start_soon(partial(one.request, "sleep", {"seconds": i / 1000}, timeout=20))
         with pytest.raises(ArmorclawError) as late:
-            await one.request("sleep", {"seconds": 5}, timeout=0.02)
+            await one.request("sleep", {"seconds": 60}, timeout=0.02)
         assert late.value.name == "timed_out"
 
 
@@ -549,7 +555,7 @@ async def test_a_call_nobody_waits_for_is_cancelled(ends: Ends, house: House) ->
             await one.request("hang", timeout=0.01)
         with trio.move_on_after(0.01):
             await one.request("hang", timeout=60)
-        with trio.fail_after(2):
+        with trio.fail_after(20):
             assert [await ended.receive(), await ended.receive()] == ["stopped"] * 2
 
 
@@ -564,7 +570,7 @@ async def test_a_call_of_ours_ends_with_the_connection(socket_pair: Streams, hou
         nursery.start_soon(ask)
         await trio.testing.wait_all_tasks_blocked()
         await socket_pair[1].send_eof()  # it cannot answer any more
-        with trio.fail_after(1):
+        with trio.fail_after(20):
             await peer.closed.wait()
         await ask()
 

@@ -604,7 +604,7 @@ async def test_streams_end_with_their_connection(
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert streaming.running == 1
         await socket_pair[1].aclose()
-        with trio.fail_after(2):
+        with trio.fail_after(20):
             await peer.closed.wait()
         assert streaming.running == 0
 
@@ -615,10 +615,13 @@ async def test_a_half_closed_caller_that_leaves_ends_its_streams(
     async with serving(socket_pair[0], streaming.registry) as peer:
         await Raw(socket_pair[1]).send(call("asleep"))
         await socket_pair[1].send_eof()
-        await trio.sleep(0.1)
+        with trio.fail_after(20):
+            while not streaming.running:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        await trio.testing.wait_all_tasks_blocked(0.05)
         assert streaming.running == 1
         await socket_pair[1].aclose()
-        with trio.fail_after(2):
+        with trio.fail_after(20):
             await peer.closed.wait()
         assert streaming.cancelled == ["asleep"]
 
@@ -633,7 +636,7 @@ async def test_who_leaves_in_the_middle_fails_its_call_and_not_the_connection(
             await Raw(socket_pair[1]).send(call(method))
             await trio.testing.wait_all_tasks_blocked(0.01)
             await socket_pair[1].aclose()
-            with trio.fail_after(2):
+            with trio.fail_after(20):
                 await peer.closed.wait()
             assert streaming.running == 0
     assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == logged

@@ -239,7 +239,7 @@ def connect_as(uid: int, path: Path) -> subprocess.CompletedProcess[str]:
         f"import os, socket; os.setgroups([]); os.setgid({uid}); os.setuid({uid}); s = socket.socket(1);"
         f"s.connect({str(path)!r}); s.sendall(b'{json.dumps(call('note', text='x'))}'); print(s.recv(9999).decode())"
     )
-    return subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=10)
+    return subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=30)
 
 
 @as_root

@@ -470,7 +470,7 @@ async def test_an_engine_that_dies_is_no_exit_of_the_agent(own_engine: Any, make
                 _, peer = await listener.accept()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_kill_when_waited_for, own_engine.engine)
-                    with trio.fail_after(10):
+                    with trio.fail_after(30):
                         try:
                             await running.wait()
                         except ArmorclawError as error:
@@ -520,6 +520,6 @@ async def test_an_engine_serves_many_streams(engine_runtime: EngineRuntime, make
             for _ in range(110):
                 nursery.start_soon(wait)
             await trio.sleep(0.3)
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 assert (await engine.inspect(running.id))["Id"] == running.id
             nursery.cancel_scope.cancel(reason="seen")

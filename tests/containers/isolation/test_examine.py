@@ -189,7 +189,7 @@ async def test_every_process_counts(
     """Not the first alone: those that it started are looked at as well."""
     script = "import subprocess\nsubprocess.Popen(['/usr/bin/python3', '-S', '-c', 'import time; time.sleep(60)'])"
     async with agent(runtime, make_spec, door, script=f"{script}\n{WAITS}") as running:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while True:  # the child is there a moment later
                 rows = await rows_of(running, runtime_kind, folder)
                 if (

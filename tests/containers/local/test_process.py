@@ -147,7 +147,7 @@ async def test_its_group_ends_with_it(runtime: Runtime, make_spec: MakeSpec, doo
         first, _ = await listener.accept()
         _, child = await listener.accept()
         await first.aclose()
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             assert (await running.wait()).code == 0
         await child.ended()
 

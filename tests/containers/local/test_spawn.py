@@ -28,7 +28,7 @@ def state(pid: int) -> str:
 
 
 async def ended(pid: int) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while state(pid) not in ("", "Z"):  # noqa: ASYNC110  # the kernel has no event for us
             await trio.sleep(0.001)
 
@@ -38,14 +38,14 @@ async def output_of(command: list[str], **options: object) -> bytes:
     async with trio.lowlevel.FdStream(reader) as stream:
         async with spawned(command, output=writer, **{"env": {}, **options}):  # type: ignore[arg-type]
             os.close(writer)
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 return b"".join([bytes(chunk) async for chunk in stream])
 
 
 @pytest.mark.parametrize("script, status", [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", -9), ("kill -TERM $$", -15)])
 async def test_status(script: str, status: int) -> None:
     async with spawned([*SHELL, script], env={}) as child:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             assert await child.wait() == status
         assert child.returncode == status
         assert await child.wait() == status
@@ -105,8 +105,9 @@ async def test_what_the_leader_leaves_behind_ends_with_it() -> None:
 
 
 async def test_cancellation_ends_it() -> None:
-    with trio.move_on_after(0.01):
+    with trio.CancelScope() as scope:
         async with spawned(SLEEP, env={}) as child:
+            scope.cancel()
             await child.wait()
     assert child.returncode == -9
 
@@ -154,7 +155,7 @@ async def test_gate_holds_until_opened(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     with closing(Gate()) as gate:
         async with spawned([*Gate.WORDS, "/bin/sh", "-c", f"cat; echo > {mark}; exit 5"], env={}, gate=gate) as child:
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 assert await gate.reached()
                 await trio.sleep(0.05)
                 assert not mark.exists()
@@ -166,7 +167,7 @@ async def test_gate_holds_until_opened(tmp_path: Path) -> None:
 async def test_gate_tells_that_the_command_never_came() -> None:
     with closing(Gate()) as gate:
         async with spawned(["/bin/true", *Gate.WORDS, "/bin/true"], env={}, gate=gate) as child:
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 assert not await gate.reached()
                 await child.wait()
             with pytest.raises(BrokenPipeError):
@@ -177,7 +178,7 @@ async def test_gate_does_not_open_when_the_bridge_is_gone(tmp_path: Path) -> Non
     mark = tmp_path / "mark"
     gate = Gate()
     async with spawned([*Gate.WORDS, "/usr/bin/touch", str(mark)], env={}, gate=gate) as child:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             assert await gate.reached()
             gate.close()
             assert await child.wait() != 0
