@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from armorclaw.testing.handles import AgentFactory, BridgeProcess, to_toml
+from armorclaw.testing.handles import AgentFactory, BridgeProcess, to_toml, wait_until
 from armorclaw.testing.homeserver import Homeserver
 from armorclaw.testing.person import Person
 
@@ -48,7 +48,7 @@ def test_a_person_is_answered(
                 alice.send(room, text)
                 assert alice.wait_for(lambda seen: True).body == answer
             process.send_signal(signal.SIGINT)  # Ctrl-C
-            assert process.wait(10) == 0
+            assert process.wait(20) == 0
             assert process.stderr is not None
             assert "Traceback" not in process.stderr.read()
         finally:
@@ -99,6 +99,7 @@ def test_watching(bridge: BridgeProcess, agent: AgentFactory, matrix_user: Calla
             assert process.stdout is not None
             assert process.stderr is not None
             assert process.stdout.readline().startswith("bridge ")
+            wait_until(lambda: watches(bridge), 20, "it has subscribed")
             alice.send(room, "not a number")
             missing = {f"{alice.user_id} in {room}: not a number", "ValueError: invalid literal"}  # agent's traceback
             while missing:
@@ -106,7 +107,12 @@ def test_watching(bridge: BridgeProcess, agent: AgentFactory, matrix_user: Calla
                 assert line, process.stderr.read()
                 missing -= {text for text in missing if text in line}
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 0
+            assert process.wait(20) == 0
             assert "Traceback" not in process.stderr.read()
         finally:
             process.kill()
+
+
+def watches(bridge: BridgeProcess) -> bool:
+    """Whether the program that watches has subscribed: what is said before, it does not see."""
+    return any(row["subscription"] == "watch" and row["connected"] for row in bridge.call("events.stats"))

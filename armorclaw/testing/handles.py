@@ -125,7 +125,7 @@ class BridgeProcess:
             command = [sys.executable, "-m", "armorclaw", "run", "--config", str(file)]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
-    def call(self, method: str, *, timeout: float = 10.0, **params: Any) -> Any:
+    def call(self, method: str, *, timeout: float = 30.0, **params: Any) -> Any:
         """Call a method as the operator; seconds. Raises what it answers, and daemon_unreachable."""
         return call(str(self.socket), method, params, timeout=timeout)
 

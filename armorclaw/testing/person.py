@@ -128,10 +128,10 @@ class Person:
         return self._call("GET", f"rooms/{quote(room_id)}/event/{quote(event_id)}")
 
     def relations(self, room_id: str, event_id: str) -> list[dict[str, Any]]:
-        """The events that relate to one: reactions, edits, those of its thread; the newest first."""
+        """The events that relate to one: reactions, edits, those of its thread; the newest 100, newest first."""
         with _mapped(f"relations as {self.user_id}", "matrix_refused"):
             path = f"/_matrix/client/v1/rooms/{quote(room_id)}/relations/{quote(event_id)}"
-            found: list[dict[str, Any]] = self._client.get(path).raise_for_status().json()["chunk"]
+            found: list[dict[str, Any]] = self._client.get(path, params={"limit": 100}).raise_for_status().json()["chunk"]
         return found
 
     def wait_for(self, wanted: Callable[[Seen], bool], *, timeout: float = 20.0) -> Seen:

@@ -39,7 +39,7 @@ def test_an_agent_that_was_given_up_is_told_of_once(bridge: Any) -> None:
     assert first.startswith("error: agent doomed was given up: ")
     assert last == "next: armorclaw containers inspect doomed"
     (delivery,) = wait_until(
-        lambda: running.call("delivery.list", room_id=room, state="delivered"), 10, "the message is known to be there"
+        lambda: running.call("delivery.list", room_id=room, state="delivered"), 30, "the message is known to be there"
     )
     assert delivery["event_id"]
     assert delivery["agent"] is None
@@ -81,7 +81,7 @@ async def test_the_room_of_alerts_is_no_agents(
             await agent.send(ops, "hello")
         assert caught.value.name == "room_denied"
         await agent.error("no feed", severity="warning")
-        told = await trio.to_thread.run_sync(lambda: person.wait_for(_is_alert, timeout=20))
+        told = await trio.to_thread.run_sync(lambda: person.wait_for(_is_alert, timeout=30))
         assert told.body == "warning: agent ada reports: no feed\nnext: armorclaw containers inspect ada"
         journalled = (await bridge.journal.after(0, 100)).events
         assert ops not in {event.room_id for event in journalled}

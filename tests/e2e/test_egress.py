@@ -38,6 +38,8 @@ CLIENTS = ["httpx", "requests", "urllib", "curl", "node"]
 LIBRARIES = "httpx\nrequests\nnodejs-wheel>=24\n"
 BASE = "armorclaw-egress-base:1"
 
+pytestmark = pytest.mark.timeout(600)  # libraries are fetched, and an image is made of them
+
 PLAIN = """
 import ssl, sys, time, urllib.request
 context = ssl.create_default_context(cafile="/agent/ca.pem")

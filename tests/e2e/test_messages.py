@@ -153,4 +153,4 @@ def test_a_homeserver_that_slows_us_down_gets_few_edits_and_the_whole_answer(
                 assert last.content["m.relates_to"] == {"rel_type": "m.replace", "event_id": first.event_id}
                 assert last.content["m.new_content"]["body"] == "".join(f"word {number} " for number in range(60))
                 edits = [each for each in alice.relations(room, first.event_id) if each["type"] == "m.room.message"]
-                assert len(edits) <= 8
+                assert 1 <= len(edits) <= 8

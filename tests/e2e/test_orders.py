@@ -68,9 +68,9 @@ def test_agents_are_looked_at_stopped_and_started(room: Room) -> None:
     assert room.state("talker") != "stopped"
     room.person.react(room.room_id, question.event_id, "✅")
     room.person.wait_for(lambda seen: seen.body in ("talker: stopped", "talker: stopping"), timeout=30)
-    wait_until(lambda: room.state("talker") == "stopped", 10, "it is stopped")
+    wait_until(lambda: room.state("talker") == "stopped", 30, "it is stopped")
     assert room.order("!claw start talker").body in ("talker: running", "talker: starting", "talker: ready")
-    wait_until(lambda: room.state("talker") in ("running", "ready"), 10, "it runs again")
+    wait_until(lambda: room.state("talker") in ("running", "ready"), 30, "it runs again")
 
     question = room.order("!claw restart talker")
     room.person.react(room.room_id, question.event_id, "❌")
@@ -86,7 +86,7 @@ def test_what_an_agent_printed_has_no_secret_and_no_folder(room: Room) -> None:
         body = room.order("!claw logs talker 5").body
         return body if "hello" in body else None
 
-    text = wait_until(printed, 20, "it has printed")
+    text = wait_until(printed, 30, "it has printed")
     assert "hello from …/main.py with [secret]" in text
     assert SECRET not in text
 

@@ -28,6 +28,9 @@ from tests.house import House, echo
 
 NOBODY = 65534
 TOKEN = "sk-kept-over-every-fault"
+SECONDS = 30.0
+"""In which anything must have happened, on a machine that may have much else to do."""
+
 PYTHON = [sys.executable, "-m", "armorclaw"]
 
 # as a user that may not even read the interpreter: everything is imported before the change
@@ -259,7 +262,7 @@ def test_a_full_disk_at_the_first_start(armorclaw_folder: Path) -> None:
         small.free()
         command = [*small.inside, *PYTHON, "run", "--config", str(file)]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            wait_until(lambda: answers(armorclaw_folder / "run" / "bridge.sock"), 20, "the bridge is up")
+            wait_until(lambda: answers(armorclaw_folder / "run" / "bridge.sock"), SECONDS, "the bridge is up")
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
 
@@ -331,7 +334,9 @@ def test_a_homeserver_that_is_not_up_yet(bridge: BridgeProcess, homeserver: Home
     }
     bridge.start(connected=False)
     (account,) = wait_until(
-        lambda: [a for a in bridge.call("status")["accounts"] if a["state"] == "waiting"], 5, "it says that it waits"
+        lambda: [a for a in bridge.call("status")["accounts"] if a["state"] == "waiting"],
+        SECONDS,
+        "it says that it waits",
     )
     assert "cannot connect" in account["reason"]
     assert bridge.call("health")["status"] == "degraded"
@@ -343,7 +348,7 @@ def test_a_homeserver_that_is_not_up_yet(bridge: BridgeProcess, homeserver: Home
     forward = ["socat", f"TCP-LISTEN:{port},fork,reuseaddr,bind=127.0.0.1", f"TCP:127.0.0.1:{homeserver.port}"]
     with subprocess.Popen(forward) as process:
         try:
-            wait_until(bridge._connected, 10, "it is connected")
+            wait_until(bridge._connected, SECONDS, "it is connected")
         finally:
             process.terminate()
     assert bridge.stop() == 0
@@ -363,25 +368,26 @@ def test_an_engine_that_is_not_there(bridge: BridgeProcess) -> None:
         "near": {"runtime": "sandbox", "code": code},
     }
     bridge.start()
-    wait_until(lambda: standing(bridge, "near")["ready"], 10, "the other agent is ready")
-    wait_until(lambda: standing(bridge, "boxed")["last_end"], 5, "the agent says what is wrong")
+    wait_until(lambda: standing(bridge, "near")["ready"], SECONDS, "the other agent is ready")
+    wait_until(lambda: standing(bridge, "boxed")["last_end"], SECONDS, "the agent says what is wrong")
     with pytest.raises(ArmorclawError) as caught:
         bridge.call("start", name="third", image="placeholder", runtime="docker")
     assert caught.value.name == "engine_unreachable"
     assert caught.value.kind.exit_status == 75
     assert "there is no such socket" in str(caught.value)
+    wait_until(lambda: standing(bridge, "boxed")["state"] == "restarting", SECONDS, "it waits between two attempts")
     boxed = standing(bridge, "boxed")
-    assert boxed["state"] == "restarting"
     assert f"…/{link.name}" in boxed["last_end"]  # observers read it, too: the path is for the log
     assert '"agent waits", "agent": "boxed"' in log_of(bridge)
     assert str(link) in log_of(bridge)
-    assert bridge.call("health")["reasons"] == ["agent boxed is restarting"]
+    waits = ["agent boxed is restarting"]
+    wait_until(lambda: bridge.call("health")["reasons"] == waits, SECONDS, "it is the one thing that is amiss")
     bridge.stop()
     with engine_with_image("docker") as engine:
         bridge.config["agents"]["boxed"]["image"] = engine.image
         bridge.start()
         link.symlink_to(engine.socket_path)
-        wait_until(lambda: standing(bridge, "boxed")["ready"], 20, "the agent is ready")
+        wait_until(lambda: standing(bridge, "boxed")["ready"], SECONDS, "the agent is ready")
         assert bridge.stop() == 0
 
 
@@ -408,7 +414,7 @@ def test_an_engine_that_dies_while_agents_run(
             assert house.ask("before") == "echo: before"
             engine.engine.kill()
             alice.send(room, "meanwhile")
-            wait_until(lambda: agent.standing["state"] in ("unknown", "restarting"), 10, "the loss is noticed")
+            wait_until(lambda: agent.standing["state"] in ("unknown", "restarting"), SECONDS, "the loss is noticed")
             assert bridge.call("status")["accounts"][0]["connected"]
             time.sleep(0.5)
             engine.engine.restart()
@@ -424,7 +430,7 @@ def test_an_image_that_is_missing(house: House) -> None:
     house.bridge.stop()
     house.bridge.config["agents"] = {"boxed": {"runtime": house.runtime, "image": "no-such-image:1"}}
     house.bridge.start()
-    wait_until(lambda: standing(house.bridge, "boxed")["state"] == "restarting", 10, "it cannot start")
+    wait_until(lambda: standing(house.bridge, "boxed")["state"] == "restarting", SECONDS, "it cannot start")
     assert "no-such-image:1" in standing(house.bridge, "boxed")["last_end"]
     assert f'"hint": "{house.runtime} pull ' in log_of(house.bridge)
 
@@ -433,7 +439,7 @@ def test_a_command_that_is_not_there(bridge: BridgeProcess) -> None:
     """An agent that cannot be started says so; it is not "stopped", which is what a person asks for."""
     bridge.config["agents"] = {"y": {"runtime": "sandbox", "command": ["no-such-program"]}}
     bridge.start()
-    wait_until(lambda: standing(bridge, "y")["state"] == "restarting", 10, "it cannot start")
+    wait_until(lambda: standing(bridge, "y")["state"] == "restarting", SECONDS, "it cannot start")
     assert "no-such-program" in standing(bridge, "y")["last_end"]
 
 
@@ -446,7 +452,7 @@ def test_asked_to_stop_while_it_starts(armorclaw_folder: Path) -> None:
         bridge = BridgeProcess(armorclaw_folder, {})
         bridge.config["bridge"]["engine_socket"] = armorclaw_folder / "engine.sock"
         bridge.spawn()
-        wait_until(lambda: (armorclaw_folder / "state" / "armorclaw.db").exists(), 20, "it has begun to start")
+        wait_until(lambda: (armorclaw_folder / "state" / "armorclaw.db").exists(), SECONDS, "it has begun to start")
         began = time.monotonic()
         assert bridge.stop() == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15  # its answer is waited for twice as long

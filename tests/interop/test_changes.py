@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from tests.interop.ours import Bot, eventually, joined, room_of
 from tests.interop.peers import Kind, Peers
 
-PERIOD = 10
-"""Messages of one room key, where that is to be waited for."""
+PERIOD = 40
+"""Messages of one room key, where that is to be waited for: more than there are attempts to mend a channel."""
 
 
 async def test_a_room_becomes_encrypted(peers: Peers, bot: Bot, kind: Kind) -> None:

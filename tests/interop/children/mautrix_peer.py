@@ -95,27 +95,27 @@ class MautrixDevice(Device):
     # -- receiving
 
     async def sync_once(self, timeout_ms: int) -> None:
-        answer: Any = await self.client.sync(self.since, timeout_ms, filter_id=json.dumps(FILTER))
-        async with self.turn:
-            for raw in answer.get("to_device", {}).get("events", []):
-                await self._to_device(raw)
-            lists = answer.get("device_lists", {})
-            if lists.get("changed"):
-                await self.machine.handle_device_lists(DeviceLists(changed=lists["changed"], left=[]))
-            count = answer.get("device_one_time_keys_count", {}).get("signed_curve25519", 0)
-            await self.machine.handle_otk_count(DeviceOTKCount(signed_curve25519=count, curve25519=0))
-            rooms = answer.get("rooms", {})
-            for room_id, room in (rooms.get("join", {}) | rooms.get("leave", {})).items():
-                for raw in room.get("state", {}).get("events", []):
-                    await self._state(room_id, raw)
-                timeline = room.get("timeline", {})
-                events = timeline.get("events", [])
-                if timeline.get("limited") and self.since:
-                    events = await self._gap(room_id, timeline["prev_batch"]) + events
-                for raw in events:
-                    await self._timeline(room_id, raw)
-            self.since = answer["next_batch"]
-            await self.crypto.put_next_batch(self.since)
+        with self.waiting_for_answer():
+            answer: Any = await self.client.sync(self.since, timeout_ms, filter_id=json.dumps(FILTER))
+        for raw in answer.get("to_device", {}).get("events", []):
+            await self._to_device(raw)
+        lists = answer.get("device_lists", {})
+        if lists.get("changed"):
+            await self.machine.handle_device_lists(DeviceLists(changed=lists["changed"], left=[]))
+        count = answer.get("device_one_time_keys_count", {}).get("signed_curve25519", 0)
+        await self.machine.handle_otk_count(DeviceOTKCount(signed_curve25519=count, curve25519=0))
+        rooms = answer.get("rooms", {})
+        for room_id, room in (rooms.get("join", {}) | rooms.get("leave", {})).items():
+            for raw in room.get("state", {}).get("events", []):
+                await self._state(room_id, raw)
+            timeline = room.get("timeline", {})
+            events = timeline.get("events", [])
+            if timeline.get("limited") and self.since:
+                events = await self._gap(room_id, timeline["prev_batch"]) + events
+            for raw in events:
+                await self._timeline(room_id, raw)
+        self.since = answer["next_batch"]
+        await self.crypto.put_next_batch(self.since)
         for room_id in rooms.get("invite", {}):
             self.tell("invite", room_id=room_id)
             if self.joins:

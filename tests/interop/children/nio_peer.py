@@ -68,6 +68,8 @@ class NioDevice(Device):
         self.first = True
         self.waiting: dict[str, list[nio.MegolmEvent]] = {}
         self.batch: list[tuple[str, nio.Event]] = []
+        self._receive = self.client.receive_response
+        self.client.receive_response = self._receive_response
         self.client.add_event_callback(lambda room, event: self.batch.append((room.room_id, event)), nio.Event)
         self.client.add_to_device_callback(self._to_device, nio.ToDeviceEvent)
         await self._upkeep()
@@ -87,27 +89,33 @@ class NioDevice(Device):
 
     async def sync_once(self, timeout_ms: int) -> None:
         before = self.client.next_batch or self.client.loaded_sync_token
-        answer = await self.client.sync(timeout_ms, sync_filter=FILTER, full_state=self.first)
+        with self.waiting_for_answer():
+            answer = await self.client.sync(timeout_ms, sync_filter=FILTER, full_state=self.first)
         if not isinstance(answer, nio.SyncResponse):
             raise OSError(str(answer))
-        async with self.turn:
-            self.first = False
-            batch, self.batch = self.batch, []
-            for room_id, room in answer.rooms.join.items():
-                if room.timeline.limited and before:
-                    for event in await self._gap(room_id, room.timeline.prev_batch, before):
-                        self._event(room_id, event)
-                for where, event in batch:
-                    if where == room_id:
-                        self._event(room_id, event)
-            for event in answer.to_device_events:
-                if isinstance(event, nio.RoomKeyRequest | nio.RoomKeyRequestCancellation):  # callbacks hear of none
-                    self._to_device(event)
-            await self._upkeep()
+        self.first = False
+        batch, self.batch = self.batch, []
+        for room_id, room in answer.rooms.join.items():
+            if room.timeline.limited and before:
+                for event in await self._gap(room_id, room.timeline.prev_batch, before):
+                    self._event(room_id, event)
+            for where, event in batch:
+                if where == room_id:
+                    self._event(room_id, event)
+        for event in answer.to_device_events:
+            if isinstance(event, nio.RoomKeyRequest | nio.RoomKeyRequestCancellation):  # callbacks hear of none
+                self._to_device(event)
+        await self._upkeep()
         for room_id in answer.rooms.invite:
             self.tell("invite", room_id=room_id)
             if self.joins:
                 await self.client.join(room_id)
+
+    async def _receive_response(self, answer: nio.Response) -> None:
+        """What nio does with any answer. It goes past one of a sync before it is through with it."""
+        if isinstance(answer, nio.SyncResponse):
+            self.answered()
+        await self._receive(answer)
 
     async def _gap(self, room_id: str, place: str, end: str) -> list[nio.Event]:
         found: list[nio.Event] = []
@@ -232,26 +240,29 @@ class NioDevice(Device):
         return room_id in self.client.rooms and self.client.rooms[room_id].encrypted
 
     async def do_send(self, room_id: str, content: dict[str, Any]) -> str:
-        tries_left = SEND_TRIES
-        while True:
-            try:
-                return await self._send(room_id, content)
-            except KeyError as error:
-                # its sync throws the room's key away when devices change, even one that is just being handed out
-                tries_left -= 1
-                if error.args != (room_id,) or not tries_left:
-                    raise
-
-    async def _send(self, room_id: str, content: dict[str, Any]) -> str:
-        if self.client.should_query_keys:
-            await self.client.keys_query()
-        answer = await self.client.room_send(room_id, "m.room.message", content, ignore_unverified_devices=True)
-        return str(_good(answer).event_id)
+        return await self._send(room_id, "m.room.message", content)
 
     async def do_react(self, room_id: str, event_id: str, key: str) -> str:
         relation = {"rel_type": "m.annotation", "event_id": event_id, "key": key}
-        answer = await self.client.room_send(room_id, "m.reaction", {"m.relates_to": relation})
-        return str(_good(answer).event_id)
+        return await self._send(room_id, "m.reaction", {"m.relates_to": relation})
+
+    async def _send(self, room_id: str, kind: str, content: dict[str, Any]) -> str:
+        """Its sync throws the room's key away when devices change, even one that is just being handed out.
+
+        Whoever hands it out then does not find it, and those who wait for that have one that nobody was given; both
+        before anything is sent.
+        """
+        tries_left = SEND_TRIES
+        while True:
+            if self.client.should_query_keys:
+                await self.client.keys_query()
+            try:
+                answer = await self.client.room_send(room_id, kind, content, ignore_unverified_devices=True)
+                return str(_good(answer).event_id)
+            except (KeyError, nio.exceptions.GroupEncryptionError) as error:
+                tries_left -= 1
+                if not tries_left or (isinstance(error, KeyError) and error.args != (room_id,)):
+                    raise
 
     async def do_send_at_once(self, room_id: str, bodies: list[str]) -> list[str]:
         """Without waiting for one another."""

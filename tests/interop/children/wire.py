@@ -12,7 +12,8 @@ import json
 import sys
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 LIMIT = 100
@@ -35,8 +36,8 @@ class Device(ABC):
         self.tell = tell
         self._syncing: asyncio.Task[None] | None = None
         self._synced = asyncio.Event()
-        self.turn = asyncio.Lock()
-        """Held while an answer is being handled."""
+        self._is_waiting = False
+        self._ending = False
         self.joins = True
 
     @abstractmethod
@@ -64,9 +65,22 @@ class Device(ABC):
         await self._stop()
         await self.shut()
 
+    @contextmanager
+    def waiting_for_answer(self) -> Iterator[None]:
+        """While this waits for the homeserver it may be cut off: nothing is lost, it is asked the same again."""
+        self._is_waiting = True
+        try:
+            yield
+        finally:
+            self._is_waiting = False
+
+    def answered(self) -> None:
+        """From here on it is not cut off: the rest would be lost."""
+        self._is_waiting = False
+
     async def _follow(self) -> None:
         timeout = 0
-        while True:
+        while not self._ending:
             try:
                 await self.sync_once(timeout)
             except Exception as error:  # noqa: BLE001 - told to the test
@@ -81,11 +95,13 @@ class Device(ABC):
 
     async def _stop(self) -> None:
         task, self._syncing = self._syncing, None
-        self._synced.clear()
         if task is not None:
-            async with self.turn:  # only between answers: half of one would be lost
+            self._ending = True
+            if self._is_waiting:
                 task.cancel()
             await asyncio.wait([task])
+            self._ending = False
+        self._synced.clear()
 
 
 def is_passing(error: Exception) -> bool:
