@@ -131,7 +131,8 @@ class Person:
         """The events that relate to one: reactions, edits, those of its thread; the newest 100, newest first."""
         with _mapped(f"relations as {self.user_id}", "matrix_refused"):
             path = f"/_matrix/client/v1/rooms/{quote(room_id)}/relations/{quote(event_id)}"
-            found: list[dict[str, Any]] = self._client.get(path, params={"limit": 100}).raise_for_status().json()["chunk"]
+            answer = self._client.get(path, params={"limit": 100}).raise_for_status()
+            found: list[dict[str, Any]] = answer.json()["chunk"]
         return found
 
     def wait_for(self, wanted: Callable[[Seen], bool], *, timeout: float = 20.0) -> Seen:
