@@ -1,4 +1,4 @@
-"""Fixtures of real parts that several folders need: container engines, and the whole house."""
+"""What several folders need: container engines, the whole house, and how long an example of hypothesis may take."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from armorclaw.testing.engines import EngineWithImage, Kind, engine_with_image, why_missing
 from armorclaw.testing.handles import AgentFactory, BridgeProcess
@@ -14,6 +15,10 @@ from armorclaw.testing.homeserver import Homeserver
 from armorclaw.testing.person import Person
 from armorclaw.testing.plugin import missing
 from tests.house import RUNTIMES, House
+
+# how long an example takes tells of the machine, not of what is tried
+settings.register_profile("armorclaw", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("armorclaw")
 
 
 def _engine(kind: Kind) -> Iterator[EngineWithImage]:

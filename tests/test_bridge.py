@@ -40,7 +40,8 @@ async def test_status_and_health(armorclaw_folder: Path) -> None:
         path = bridge.config.bridge.socket
         there = await trio.to_thread.run_sync(call, path, "status")
         assert {**there, "uptime_s": 0} == {**here, "uptime_s": 0} == {**attrs.asdict(bridge.status()), "uptime_s": 0}
-        assert here == {
+        assert 0 <= here["uptime_s"] < 60
+        assert {**here, "uptime_s": 0} == {
             "version": "0.1.0",
             "state": "running",
             "socket": str(path),
@@ -60,7 +61,7 @@ async def test_health_names_what_is_wrong(armorclaw_folder: Path) -> None:
     sick = Agent(command=("no-such-program",), runtime="process")
     config = config_in(armorclaw_folder, accounts={"main": account}, agents={"sick": sick})
     async with open_bridge(config) as bridge:
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             while len(bridge.health().reasons) < 2:  # noqa: ASYNC110 - of two features that tell nobody
                 await trio.sleep(0.01)
         health = bridge.health()
@@ -156,7 +157,7 @@ async def _another_millisecond() -> None:
 
 
 async def _seen(events: EventStream[Event], count: int) -> list[str]:
-    with trio.fail_after(10):
+    with trio.fail_after(20):
         return [(await anext(events)).type for _ in range(count)]
 
 
@@ -225,7 +226,7 @@ async def test_an_event_that_nobody_can_handle_is_given_up_with_an_alert(armorcl
             content = {"msgtype": "m.text", "body": text}
             where = {"account": "main", "room_id": "!r:x", "sender": "@a:x", "event_id": f"${text}"}
             await bridge.journal.record([JournalEvent.make("m.room.message", content, at_ms=0, **where)])
-        with trio.fail_after(15):
+        with trio.fail_after(20):
             async for alert in alerts:
                 if alert.content["name"] == "dead_letter":
                     break
@@ -236,7 +237,7 @@ async def test_an_event_that_nobody_can_handle_is_given_up_with_an_alert(armorcl
         assert (letter["seq"], letter["event_id"]) == (alert.content["seq"], "$poison")
         poisonous = False
         await bridge.call("events.redrive", agent="inside", subscription="main", seq=letter["seq"])
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             while await bridge.call("events.dead_letters"):  # noqa: ASYNC110 - nobody tells
                 await trio.sleep(0.01)
         assert heard.count("poison") == 3
@@ -356,7 +357,7 @@ async def test_a_room_added_to_the_configuration_is_heard_from_then_on(armorclaw
         agent.on_message(hear)
         await nursery.start(agent.run)
         await bridge.journal.record([said("!b:x", "4")])
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             await done.wait()
         nursery.cancel_scope.cancel(reason="seen")
     assert sorted(heard) == ["1", "3", "4"]

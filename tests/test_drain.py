@@ -250,17 +250,17 @@ async def test_what_agents_have_in_hand_is_finished_and_nothing_new_is_given(arm
                     drained.append(await bridge.drain())
 
                 nursery.start_soon(drain)
-                with trio.fail_after(5):
+                with trio.fail_after(20):
                     while bridge.status().state != "draining":  # noqa: ASYNC110 - nobody tells
                         await trio.sleep(0.01)
                 await say(bridge, "two")
                 assert (heard, drained) == ([], [])
                 go_on.set()
-                with trio.fail_after(5):
+                with trio.fail_after(20):
                     while not drained:  # noqa: ASYNC110 - nobody tells
                         await trio.sleep(0.01)
                 assert (heard, drained) == (["one 0"], [True])
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 while life == 2 and len(heard) < 2:  # noqa: ASYNC110 - nobody tells
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel(reason="end of the test")
@@ -282,7 +282,7 @@ async def test_connections_that_are_there_go_on_and_new_ones_are_turned_away(arm
             assert await client.call("list_keys") == []
             stream = await trio.open_unix_socket(path)
             async with stream:
-                with trio.fail_after(5):
+                with trio.fail_after(20):
                     said = b"".join([data async for data in stream])
             assert b'"name":"draining"' in said
 
@@ -334,7 +334,7 @@ async def test_under_load_nothing_that_was_accepted_is_lost_or_doubled(armorclaw
                 agent = bridge.attach("inside")
                 agent.on_message(answer)
                 await nursery.start(agent.run)
-                with trio.fail_after(20):
+                with trio.fail_after(60):
                     await bridge.until_joined(rooms)
                     if not life:
                         await town.synced.wait()

@@ -156,7 +156,7 @@ async def test_nothing_is_left_in_the_loop(told: Told, alarmed: bool) -> None:
 
 async def test_single_steps_are_timed_for_a_while_only(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUIET", 0.01)
-    monkeypatch.setattr(module, "NAMING", 0.05)
+    monkeypatch.setattr(module, "NAMING", 2.0)
     before = len(instruments())
     async with watching(told):
         time.sleep(STILL)  # noqa: ASYNC251

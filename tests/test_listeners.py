@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def ask_as(path: Path, *methods: str, uid: int = USER.pw_uid, gid: int, groups: 
         "import os, socket, sys\n"
         f"os.setgroups({groups or []}); os.setgid({gid}); os.setuid({uid})\n"
         "s = socket.socket(socket.AF_UNIX)\n"
-        "s.settimeout(5)\n"
+        "s.settimeout(20)\n"
         "try: s.connect(sys.argv[1])\n"
         "except OSError as e: print(repr(type(e).__name__).replace(chr(39), chr(34))); sys.exit()\n"
         "s.sendall(sys.stdin.buffer.read()); s.shutdown(1)\n"
@@ -58,7 +59,7 @@ def ask_as(path: Path, *methods: str, uid: int = USER.pw_uid, gid: int, groups: 
         capture_output=True,
         text=True,
         cwd="/",
-        timeout=20,
+        timeout=60,
         check=True,
     )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
@@ -159,7 +160,7 @@ async def test_a_user_database_that_does_not_answer_stops_nobody_else(
 
     def groups_of_slowly(peer: PeerCredentials) -> list[int]:
         asked.set()
-        answer.wait(20)
+        answer.wait(60)
         return []
 
     known = [False, True]
@@ -168,11 +169,11 @@ async def test_a_user_database_that_does_not_answer_stops_nobody_else(
     monkeypatch.setattr(os, "chown", lambda path, uid, gid: None)
     config = config_in(armorclaw_folder, server=ServerSection(group=OTHER.gr_name))
     try:
-        with trio.fail_after(15):
+        with trio.fail_after(50):
             async with open_bridge(config) as bridge:
                 path = str(bridge.config.bridge.socket)
                 async with await trio.open_unix_socket(path):
-                    await trio.to_thread.run_sync(asked.wait, 5)
+                    await trio.to_thread.run_sync(asked.wait, 20)
                     assert asked.is_set()
                     health = await trio.to_thread.run_sync(blocking.call, path, "health")
                     assert health["status"] == "healthy"
@@ -207,17 +208,20 @@ async def test_a_change_of_group_that_is_not_permitted(
 async def test_limits_of_the_configuration_hold_at_the_socket(armorclaw_folder: Path) -> None:
     config = config_in(armorclaw_folder, limits=LimitsSection(operator_calls=Frequency(1)))
     async with open_bridge(config) as bridge:
-        names = await trio.to_thread.run_sync(_call_often, bridge)
+        names, took = await trio.to_thread.run_sync(_call_often, bridge)
     assert names[:2] == ["done", "done"]  # a connection may begin with two
-    assert names[8:] == ["rate_limited"] * 4  # and its user with eight
+    assert "rate_limited" in names
+    assert names.count("done") <= 8 + 4 * took + 1  # and its user with eight, and four a second
 
 
-def _call_often(bridge: Bridge) -> list[str]:
+def _call_often(bridge: Bridge) -> tuple[list[str], float]:
+    """What became of each call, and how many seconds they took."""
     names = []
-    for _ in range(12):
+    began = time.monotonic()
+    for _ in range(40):
         try:
             blocking.call(bridge.config.bridge.socket, "health")
             names.append("done")
         except ArmorclawError as error:
             names.append(error.name)
-    return names
+    return names, time.monotonic() - began

@@ -64,16 +64,16 @@ def test_handlers_are_plain_functions(config: Config) -> None:
         @agent.on_message
         def handler(message: Message) -> None:
             if message.body == "slow":
-                assert gate.wait(5)
+                assert gate.wait(20)
             heard.put((message.body, threading.current_thread().name, type(message)))
 
         agent.start()
         say(bridge, "slow")
         say(bridge, "next")
         say(bridge, "elsewhere", OTHER)
-        first = heard.get(timeout=5)
+        first = heard.get(timeout=20)
         gate.set()
-        rest = [heard.get(timeout=5) for _ in range(2)]
+        rest = [heard.get(timeout=20) for _ in range(2)]
     assert [body for body, _, _ in [first, *rest]] == ["elsewhere", "slow", "next"]
     assert {kind for _, _, kind in [first, *rest]} == {Message}
     assert {name for _, name, _ in [first, *rest]} == {"armorclaw handler"}
@@ -93,7 +93,7 @@ def test_a_handler_that_raises_hears_it_again(config: Config) -> None:
 
         agent.start()
         say(bridge, "hello")
-        assert [heard.get(timeout=5), heard.get(timeout=5)] == [0, 1]
+        assert [heard.get(timeout=20), heard.get(timeout=20)] == [0, 1]
 
 
 @pytest.mark.mission("P3.1")
@@ -113,9 +113,9 @@ def test_a_handler_that_blocks_does_not_hold_up_the_end(config: Config) -> None:
             agent.start()
             if blocks:
                 say(bridge, "hello")
-            assert heard.get(timeout=5) == "hello"
+            assert heard.get(timeout=20) == "hello"
             began = time.monotonic()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 15
     gate.set()
 
 
@@ -141,8 +141,8 @@ def test_what_becomes_of_its_messages_and_of_time(config: Config) -> None:
         event = Event.make("delivery", content, at_ms=7, account="main", agent="inside")
         bridge.run(lambda: bridge._bridge.journal.record([event]))
         say(bridge, "hello")
-        assert heard.get(timeout=5) == "hello"
-        assert told.get(timeout=5) == Receipt("d_1", "read", ROOM, None, None, False, None, "@alice:x", 7)
+        assert heard.get(timeout=20) == "hello"
+        assert told.get(timeout=20) == Receipt("d_1", "read", ROOM, None, None, False, None, "@alice:x", 7)
 
 
 def test_it_finishes_what_it_has(config: Config) -> None:
@@ -153,15 +153,15 @@ def test_it_finishes_what_it_has(config: Config) -> None:
         @agent.on_message
         def handler(message: Message) -> None:
             heard.put(f"begun {message.body}")
-            assert gate.wait(5)
+            assert gate.wait(20)
             heard.put(f"done {message.body}")
 
         agent.start()
         say(bridge, "hello")
-        assert heard.get(timeout=5) == "begun hello"
+        assert heard.get(timeout=20) == "begun hello"
         assert bridge.drain(0) is False
         gate.set()
-        assert heard.get(timeout=5) == "done hello"
+        assert heard.get(timeout=20) == "done hello"
         with pytest.raises(ArmorclawError, match="store_key"):
             bridge.call("store_key", id="k", provider="openai", token="t")
 
@@ -214,7 +214,7 @@ def test_a_bridge_that_ends_by_itself(config: Config) -> None:
             bridges.append(bridge)
             bridge.start(crash)
             runner = next(thread for thread in threading.enumerate() if thread.name == "armorclaw bridge")
-            runner.join(5)
+            runner.join(20)
             bridge.call("status")
 
     with pytest.raises(ArmorclawError) as caught:

@@ -34,7 +34,9 @@ real = daemon.open_bridge
 
 async def handle(message):
     print("begun", message.body, message.redelivered, flush=True)
-    await trio.sleep(seconds)
+    with trio.move_on_after(seconds):
+        while not (folder / "go on").exists():
+            await trio.sleep(0.01)
     print("done", message.body, flush=True)
 
 
@@ -63,6 +65,7 @@ class Daemon:
         assert process.stdout is not None
         self.process = process
         self.socket = folder / "run" / "bridge.sock"
+        self.go_on = folder / "go on"
         self._said: IO[str] = process.stdout
 
     def line(self) -> str:
@@ -72,7 +75,7 @@ class Daemon:
         self.process.send_signal(signal.SIGTERM)
 
     def until_draining(self, connection: blocking.Connection) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while connection.call("status")["state"] != "draining":
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -80,7 +83,7 @@ class Daemon:
     def end(self) -> tuple[int, list[str]]:
         """Its exit status, and what it said at last."""
         rest = self._said.read().splitlines()
-        return self.process.wait(20), rest
+        return self.process.wait(30), rest
 
 
 Start = Callable[..., Daemon]
@@ -88,7 +91,7 @@ Start = Callable[..., Daemon]
 
 @pytest.fixture
 def start(armorclaw_folder: Path) -> Iterator[Start]:
-    """`start("text", seconds=…, drain_s=…)`: a daemon whose agent hears the texts."""
+    """`start("text", seconds=…, drain_s=…)`: a daemon whose agent hears the texts, and is at each so long at most."""
     begun: list[subprocess.Popen[str]] = []
 
     def run(*said: str, seconds: float, drain_s: float) -> Daemon:
@@ -107,7 +110,7 @@ def start(armorclaw_folder: Path) -> Iterator[Start]:
 
 @contextmanager
 def connected(daemon: Daemon) -> Iterator[blocking.Connection]:
-    with blocking.Connection(str(daemon.socket), timeout=10) as connection:
+    with blocking.Connection(str(daemon.socket), timeout=30) as connection:
         connection.call("status")  # it is accepted, which connecting alone does not tell
         yield connection
 
@@ -115,12 +118,13 @@ def connected(daemon: Daemon) -> Iterator[blocking.Connection]:
 @pytest.mark.mission("P3.1")
 def test_sigterm_finishes_what_is_in_hand(start: Start) -> None:
     """Of two messages in a room, one is being handled and one waits for it: both were given, so both are done."""
-    daemon = start("one", "two", seconds=0.5, drain_s=10)
+    daemon = start("one", "two", seconds=60, drain_s=60)
     assert daemon.line() == "begun one 0"
     with connected(daemon) as connection:
         daemon.signal()
         daemon.until_draining(connection)
         assert connection.call("delivery.list") == []
+    daemon.go_on.touch()
     status, said = daemon.end()
     assert said == ["done one", "begun two 0", "done two", "ended"]
     assert status == 0
@@ -134,7 +138,7 @@ def test_what_takes_too_long_comes_again_in_the_next_life(start: Start) -> None:
     began = time.monotonic()
     daemon.signal()
     assert daemon.end() == (0, ["ended"])
-    assert 0.4 < time.monotonic() - began < 8
+    assert 0.4 < time.monotonic() - began < 30
     daemon = start(seconds=0, drain_s=0.5)
     assert [daemon.line(), daemon.line()] == ["begun one 1", "done one"]
 
@@ -148,7 +152,7 @@ def test_a_second_signal_does_not_wait(start: Start) -> None:
         began = time.monotonic()
         daemon.signal()
         assert daemon.end() == (-signal.SIGTERM, [])
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("drain_s", [0, 60])
@@ -158,4 +162,4 @@ def test_nothing_in_hand_is_no_reason_to_wait(start: Start, drain_s: float) -> N
     began = time.monotonic()
     daemon.signal()
     assert daemon.end() == (0, ["ended"])
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 30

@@ -40,7 +40,7 @@ def at_terminal(fake: FakeBridge, typed: str, *words: str) -> tuple[int, str]:
                     assert not termios.tcgetattr(ours)[3] & termios.ECHO, "a secret must not be seen"
                 os.write(ours, typed.encode())
                 typed_yet = True
-        status = process.wait(10)
+        status = process.wait(30)
     os.close(ours)
     return status, shown.decode()
 

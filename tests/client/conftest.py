@@ -87,7 +87,7 @@ class Bridge:
         await self.until(lambda: len(self.asked) == times and self.peer is not None)
 
     async def until(self, true: Callable[[], object]) -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while not true():
                 await self._changed.wait()
 

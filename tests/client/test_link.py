@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from armorclaw.client import Client, connect
 from armorclaw.client.link import pause
@@ -103,9 +104,9 @@ async def test_a_call_with_a_key_that_came_too_fast_is_made_again(client: Client
     bridge.refuse["add"] = refusals()
     with pytest.raises(ArmorclawError, match="slower"):
         await client.call("add", a=7, from_=1)
-    bridge.refuse["add"] = refusals()
+    bridge.refuse["add"] = [ArmorclawError("rate_limited", "slower", retry_after=60.0)]
     with pytest.raises(ArmorclawError, match="slower"):
-        await client.call("add", a=7, from_=1, idempotency_key="once", timeout=0.04)
+        await client.call("add", a=7, from_=1, idempotency_key="once", timeout=30)
 
 
 async def test_what_the_bridge_itself_refuses_is_not_made_again(client: Client, bridge: Bridge) -> None:
@@ -136,10 +137,12 @@ async def test_leaving_a_stream_cancels_it(client: Client, bridge: Bridge) -> No
     await bridge.until(lambda: bridge.cancelled == ["count"])
 
 
-async def test_a_bridge_that_drops_its_clients_is_as_good_as_away(bridge: Bridge, path: Path) -> None:
+async def test_a_bridge_that_drops_its_clients_is_as_good_as_away(
+    bridge: Bridge, path: Path, autojump_clock: MockClock
+) -> None:
     """One that is full, say: it is not hurried, and given up like one that is not there."""
     dropped = 0
-    async with connect(path, reconnect=0.45) as client:
+    async with connect(path, reconnect=2.0) as client:
         await bridge.stop()
         listener = bind_unix(path)
         async with trio.open_nursery() as nursery:
@@ -151,17 +154,17 @@ async def test_a_bridge_that_drops_its_clients_is_as_good_as_away(bridge: Bridge
                     dropped += 1
 
             nursery.start_soon(drop)
-            with trio.fail_after(2), pytest.raises(ArmorclawError, match="is gone"):
+            with trio.fail_after(20), pytest.raises(ArmorclawError, match="is gone"):
                 await client.call("add", a=1, from_=1, idempotency_key="again and again")
             nursery.cancel_scope.cancel()
         await listener.aclose()
-    assert 2 <= dropped <= 5
+    assert 2 <= dropped <= 21
 
 
 @pytest.mark.parametrize("reconnect", [False, 0.25])
 async def test_a_bridge_is_given_up(bridge: Bridge, path: Path, reconnect: float) -> None:
     async with connect(path, reconnect=reconnect) as client, client.subscribe() as events:
-        with trio.fail_after(2):
+        with trio.fail_after(20):
             await bridge.stop()
             with pytest.raises(ArmorclawError) as ended:
                 await anext(events)
@@ -187,7 +190,7 @@ async def test_a_named_subscription_loses_nothing_and_repeats_nothing_that_was_h
         await bridge.start()
         await bridge.subscribed(2)
         bridge.happen(4)
-        with trio.fail_after(2):
+        with trio.fail_after(20):
             assert [(await anext(events))["seq"] for _ in range(3)] == [2, 3, 4]
     assert bridge.acked == [1, 2, 3]
     assert {asked.name for asked in bridge.asked} == {"archive"}
@@ -236,7 +239,7 @@ async def test_a_subscription_without_a_name_goes_on_behind_the_last_event(clien
         bridge.happen(6)  # nobody has seen anything yet: from where it was subscribed
         await bridge.start()
         await bridge.subscribed(2)
-        with trio.fail_after(2):
+        with trio.fail_after(20):
             assert (await anext(events))["seq"] == 6
         bridge.happen(7)
         bridge.happen(8)
@@ -245,7 +248,7 @@ async def test_a_subscription_without_a_name_goes_on_behind_the_last_event(clien
         bridge.happen(9)
         await bridge.start()
         await bridge.subscribed(3)
-        with trio.fail_after(2):
+        with trio.fail_after(20):
             assert [(await anext(events))["seq"] for _ in range(2)] == [8, 9]
     assert [asked.from_ for asked in bridge.asked] == ["now", 5, 8]
     assert bridge.acked == []
@@ -266,7 +269,7 @@ async def test_one_that_was_cut_for_being_slow_goes_on_where_it_is(
         bridge.peer.notify("events.closed", params)
         await bridge.subscribed(2)
         bridge.happen(4)
-        with trio.fail_after(2):
+        with trio.fail_after(20):
             assert [(await anext(events))["seq"] for _ in range(3)] == [2, 3, 4]
     assert [asked.from_ for asked in bridge.asked][1] == 3
     assert bridge.acked == ([] if name is None else [1, 2, 3])
@@ -292,7 +295,7 @@ async def test_subscribing_again_is_tried_until_the_bridge_can(client: Client, b
         bridge.refuse["events.subscribe"] = [ArmorclawError("unavailable", "the store is not up yet")]
         bridge.happen(1)
         await bridge.start()
-        with trio.fail_after(3):
+        with trio.fail_after(20):
             assert (await anext(events))["seq"] == 1
     assert len(bridge.asked) == 3
 
@@ -302,7 +305,7 @@ async def test_a_subscription_that_the_bridge_will_not_have_again(client: Client
         await bridge.stop()
         bridge.refuse["events.subscribe"] = [ArmorclawError("denied", "not you")]
         await bridge.start()
-        with trio.fail_after(2), pytest.raises(ArmorclawError, match="not you"):
+        with trio.fail_after(20), pytest.raises(ArmorclawError, match="not you"):
             await anext(events)
 
 
@@ -320,7 +323,7 @@ async def test_the_same_name_twice_in_one_program(client: Client, bridge: Bridge
         assert ended.value.name == "unavailable"
         bridge.happen(1)
         assert (await anext(second))["seq"] == 1
-    with trio.fail_after(2):
+    with trio.fail_after(20):
         await bridge.unsubscribed.wait()
 
 
@@ -335,7 +338,7 @@ async def test_a_subscription_that_has_ended_is_not_made_again(
                 await bridge.stop()
                 bridge.happen(1)
                 await bridge.start()
-                with trio.fail_after(2):
+                with trio.fail_after(20):
                     assert (await anext(second))["seq"] == 1
                 await trio.sleep(0.05)
             assert len(bridge.asked) == 3
@@ -427,7 +430,7 @@ async def test_who_is_cancelled_while_the_bridge_is_away(client: Client, bridge:
 
 
 async def test_the_block_can_be_left_while_the_bridge_is_away(bridge: Bridge, path: Path) -> None:
-    with trio.fail_after(2):
+    with trio.fail_after(20):
         async with connect(path) as client:
             async with client.subscribe("archive"):
                 await bridge.stop()

@@ -79,20 +79,25 @@ async def test_a_rate_limit_on_one_room_is_waited_out_and_another_room_goes_on(b
             times.append(trio.current_time())
             if len(times) == 1:
                 return Reply({**LIMIT, "retry_after_ms": 700}, 429)
+        if "/send/" in asked.path and "shut" in asked.path:
+            return Reply({**LIMIT, "retry_after_ms": 60_000}, 429)
         return None
 
     server = Server(odd)
     async with fake_homeserver(server.answer) as fake:
-        bench.grants.set("echo", "main", [ROOM, "!slow:x"])
+        bench.grants.set("echo", "main", [ROOM, "!slow:x", "!shut:x"])
         async with running(bench.accounts(account(fake))):
+            shut = await enqueue(bench, "none", "!shut:x")
+            await until(lambda: len(fake.to("shut")) > 0)
             slow = await enqueue(bench, "one", "!slow:x")
             quick = await enqueue(bench, "two")
-            assert (await bench.outbox.settled(quick.delivery_id, 0.6)).state == "sent"
-            assert (await bench.outbox.settled(slow.delivery_id, 5)).state == "sent"
-        assert 0.7 <= times[1] - times[0] < 1.5
+            assert (await bench.outbox.settled(quick.delivery_id, 20)).state == "sent"
+            assert (await bench.outbox.settled(slow.delivery_id, 20)).state == "sent"
+        assert 0.7 <= times[1] - times[0] < 10
         of_slow = [asked.path for asked in fake.to("slow") if "/send/" in asked.path]
         assert len(of_slow) == 2
         assert len(set(of_slow)) == 1  # the same transaction
+        assert (await bench.outbox.status(shut.delivery_id)).state == "queued"
 
 
 @pytest.mark.mission("P3.3")
@@ -163,7 +168,8 @@ async def test_logins_that_are_forgotten_at_once_make_no_storm(bench: Bench) -> 
 
     async with fake_homeserver(Server(odd).answer) as fake:
         async with running(bench.accounts(account(fake)), connected=False):
-            await trio.sleep(2)
+            await until(lambda: len(fake.to("/login")) >= 2)
+            await trio.sleep(1)
         logins = [asked.json["device_id"] for asked in fake.to("/login")]
         assert 2 <= len(logins) <= 5
         assert len(set(logins)) == 1
@@ -283,17 +289,18 @@ async def test_odd_answers_about_keys_make_no_storm_and_plain_rooms_go_on(questi
             accounts = bench.accounts(
                 Account(fake.url, BOT, password=Secret(PASSWORD)), vault=Vault(folder / "keys", lambda: KEY)
             )
-            async with running(accounts):
+            async with running(accounts, connected=False):
                 hidden = await enqueue(bench, "hidden", secret)
                 plain = await enqueue(bench, "plain")
-                assert (await bench.outbox.settled(plain.delivery_id, 20)).state in ("sent", "delivered")
+                assert (await bench.outbox.settled(plain.delivery_id, 60)).state in ("sent", "delivered")
                 town.say(ROOM, "heard")
-                await until(lambda: "heard" in bench.messages())
+                await until(lambda: "heard" in bench.messages(), 60)
                 town.asked.clear()
                 await trio.sleep(SECONDS)
                 asked[name] = town.asked[question]
                 sent = (await bench.outbox.status(hidden.delivery_id)).event_id is not None
-            assert town.said(secret) in ([["hidden"], [None]] if sent else [[]])  # some could not have its key
+            arrived = [["hidden"], [None]]  # some could not have its key
+            assert town.said(secret) in (arrived if sent else [[], *arrived])  # an answer may be under way
             assert town.wrongs() == []
 
     async with trio.open_nursery() as nursery:

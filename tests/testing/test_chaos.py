@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import time
 from typing import Any
 
 import pytest
 import trio
 
 from armorclaw.errors import ArmorclawError
+from armorclaw.testing.handles import wait_until
 from armorclaw.testing.homeserver import Homeserver
 from armorclaw.testing.plugin import missing
 
@@ -30,12 +30,16 @@ def dawdle(message: Any) -> None:
     import time
 
     if not message.redelivered:
-        time.sleep(6)
+        time.sleep(60)
     message.reply(f"at last: {message.body}")
 
 
 async def answer(message: Any) -> None:
     await message.reply(f"re: {message.body}")
+
+
+def in_hand(bridge: Any, name: str) -> bool:
+    return any(row["in_hand"] for row in bridge.call("events.stats") if row["owner"] == name)
 
 
 @pytest.mark.mission("P3.2", "P3.3")
@@ -52,10 +56,7 @@ def test_a_lost_answer_makes_no_second_message(conversation: Any, agent: Any, ch
 def test_what_a_killed_agent_had_in_hand_comes_again(conversation: Any, agent: Any, chaos: Any, bridge: Any) -> None:
     victim = agent(dawdle, rooms=[conversation.room])
     conversation.say("hello")
-    deadline = time.monotonic() + 20
-    while not any(row["in_hand"] for row in bridge.call("events.stats") if row["owner"] == victim.name):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: in_hand(bridge, victim.name), 20, "it has it in hand")
     chaos.kill(victim)
     victim.wait_ready(generation=2)
     conversation.wait_for("at last: hello")
@@ -87,11 +88,16 @@ def test_what_is_lost_is_named(conversation: Any, agent: Any, chaos: Any, homese
     conversation.assert_nothing_lost()
 
 
-def test_an_event_that_is_not_acknowledged_is_not_heard(conversation: Any, agent: Any) -> None:
-    agent(dawdle, rooms=[conversation.room])
+def test_an_event_that_is_not_acknowledged_is_not_heard(
+    conversation: Any, agent: Any, chaos: Any, bridge: Any
+) -> None:
+    slow = agent(dawdle, rooms=[conversation.room])
     conversation.say("hello")
+    wait_until(lambda: in_hand(bridge, slow.name), 20, "it has it in hand")
     with pytest.raises(AssertionError, match="agent dawdle has not acknowledged all that was said"):
         conversation.assert_nothing_lost(timeout=1)
+    chaos.kill(slow)
+    conversation.assert_nothing_lost()  # it came again
 
 
 def test_only_the_homeserver_of_the_bridge_can_be_paused(chaos: Any, tmp_path: Any) -> None:

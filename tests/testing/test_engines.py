@@ -29,7 +29,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 def answers(socket_path: str) -> bool:
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(10)
+        connection.settimeout(30)
         try:
             connection.connect(socket_path)
             connection.sendall(b"GET /_ping HTTP/1.0\r\nHost: x\r\n\r\n")
