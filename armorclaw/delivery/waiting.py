@@ -36,7 +36,7 @@ class Waiting:
 
     def has(self, delivery: Delivery) -> bool:
         """Whether this one waits: not what it was queued anew as since."""
-        known = self.get(delivery.delivery_id)
+        known = self._by_account.get(delivery.account, {}).get(delivery.delivery_id)
         return known is not None and known.seq == delivery.seq
 
     def of(self, account: str) -> list[Delivery]:

@@ -55,7 +55,8 @@ class EventStream(Generic[T]):
     ended since it is not known that it was given. Dead letters that are given once more come to connections, not
     here. `make` is told of each event how often it was given before. Where events were deleted before they
     were taken there is an event of type `gap`. A store that is away is waited for. Raises conflict when the name
-    is forgotten meanwhile, or taken over by another stream or by a connection, and what is wrong with `start`.
+    is taken over meanwhile by another stream or by a connection, conflict or not_found when it is forgotten, and what
+    is wrong with `start`.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class EventStream(Generic[T]):
     async def ack(self) -> None:
         """Acknowledge what was taken last, as taking the next does; for whoever stops there. Without a name, nothing.
 
-        Raises conflict, as taking the next would.
+        Raises conflict or not_found, as taking the next would.
         """
         taken, cursor = self._taken, self._cursor
         if taken is not None and cursor is not None:

@@ -212,7 +212,7 @@ class Subscriptions:
 
         Each call acknowledges the batch before it; a batch that was not followed by another call is given again
         after a restart, or after `forget_batch`. Raises `conflict` while the events are being pushed to a
-        connection, or when the name is forgotten meanwhile, and what the store raises.
+        connection, that or `not_found` when the name is forgotten meanwhile, and what the store raises.
         """
         cursor = self._cursor(owner, name)
         async with cursor.turn:

@@ -227,9 +227,9 @@ class Listener:
     @contextmanager
     def enter(self, uid: int) -> Iterator[Connection]:
         caller = self._limits.caller(self._role, uid if self._agent is None else self._agent)
-        caller.connections += 1
         quotas = self._limits.quotas
         quota = None if self._agent is None or quotas is None else quotas.of(self._agent)
+        caller.connections += 1
         connection = Connection(caller, self._limits.budgets[self._role], self._limits.clock, quota)
         try:
             yield connection

@@ -323,4 +323,4 @@ class Quotas:
             {agent: known for agent, known in self._known.items() if not any(known.used(now).values())}
         )
         self._known = {agent: known for agent, known in self._known.items() if agent not in resting}
-        self._known.update(resting)  # what is left there is held by a connection, and its next is to count with it
+        self._known.update(resting.items())  # held by a connection, whose next is to count with it

@@ -190,13 +190,12 @@ class Cursor:
     async def advance(self, floor: int, *, found: tuple[str, int] | None = None) -> None:
         """Moves the floor over events that were settled or not meant for this owner.
 
-        Raises `conflict` if that was told by another filter than the store has by now, or from behind the floor that
-        it has: `found` is what it had.
+        Raises `conflict` if the filter or the floor is not by now what was `found` when that was told.
         """
 
         def also(conn: Connection) -> bool:
             row = conn.execute(_LOAD, (self.owner, self.name)).fetchone()
-            if found is not None and row is not None and (row[0] != found[0] or row[1] < found[1]):
+            if found is not None and row is not None and (row[0], row[1]) != found:
                 raise ArmorclawError("conflict", f"subscription {self.name!r}", why="it has changed meanwhile")
             return False
 

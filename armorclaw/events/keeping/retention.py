@@ -180,7 +180,8 @@ class Retention:
         """One transaction, and a pause. `count` gets what it has done, also when this is cancelled."""
 
         async def write() -> T:
-            with trio.CancelScope(shield=True):  # given up, it would be done all the same, and never counted
+            with trio.CancelScope(shield=True):  # given up, it would be done all the same, and never counted;
+                # without a deadline, as the end of the store waits for the same thread
                 result = await self._db.write(work)
             count(result)
             return result

@@ -14,7 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +22,7 @@ import trio
 from mautrix.util.logging import TraceLogger
 from yarl import URL
 
+from armorclaw.errors import ArmorclawError
 from armorclaw.matrix.crypto.failures import KeysLost
 from armorclaw.matrix.crypto.upstream import async_db
 from armorclaw.store.connection import Connection, Error, open_connection, storage_error
@@ -135,12 +136,17 @@ class CryptoDatabase(async_db.Database):
         return self.connection.in_transaction
 
     async def sync(self) -> None:
-        """Until everything committed so far outlasts a power cut. Raises OSError."""
+        """Until everything committed so far outlasts a power cut. Raises storage_failed."""
         changes = self.connection.total_changes
         if changes == self._synced:
             return
         # the log is only ever synced by us: SQLite syncs it when it is moved into the file
-        await trio.to_thread.run_sync(_sync, self.path, self._synced < 0, limiter=self._disk, abandon_on_cancel=True)
+        work = partial(_sync, self.path, self._synced < 0)
+        try:
+            await trio.to_thread.run_sync(work, limiter=self._disk, abandon_on_cancel=True)
+        except OSError as error:
+            why = error.strerror or ""
+            raise ArmorclawError("storage_failed", "the file of the keys cannot be synced", why=why) from error
         self._synced = changes
 
     async def checkpoint(self) -> None:

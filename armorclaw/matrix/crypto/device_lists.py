@@ -20,7 +20,7 @@ FIRST_PAUSE_MS, LAST_PAUSE_MS = 60_000, 3_600_000
 
 class DeviceLists:
     """The lists of one account. `touched` is called with each user whose devices may be others now, `known` with each
-    whose devices were heard, when that is no longer pending."""
+    whose devices were heard, after that is noted."""
 
     def __init__(
         self,

@@ -248,6 +248,7 @@ class Encryption:
         with self.db.transaction():
             self.devices.left_all()
             self._roster.forget_all()
+        self._requests.own_devices_changed()
 
     async def forget_members(self, room_id: str) -> None:
         """Events of the room may be missing: before the next key is shared it is asked who is there."""
@@ -266,7 +267,7 @@ class Encryption:
     async def encrypt(self, room_id: str, type: str, content: Mapping[str, Any]) -> dict[str, Any]:  # noqa: A002
         """The content of an m.room.encrypted. Whoever may read the room has its key by then, or was told why not.
 
-        Raises MatrixError, or Refused: then nothing was said to anybody.
+        Raises MatrixError, Delayed or Refused: then nothing was said to anybody.
         """
         await self._publisher.ensure_device()
         encrypted = await self._sharing.encrypt(room_id, type, content)

@@ -10,6 +10,7 @@ import attrs
 from mautrix.api import Method, Path
 from mautrix.errors import MatrixResponseError
 
+from armorclaw.delivery.transport import Delayed
 from armorclaw.matrix.answer import Raw, events_in, is_id
 from armorclaw.matrix.client import MatrixClient
 from armorclaw.matrix.crypto.database import CryptoDatabase
@@ -109,9 +110,9 @@ class Roster:
         return [row[0] for row in self._db.all(sql, room_id)]
 
     async def complete(self, room_id: str) -> None:
-        """Until it is known how the room is encrypted and who is in it; at once if it is. Raises MatrixError.
+        """Until it is known how the room is encrypted and who is in it; at once if it is.
 
-        One at a time for each room.
+        One at a time for each room. Raises MatrixError, and Delayed if something is missed again and again.
         """
         if self.rules(room_id) is None:
             state = await self._client.state(room_id, "m.room.encryption", "")
@@ -122,7 +123,7 @@ class Roster:
                 return
             await self._ask(room_id)
         if not self._is_complete(room_id):
-            raise MatrixResponseError("each time it is asked who is in the room, something of it is missed")
+            raise Delayed(None, "each time it is asked who is in the room, something of it is missed", sure=True)
 
     def _is_complete(self, room_id: str) -> bool:
         row = self._db.one("SELECT complete FROM rooms WHERE room_id = ?", room_id)

@@ -104,7 +104,8 @@ class Sharing:
     async def encrypt(self, room_id: str, type_: str, content: Mapping[str, Any]) -> dict[str, Any]:
         """The content of an m.room.encrypted, once everybody who may read it has the key.
 
-        Raises MatrixError, and Refused for a room that wants what we cannot do.
+        Raises MatrixError, Delayed where nobody can tell who is in the room, Refused for a room that wants what we
+        cannot do.
         """
         async with self._locks.setdefault(room_id, trio.Lock()):
             outbound = self._find(room_id)

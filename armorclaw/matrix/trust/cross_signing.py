@@ -104,8 +104,9 @@ class CrossSigning:
         private = self._records.private(self._user_id)
         if private is not None and published is not None and not private.is_of(published):
             log.warning("cross-signing keys are of another identity now", account=self._account)
-            self._records.abandon()
-            self._records.trust_own_master(None)
+            async with self._storing:
+                self._records.abandon()
+                self._records.trust_own_master(None)
             private = None
         if private is None:
             found = await self._find_private(published)
@@ -138,8 +139,9 @@ class CrossSigning:
         conflict, and storage_failed or storage_full.
         """
         async with self._storing:
+            published = identity_in(await self.query(self._user_id), self._user_id)
             private = self._records.private(self._user_id)
-            if private is None:
+            if private is None or (published is not None and not private.is_of(published)):
                 what = f"account {self._account!r} does not have its cross-signing keys here"
                 raise ArmorclawError("conflict", what, hint="its recovery key was made elsewhere")
             key = secret_storage.new_key()

@@ -10,7 +10,6 @@ from typing import Any
 import attrs
 from mautrix.types import TrustState
 
-from armorclaw.errors import ArmorclawError
 from armorclaw.matrix.crypto.database import CryptoDatabase
 from armorclaw.matrix.crypto.standing import OWN_MASTER
 from armorclaw.matrix.trust.identity import PrivateIdentity
@@ -38,11 +37,7 @@ class Records:
 
     async def sync(self) -> None:
         """Until all of it outlasts a power cut. Raises storage_failed."""
-        try:
-            await self._db.sync()
-        except OSError as error:
-            why = error.strerror or ""
-            raise ArmorclawError("storage_failed", "the file of the keys cannot be synced", why=why) from error
+        await self._db.sync()
 
     def private(self, user_id: str) -> PrivateIdentity | None:
         """Our own identity, if we have its private half."""

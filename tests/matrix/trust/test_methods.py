@@ -18,7 +18,7 @@ from armorclaw.matrix.trust.trust import Trust
 from armorclaw.matrix.trust.verifications import SESSION_ENDED
 from armorclaw.rpc.registry import Registry, Role
 
-from .test_cross_signing import opened_with
+from .test_recovery_key import opened_with
 from .test_trust import Api, made, no_threads
 from .test_verification import BOB
 from .test_verifications import home
