@@ -139,9 +139,9 @@ class Publisher:
                 raise
             # keys of these names are there: of a life that we remember nothing of. Others come with the next attempt
             log.warning("the homeserver does not take one-time keys", why=error.message)
-            account = await self._channels.current()
-            account.mark_keys_as_published()
-            await self._store.put_account(account)
+            if rest := {name: keys for name, keys in body.items() if name != "one_time_keys"}:
+                await self._upload(rest)
+            await self._note_published(fallback="fallback_keys" in body)
             raise
 
     async def _upload(self, body: dict[str, Any]) -> int:
