@@ -33,7 +33,8 @@ async def test_what_became_of_the_keys_of_a_device_is_told_with_what_helps() -> 
     all_of_them = accounts("main", "side", "well")
     main, side = all_of_them._entries["main"], all_of_them._entries["side"]
     main.status.encryption, side.status.encryption = "lost", "ready"
-    trust: Any = SimpleNamespace(standing=Standing("unpublished", "wait"))
+    verifications = SimpleNamespace(close=lambda: None)
+    trust: Any = SimpleNamespace(standing=Standing("unpublished", "wait"), verifications=verifications)
     with side.trust.answered_by(trust):
         told = all_of_them.reports()
     assert [(each.encryption, each.signed, each.hint) for each in told] == [
