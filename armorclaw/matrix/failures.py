@@ -57,6 +57,15 @@ def judge(error: MatrixError) -> Verdict:
     return Verdict(again=again, reason=reason, after=getattr(error, "retry_after", None), sure=sure, whole=whole)
 
 
+TROUBLES = (MatrixError, ArmorclawError, OSError)
+"""What work with a homeserver and a disk may raise, that is tried again if it `may_pass`."""
+
+
+def may_pass(error: MatrixError | ArmorclawError | OSError) -> bool:
+    """Whether that is worth another try: a homeserver may refuse for good, a disk does not."""
+    return not isinstance(error, MatrixError) or judge(error).again
+
+
 def as_error(error: MatrixError, what: str, *, refused: str = "matrix_refused", hint: str = "") -> ArmorclawError:
     """It as an error of ours: `unavailable` for what may pass, else `refused` and what to do about that."""
     verdict = judge(error)

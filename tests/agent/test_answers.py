@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from armorclaw.agent import AgentError, Answer, AsyncAnswer
@@ -82,7 +82,6 @@ def new_draft(*, again: bool = False, pace: float = PACE) -> Draft:
 WORDS = st.lists(st.tuples(st.text(max_size=8), st.floats(0.0, 2.0)), max_size=30)
 
 
-@settings(deadline=None)
 @given(WORDS, st.integers(0, 3))
 def test_in_the_end_all_of_it_is_there_and_on_the_way_there_were_few_edits(
     words: list[tuple[str, float]], lost: int
@@ -97,7 +96,6 @@ def test_in_the_end_all_of_it_is_there_and_on_the_way_there_were_few_edits(
         assert text.startswith(seen[: -len(MORE)])
 
 
-@settings(deadline=None)
 @given(WORDS, st.integers(0, 6), WORDS, st.integers(0, 6))
 def test_an_answer_that_is_given_once_more_is_one_message_with_one_of_the_texts(
     words: list[tuple[str, float]], first: int, others: list[tuple[str, float]], second: int

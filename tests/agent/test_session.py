@@ -211,7 +211,7 @@ class Model(RuleBasedStateMachine):
         assert all(len(outcome.given) == 1 for outcome, _ in self.calls)
 
 
-Model.TestCase.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
+Model.TestCase.settings = settings(max_examples=80, stateful_step_count=60)
 TestModel = Model.TestCase
 
 

@@ -140,7 +140,7 @@ def test_nor_if_the_homeserver_has_forgotten_everything_when_the_bridge_is_back(
     assert crash_at > 20
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 25), max_size=6), st.integers(0, 2**32))
 def test_many_crashes_on_a_bad_network(
     new_world: Callable[[], World], out: Out, crashes: list[int], seed: int

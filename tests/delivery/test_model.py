@@ -199,7 +199,7 @@ class Run:
 
 
 @pytest.mark.mission("P3.1", "P3.2", "P3.3")
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(step, min_size=10, max_size=40))
 def test_what_is_said_of_a_message_is_true(
     new_world: Callable[[], World], out: Out, steps: list[tuple[Any, ...]]

@@ -142,7 +142,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(before=steps, during=steps)
 def test_no_wake_up_is_lost(
     before: list[tuple[str, int]],

@@ -302,7 +302,7 @@ class Drive:
 
 
 @pytest.mark.mission("P0.3")
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_supervisor_agrees_with_its_model(make_puppet: type[Puppet], data: st.DataObject) -> None:
     log: list[str] = []

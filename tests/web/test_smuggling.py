@@ -29,7 +29,7 @@ async def test_byte_by_byte(name: str, autojump_clock: object) -> None:
     assert answer.closed is closed
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(name=st.sampled_from(sorted(CASES)), data=st.data())
 def test_in_any_pieces(name: str, data: st.DataObject) -> None:
     sent, statuses, closed = CASES[name]
@@ -48,7 +48,7 @@ def _fragments() -> st.SearchStrategy[bytes]:
     return st.lists(st.sampled_from(words) | st.binary(max_size=20), max_size=20).map(b"".join)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(sent=_fragments(), at=st.integers(0, 400))
 def test_random_bytes_have_one_answer(sent: bytes, at: int) -> None:
     """No 500, which would be a fault of ours; no difference by how it was split; closed after any refusal."""

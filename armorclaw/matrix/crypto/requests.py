@@ -11,10 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
-from mautrix.errors import MatrixError
 
 from armorclaw.clock import Clock
-from armorclaw.errors import ArmorclawError
 from armorclaw.log import get_logger
 from armorclaw.matrix.answer import is_id, is_room_id
 from armorclaw.matrix.client import MatrixClient
@@ -26,7 +24,7 @@ from armorclaw.matrix.crypto.policy import Trust
 from armorclaw.matrix.crypto.room_keys import ALGORITHM, RoomKeys
 from armorclaw.matrix.crypto.sharing import Sharing
 from armorclaw.matrix.crypto.standing import Device, Standing
-from armorclaw.matrix.failures import judge
+from armorclaw.matrix.failures import TROUBLES, may_pass
 
 log = get_logger(__name__)
 
@@ -197,8 +195,8 @@ class KeyRequests:
             place, request = self._asked.popitem(last=False)
             try:
                 await self._answer(request)
-            except (MatrixError, ArmorclawError, OSError) as error:
-                if not isinstance(error, MatrixError) or judge(error).again:
+            except TROUBLES as error:
+                if may_pass(error):
                     self._asked[place] = request
                     raise
                 log.warning("a key request cannot be answered", device=request.device_id, why=str(error))

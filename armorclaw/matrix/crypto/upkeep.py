@@ -19,7 +19,7 @@ from armorclaw.matrix.crypto.pruning import Pruning
 from armorclaw.matrix.crypto.publishing import Publisher
 from armorclaw.matrix.crypto.requests import KeyRequests
 from armorclaw.matrix.crypto.standing import Standing
-from armorclaw.matrix.failures import judge
+from armorclaw.matrix.failures import TROUBLES, judge, may_pass
 from armorclaw.matrix.pacing import Pacing
 from armorclaw.store.connection import Error
 
@@ -194,8 +194,8 @@ class Upkeep:
             (user_id, device_key), _ = self._broken.popitem(last=False)
             try:
                 await self._replace(user_id, device_key)
-            except (MatrixError, ArmorclawError, OSError) as error:
-                if not isinstance(error, MatrixError) or judge(error).again:
+            except TROUBLES as error:
+                if may_pass(error):
                     self._broken[user_id, device_key] = None
                     raise
                 log.warning("a channel cannot be replaced", account=self._account, user=user_id, why=str(error))

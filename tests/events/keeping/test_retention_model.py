@@ -256,5 +256,5 @@ def small_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pruning, name, text.removesuffix(limit) + "LIMIT 3")
 
 
-RetentionMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+RetentionMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=60)
 TestRetention = RetentionMachine.TestCase

@@ -369,7 +369,7 @@ def without_end(step: Callable[[Subscription], Any]) -> Callable[[Subscription],
     return counted
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(steps)
 def test_everything_allowed_comes_until_acknowledged_and_nothing_comes_after(
     new_inline_db: Callable[[], Any], new_event: Any, new_sink: Any, steps: list[Step]

@@ -38,7 +38,7 @@ LONG = st.tuples(st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("
 
 
 @given(LONG, st.booleans(), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @example("😀" * 60_000, False, True)
 @example("x" * 200_000, False, True)
 @example("> " * 30_000, True, True)
@@ -58,7 +58,7 @@ def test_whatever_is_said_the_events_hold_all_of_it(text: str, markdown: bool, t
 
 
 @given(LONG, st.booleans())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_an_interim_edit_is_one_event_with_the_beginning(text: str, markdown: bool) -> None:
     text = text[:30_000] if markdown else text
     (edit,) = edits(Draft(text, markdown=markdown), "$old", cut=True)

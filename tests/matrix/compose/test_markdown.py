@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from armorclaw.matrix.compose.markdown import to_html
@@ -71,7 +71,6 @@ MARKUP = st.lists(
 ).map("".join)
 
 
-@settings(deadline=None)
 @given(MARKUP | st.text(max_size=200), st.lists(st.sampled_from(["@ann:x.org", "@b.*:x", "@room"]), max_size=2))
 @example("[a](javascript:alert(1))", [])
 @example("<javascript:alert(1)>", [])
@@ -88,7 +87,6 @@ def test_nothing_but_what_matrix_allows_comes_out(text: str, people: list[str]) 
         read(html)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["word", "*", "**", "`", "# ", "> ", "- ", "\n", "\n\n", " ", "_", "```\n", "~~"])))
 def test_no_word_is_lost(parts: list[str]) -> None:
     text = "".join(parts)
@@ -97,7 +95,6 @@ def test_no_word_is_lost(parts: list[str]) -> None:
     assert html is None or "```" in text or "~~~" in text or read(html).count("word") == text.count("word")
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="ab \n>-<&", max_size=60))
 def test_html_in_the_text_is_text(text: str) -> None:
     html = to_html(f"<b>{text}</b>")

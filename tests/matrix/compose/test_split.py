@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from armorclaw.matrix.compose.split import Part, split
@@ -19,7 +19,6 @@ def parts_of(text: str, limit: int, guess: int | None = None) -> list[Part]:
     return list(split(text, lambda part: len(part.markdown), limit, longest=guess))
 
 
-@settings(deadline=None)
 @given(TEXTS, st.integers(20, 60), st.integers(1, 100))
 @example("```" + "x" * 60, 20, 50)
 def test_the_parts_fit_and_are_the_whole(text: str, limit: int, guess: int) -> None:
@@ -33,7 +32,6 @@ def test_the_parts_fit_and_are_the_whole(text: str, limit: int, guess: int) -> N
     assert len(parts) == 1 or all(part.text for part in parts)
 
 
-@settings(deadline=None)
 @given(TEXTS.filter(lambda text: "```" not in text and "~~~" not in text), st.integers(1, 30))
 def test_it_always_ends(text: str, limit: int) -> None:
     assert "".join(part.text for part in parts_of(text, limit)) == text

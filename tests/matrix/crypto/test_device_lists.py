@@ -175,9 +175,8 @@ async def test_two_who_want_the_same_ask_once(town: Town) -> None:
     assert town.server.calls == ["keys/query"]
 
 
-async def test_who_waited_for_another_asks_if_that_came_to_nothing(town: Town) -> None:
-    """A message must not go out as if everybody were known."""
-    ann, _ = await town.pair()
+async def one_gives_up(town: Town, ann: Party, *, others: int) -> None:
+    """The first who asks for Ben's devices hears nothing and goes, while so many others wait for what that brings."""
     first = trio.CancelScope()
 
     async def hang() -> None:
@@ -192,34 +191,24 @@ async def test_who_waited_for_another_asks_if_that_came_to_nothing(town: Town) -
     async with trio.open_nursery() as nursery:
         nursery.start_soon(refresh_first)
         await wait_all_tasks_blocked()
-        nursery.start_soon(ann.encryption.devices.refresh, [BEN])
+        for _ in range(others):
+            nursery.start_soon(ann.encryption.devices.refresh, [BEN])
         await wait_all_tasks_blocked()
         first.cancel()
+
+
+async def test_who_waited_for_another_asks_if_that_came_to_nothing(town: Town) -> None:
+    """A message must not go out as if everybody were known."""
+    ann, _ = await town.pair()
+    await one_gives_up(town, ann, others=1)
     assert ids(ann, BEN) == {"B"}
     assert not ann.encryption.devices.is_pending(BEN)
 
 
 async def test_of_many_who_wait_for_one_that_comes_to_nothing_one_asks(town: Town) -> None:
     ann, _ = await town.pair()
-    first = trio.CancelScope()
-
-    async def hang() -> None:
-        town.server.fault = lambda name: None
-        await trio.sleep_forever()
-
-    async def refresh_first() -> None:
-        with first:
-            await ann.encryption.devices.refresh([BEN])
-
-    town.server.fault = lambda name: hang()
     town.server.calls.clear()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(refresh_first)
-        await wait_all_tasks_blocked()
-        nursery.start_soon(ann.encryption.devices.refresh, [BEN])
-        nursery.start_soon(ann.encryption.devices.refresh, [BEN])
-        await wait_all_tasks_blocked()
-        first.cancel()
+    await one_gives_up(town, ann, others=2)
     assert town.server.calls == ["keys/query"] * 2
 
 
@@ -414,9 +403,7 @@ async def test_an_odd_answer_about_one_harms_nobody_else(town: Town, autojump_cl
     paths = [path for path in _paths(whole) if EVE in path]
     cases: list[Any] = []
 
-    @settings(
-        max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
-    )
+    @settings(max_examples=150, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
     @given(st.sampled_from(paths), _VALUES)
     def collect(path: tuple[Any, ...], value: Any) -> None:
         case = place = copy.deepcopy(whole)

@@ -215,7 +215,6 @@ class TestNeverTwice(NeverTwice.TestCase):  # type: ignore[misc, valid-type]
     settings = settings(
         max_examples=60,
         stateful_step_count=40,
-        deadline=None,
         database=None,
         derandomize=True,
         suppress_health_check=list(HealthCheck),

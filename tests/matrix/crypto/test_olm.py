@@ -239,7 +239,7 @@ _ENTRANCES: dict[str, tuple[str, Callable[[str], object]]] = {
 
 
 @pytest.mark.parametrize("entrance", list(_ENTRANCES))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_stranger_raises_nothing_but_our_error(entrance: str, data: st.DataObject) -> None:
     """A Rust panic would be a BaseException, and take down the whole session."""
